@@ -1,0 +1,85 @@
+"""Shared arithmetic: contractions of a chosen precision, normalisation, gelu, positivity."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+RMS_EPSILON = 1e-6
+
+
+def contract(subscripts: str, a: Array, b: Array, precision: Precision) -> Array:
+    """`einsum` of two operands whose products have the given precision.
+
+    `float32` asks for full precision everywhere. `tf32` asks for the backend's fast default: TF32 on
+    NVIDIA GPUs since Ampere, plain float32 on CPU. `bfloat16` rounds both operands. The sums and the
+    result always have the operands' own type.
+    """
+    dtype = jnp.result_type(a, b)
+    if precision == "bfloat16":
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    level = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
+    return jnp.einsum(subscripts, a, b, precision=level, preferred_element_type=dtype)
+
+
+def project(x: Array, weight: Array, precision: Precision) -> Array:
+    """`x Wᵀ` for `x` `[..., d]` and `W` `[o, d]`: `[..., o]`."""
+    return contract("id,od->io", _rows(x), weight, precision).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def project_back(x: Array, weight: Array, precision: Precision) -> Array:
+    """`x W` for `x` `[..., o]` and `W` `[o, d]`: `[..., d]`; the adjoint of `project` to its `x`."""
+    return contract("io,od->id", _rows(x), weight, precision).reshape(*x.shape[:-1], weight.shape[1])
+
+
+def correlate(x: Array, y: Array, precision: Precision) -> Array:
+    """`Σ x yᵀ` over all positions, for `x` `[..., o]` and `y` `[..., d]`: `[o, d]`; the adjoint of `project` to its `W`."""
+    return contract("io,id->od", _rows(x), _rows(y), precision)
+
+
+def _rows(x: Array) -> Array:
+    # Two plain axes: XLA copies what it contracts over several.
+    return x.reshape(-1, x.shape[-1])
+
+
+def rms_normalize(x: Array) -> tuple[Array, Array]:
+    """`x̂ = x / sqrt(mean(x²) + ε)` over the last axis.
+
+    Args:
+        x: `[..., d]`.
+
+    Returns:
+        `x̂` `[..., d]`, and `1 / sqrt(mean(x²) + ε)` `[..., 1]`.
+    """
+    inverse = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
+    return x * inverse, inverse
+
+
+def rms_normalize_adjoint(x_hat: Array, inverse: Array, cotangent: Array) -> Array:
+    """Adjoint of `rms_normalize`: `(c − x̂ mean(c ⊙ x̂)) / sqrt(mean(x²) + ε)`.
+
+    The Jacobian is symmetric, so this is also its response to a push, and the force of any potential
+    of `x̂` follows from its force on `x̂` by the same formula.
+    """
+    return (cotangent - x_hat * jnp.mean(cotangent * x_hat, axis=-1, keepdims=True)) * inverse
+
+
+def gelu_and_slope(z: Array) -> tuple[Array, Array]:
+    """`gelu(z) = z Φ(z)` and its derivative `Φ(z) + z φ(z)`, with Φ the normal distribution function."""
+    distribution = 0.5 * (1.0 + lax.erf(z * 0.7071067811865476))
+    density = jnp.exp(-0.5 * z * z) * 0.3989422804014327
+    return z * distribution, distribution + z * density
+
+
+def softplus_inverse(y: np.ndarray | float) -> np.ndarray:
+    """The raw value whose softplus is the constant `y > 0`: `y + ln(1 − e^−y)`."""
+    return y + np.log(-np.expm1(-np.asarray(y)))
+
+
+def softplus_adjoint(raw: Array, cotangent: Array) -> Array:
+    """Adjoint of `jax.nn.softplus`, whose slope is the logistic function."""
+    return cotangent * jax.nn.sigmoid(raw)

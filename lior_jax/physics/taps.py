@@ -1,0 +1,34 @@
+"""Short causal taps: each channel's weighted sum of its own last few values (DESIGN.md section 2.2)."""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def _delay(x: Array, steps: int) -> Array:
+    """`x` `[B, L, d]` moved `steps` positions later (earlier if negative), zeros entering."""
+    if steps == 0:
+        return x
+    length = x.shape[1]
+    if abs(steps) >= length:
+        return jnp.zeros_like(x)
+    pad = jnp.zeros_like(x[:, : abs(steps)])
+    if steps > 0:
+        return jnp.concatenate([pad, x[:, :-steps]], axis=1)
+    return jnp.concatenate([x[:, -steps:], pad], axis=1)
+
+
+def taps(kernel: Array, x: Array) -> Array:
+    """`c_t = Σ_{j<τ} κ_j ⊙ x_{t−j}`, with zeros before the first position.
+
+    Args:
+        kernel: `[τ, d]`, the weight of lag `j` in row `j`.
+        x: `[B, L, d]`.
+    """
+    return sum(kernel[lag][None, None] * _delay(x, lag) for lag in range(kernel.shape[0]))
+
+
+def taps_adjoint(kernel: Array, x: Array, cotangent: Array) -> tuple[Array, Array]:
+    """Adjoint of `taps`: cotangents of `kernel` and `x`."""
+    c_kernel = jnp.stack([jnp.sum(cotangent * _delay(x, lag), axis=(0, 1)) for lag in range(kernel.shape[0])])
+    c_x = sum(kernel[lag][None, None] * _delay(cotangent, -lag) for lag in range(kernel.shape[0]))
+    return c_kernel, c_x

@@ -1,0 +1,324 @@
+"""Validated configuration: what a run is made of, read from YAML, unknown keys refused with a suggestion.
+
+Every section is immutable and hashable, so it can be a static argument of `jax.jit`.
+"""
+
+import difflib
+import re
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lior_jax.errors import UserError
+from lior_jax.physics.geometry import max_rotor_layers
+from lior_jax.physics.numerics import Precision
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversions, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    directory: str = "runs/default"
+    """Folder of the run: checkpoints, metrics, samples, figures."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the initial parameters, the order of the data and the samples."""
+
+
+class DataConfig(Section):
+    """What is read, and how it becomes tokens."""
+
+    path: str | None = None
+    """UTF-8 file, folder or glob; nothing stands for the embedded corpus, `pydoc_data.topics`."""
+    tokenizer: str = "char"
+    """`byte`, `char`, or `bpe:N` with N the size of the vocabulary."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the text, from its end, that is never trained on."""
+
+    @model_validator(mode="after")
+    def _tokenizer_is_known(self):
+        if not re.fullmatch(r"byte|char|bpe:[1-9]\d*", self.tokenizer):
+            raise ValueError(f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048)")
+        if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 257:
+            raise ValueError(f"tokenizer: {self.tokenizer!r} has no room for the 256 bytes; use bpe:N with N ≥ 257")
+        return self
+
+
+class ModelConfig(Section):
+    """Shapes and physics of the network (DESIGN.md section 2)."""
+
+    vocab_size: int | None = Field(None, ge=2)
+    """Vocabulary `V`; training takes it from the tokenizer, so leave it out."""
+    context: int = Field(128, ge=2)
+    """Positions `L` of a training window."""
+    width: int = Field(128, ge=2)
+    """Dimension `d` of the state of a position."""
+    blocks: int = Field(4, ge=1)
+    """Number of blocks."""
+    heads: int = Field(4, ge=1)
+    """Retrieval heads `H`; must divide `width`."""
+    chart_dim: int = Field(16, ge=2)
+    """Dimension `n` of each head's chart."""
+    metric_rank: int = Field(2, ge=0)
+    """Rank `r` of the low-rank part of the metric."""
+    rotor_layers: int = Field(4, ge=0)
+    """Layers of Givens planes in the rotor frame; 0 keeps the coordinate axes."""
+    taps: int = Field(8, ge=1)
+    """Lags `τ` of the short context, the position itself included."""
+    potential_units: int = Field(256, ge=1)
+    """Gated units `M` of the potential."""
+    leapfrog_steps: int = Field(1, ge=1)
+    """Störmer–Verlet steps `T` of each block's flow."""
+    step_size: float = Field(1.0, gt=0)
+    """Length `h` of one step, in units of the flow's time."""
+    carry_momentum: bool = False
+    """Keep the momentum from block to block; then no activation at all is stored for learning."""
+    precision: Precision = "float32"
+    """Of the matrix products: `float32`, `tf32` (the backend's default) or `bfloat16`; states stay float32."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        if self.rotor_layers > max_rotor_layers(self.chart_dim):
+            raise ValueError(
+                f"rotor_layers: {max_rotor_layers(self.chart_dim)} layers already turn every plane of a "
+                f"{self.chart_dim}-dimensional chart; {self.rotor_layers} is too many"
+            )
+        return self
+
+
+class LearningConfig(Section):
+    """The Hamiltonian echo (DESIGN.md section 4)."""
+
+    nudge: Literal["centred", "one_sided"] = "centred"
+    """`centred`: echoes pushed to both sides; `one_sided`: one pushed echo against the free one, bias O(ε)."""
+    nudge_size: float | None = Field(None, gt=0, le=0.3)
+    """Size ε₀ of the push relative to the state; by default it follows the precision."""
+    chunk: int | None = Field(None, ge=1)
+    """Sequences whose echoes run at once; fewer need less memory and fit a CPU's cache. By default all."""
+
+
+class OptimizerConfig(Section):
+    """AdamW after clipping, with linear warm-up and cosine decay."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up."""
+    final_fraction: float = Field(0.05, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled decay of matrices; biases, scalars and metric parameters have none."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient estimate."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay of the second moment."""
+
+
+class SampleConfig(Section):
+    """The text that training shows at every evaluation."""
+
+    prompt: str = "The "
+    """Beginning of the sample; must not be empty."""
+    tokens: int = Field(160, ge=0)
+    """Length of the sample; 0 for none."""
+    temperature: float = Field(0.8, ge=0)
+    """Boltzmann temperature; 0 takes the most probable token."""
+
+    @model_validator(mode="after")
+    def _prompt_is_there(self):
+        if not self.prompt:
+            raise ValueError("prompt: the model needs at least one character to start from")
+        return self
+
+
+class TrainingConfig(Section):
+    """Length and rhythm of a run."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(16, ge=1)
+    """Windows per step."""
+    eval_every: int = Field(250, ge=1)
+    """Steps between evaluations."""
+    eval_windows: int | None = Field(64, ge=1)
+    """Windows, evenly spaced over the validation text, of an evaluation; null for all of them."""
+    eval_stride: int | None = Field(None, ge=1)
+    """Targets scored per validation window, the rest of it being history; null scores the whole window."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics."""
+    save_every: int = Field(250, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Latest checkpoints to keep, beside the best."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    learning: LearningConfig = LearningConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample: SampleConfig = SampleConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self):
+        chunk = self.learning.chunk
+        if chunk is not None and self.training.batch_size % chunk:
+            raise ValueError(f"learning.chunk: {chunk} does not divide training.batch_size, {self.training.batch_size}")
+        stride = self.training.eval_stride
+        if stride is not None and stride > self.model.context:
+            raise ValueError(f"training.eval_stride: {stride} is longer than a window, model.context = {self.model.context}")
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} steps of warm-up leave nothing of the "
+                f"{self.training.steps} in training.steps"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses a key written twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read and validate a YAML configuration.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key, a wrong type or an impossible combination, named by
+            its path, with what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no configuration {path}; {_neighbours(Path(path))}.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"The configuration {path} cannot be read: {problem}.") from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, source: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """As `load`, from the text of a YAML document; `source` names it in messages."""
+    values = _yaml(text, source)
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must be a mapping of sections such as `model:` and `training:`, not {_kind(values)}.")
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, source)
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """The `Config` of nested plain values; raises `UserError` as `load` does."""
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as problem:
+        complaints = [_explain(error) for error in problem.errors()]
+        raise UserError(f"{source}: " + "; ".join(complaints) + ".") from None
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Keys whose values differ, as `section.key: old → new`."""
+    before, after = old.model_dump(), new.model_dump()
+    return [
+        f"{section}.{key}: {before[section][key]!r} → {after[section][key]!r}"
+        for section in before
+        for key in before[section]
+        if before[section][key] != after[section][key]
+    ]
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{where} is not valid YAML: {getattr(problem, 'problem', None) or problem}.") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not sign or len(parts) != 2 or not all(parts):
+        raise UserError(f"--set {override!r} must look like section.key=value, for example --set training.steps=500.")
+    section = values.get(parts[0])
+    if section is None:
+        section = values[parts[0]] = {}
+    if isinstance(section, dict):
+        section[parts[1]] = _yaml(value, f"--set {override!r}")
+
+
+def _explain(error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"] if str(part).isidentifier()]
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? Allowed here" if close else "allowed here"
+        return f"unknown key {path}; {hint}: {', '.join(known)}"
+    if error["type"] == "value_error":
+        return ".".join(filter(None, [path, str(error["ctx"]["error"])]))
+    if error["type"] == "literal_error":
+        return f"{path} is {error['input']!r}, but must be {error['ctx']['expected']}"
+    if error["type"] == "model_type":
+        return f"{path} must be a section with the keys {', '.join(_keys(location))}, not {_kind(error['input'])}"
+    message = error["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{path} is {error['input']!r}, but {message}"
+
+
+def _keys(location: list[str]) -> list[str]:
+    section: Any = Config
+    for name in location:
+        section = section.model_fields[name].annotation
+        if get_origin(section) in (Union, types.UnionType):
+            section = get_args(section)[0]
+    return sorted(section.model_fields)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    found = sorted(str(candidate) for candidate in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(str(path), found, n=1)
+    if close:
+        return f"did you mean {close[0]}?"[:-1] + "? Give the path of a YAML file"
+    return f"there are {', '.join(found)}" if found else "give the path of a YAML file"

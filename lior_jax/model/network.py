@@ -1,0 +1,85 @@
+"""The network: embedding, scanned blocks, readout, cross-entropy."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lior_jax.config import ModelConfig
+from lior_jax.model import block
+from lior_jax.model.parameters import Params
+from lior_jax.physics.numerics import Precision, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
+
+
+def embed(embedding: Array, tokens: Array) -> Array:
+    """The point `E[token]` of every position: `[B, L, d]`."""
+    return embedding[tokens]
+
+
+def embed_adjoint(embedding: Array, tokens: Array, cotangent: Array) -> Array:
+    """Adjoint of `embed`: each token's row gathers the cotangents of its positions."""
+    return jnp.zeros_like(embedding).at[tokens].add(cotangent)
+
+
+def readout(weights: Array, s: Array, precision: Precision) -> Array:
+    """`logits = rms(s) W_outᵀ`: `[B, L, V]`."""
+    return project(rms_normalize(s)[0], weights, precision)
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Nats of every target `[B, L]`."""
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
+    """Mean cross-entropy of the readout, and its adjoint.
+
+    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (DESIGN.md
+    section 2.7); the cotangent is its negative.
+
+    Returns:
+        The loss `[]`, and the cotangents of `weights` `[V, d]` and `s` `[B, L, d]`.
+    """
+    direction, inverse = rms_normalize(s)
+    logits = project(direction, weights, precision)
+    one_hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    c_logits = (jax.nn.softmax(logits) - one_hot) / targets.size
+    c_direction = project_back(c_logits, weights, precision)
+    c_weights = correlate(c_logits, direction, precision)
+    loss = jnp.mean(cross_entropy(logits, targets))
+    return loss, c_weights, rms_normalize_adjoint(direction, inverse, c_direction)
+
+
+def final_state(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """`(s, p)` after the last block, each `[B, L, d]`."""
+
+    def step(state, operators):
+        return block.apply(operators, *state, config), None
+
+    s = embed(params.embedding, tokens)
+    return lax.scan(step, (s, jnp.zeros_like(s)), block.prepare(params.blocks))[0]
+
+
+def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
+    """Unnormalised log probabilities of the next token after each position.
+
+    Args:
+        params: from `init`.
+        tokens: `[B, L]` integers below `config.vocab_size`.
+        config: static.
+
+    Returns:
+        `[B, L, V]`.
+    """
+    s, _ = final_state(params, tokens, config)
+    return readout(params.readout, s, config.precision)
+
+
+def token_losses(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:
+    """Nats of each of `targets` `[B, L]`, given `tokens` up to its position: `[B, L]`."""
+    return cross_entropy(logits(params, tokens, config), targets)
+
+
+def loss(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:
+    """Mean nats per target; plain forward code, which an oracle may differentiate: `[]`."""
+    return jnp.mean(token_losses(params, tokens, targets, config))

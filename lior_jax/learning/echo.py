@@ -1,0 +1,161 @@
+"""The Hamiltonian echo: the exact gradient as a difference of two nudged rollouts (DESIGN.md section 4).
+
+The free phase runs the network forward. The nudged phases run every block's flow backwards in time from the free
+end point, pushed a little along and against the loss's force. Because the flow is symplectic, the response of the
+past to that push is the adjoint of the past.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from lior_jax.config import Config, ModelConfig
+from lior_jax.learning import nudge
+from lior_jax.model import block, network
+from lior_jax.model.parameters import Params
+from lior_jax.physics import integrators
+from lior_jax.physics.action import path_action
+from lior_jax.physics.numerics import contract, rms_normalize
+
+
+class Info(NamedTuple):
+    """Diagnostics of one estimate."""
+
+    loss: Array
+    """`[]`, mean nats per target in the free phase."""
+    reversibility: Array
+    """`[]`, largest relative distance between a state of the free phase and the same state rebuilt by its echo."""
+    nudge: Array
+    """`[N]`, mean strength ε of the push at the end of each block."""
+    gradient_norm: Array
+    """`[]`, global norm of the estimate before clipping."""
+    action: Array
+    """`[N]`, mean LIoR action of each block: metric length of the move of a chart point, heads added up."""
+
+
+class Stored(NamedTuple):
+    """What the free phase keeps of a block whose momentum starts from zero: its input and its last momentum."""
+
+    s_in: Array
+    p_out: Array
+
+
+def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
+    """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation.
+
+    Args:
+        params: from `model.init`.
+        batch: tokens and targets, each `[B, L]` integers.
+        config: static.
+
+    Returns:
+        An estimate in the structure of `params`, and diagnostics.
+    """
+    tokens, targets = batch
+    model = config.model
+    operators = block.prepare(params.blocks)
+    s_first = network.embed(params.embedding, tokens)
+    (s_last, p_last), (stored, action) = _free_phase(operators, s_first, model)
+    loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
+
+    def echo_block(end: PhasePoint, scanned):
+        operators, stored = scanned
+        if stored is not None:
+            end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
+        start, gradient, health = _echo_in_chunks(operators, end, stored, config)
+        return start, (gradient, health)
+
+    end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
+    start, (c_operators, health) = lax.scan(echo_block, end, (operators, stored), reverse=True)
+    reversibility = jnp.max(health.reversibility)
+    if stored is None:
+        reversibility = _rms(start.s - s_first) / _rms(s_first)
+
+    gradient = Params(
+        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s),
+        blocks=block.prepare_adjoint(params.blocks, c_operators),
+        readout=c_readout,
+    )
+    info = Info(
+        loss=loss,
+        reversibility=reversibility,
+        nudge=health.nudge,
+        gradient_norm=optax.global_norm(gradient),
+        action=action,
+    )
+    return gradient, info
+
+
+class PhasePoint(NamedTuple):
+    """State and momentum of every position, and the loss's cotangents of both; `[B, L, d]` each."""
+
+    s: Array
+    p: Array
+    c_s: Array
+    c_p: Array
+
+
+class Health(NamedTuple):
+    """Of one block's echo: relative distance of the rebuilt input, and mean strength of the push; `[]` each."""
+
+    reversibility: Array
+    nudge: Array
+
+
+def _echo_block(
+    operators: block.Operators, end: PhasePoint, stored: Stored | None, config: Config
+) -> tuple[PhasePoint, block.Operators, Health]:
+    """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
+    model = config.model
+    sides = nudge.SIDES[config.learning.nudge]
+    epsilon = nudge.strength(nudge.nudge_size(config.learning, model.precision), end.s, end.c_s, end.c_p)
+    s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
+    s_pair, p_pair, contrast = integrators.echo(
+        operators.hamiltonian, s_pair, p_pair, span, block.schedule(model), model.precision
+    )
+    c_s, c_p = p_pair.slope, -s_pair.slope
+
+    rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
+    s = rebuilt if stored is None else stored.s_in
+    kicked, c_s_by_kick, gradient = block.kick_adjoint(operators, s, c_p, model)
+    start = PhasePoint(s, nudge.without_nudge(p_pair, epsilon, sides) - kicked, c_s + c_s_by_kick, c_p)
+    return start, gradient._replace(hamiltonian=contrast), Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
+
+
+def _echo_in_chunks(
+    operators: block.Operators, end: PhasePoint, stored: Stored | None, config: Config
+) -> tuple[PhasePoint, block.Operators, Health]:
+    """`_echo_block` for `config.learning.chunk` sequences at a time; their gradients add up."""
+    batch, chunk = end.s.shape[0], config.learning.chunk
+    if chunk is None:
+        return _echo_block(operators, end, stored, config)
+
+    def step(gradient, piece):
+        start, local, health = _echo_block(operators, *piece, config)
+        return jax.tree.map(jnp.add, gradient, local), (start, health)
+
+    pieces = jax.tree.map(lambda x: x.reshape(batch // chunk, chunk, *x.shape[1:]), (end, stored))
+    gradient, (start, health) = lax.scan(step, jax.tree.map(jnp.zeros_like, operators), pieces)
+    start = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), start)
+    return start, gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge))
+
+
+def _free_phase(operators: block.Operators, s: Array, model: ModelConfig):
+    """Run all blocks; keep what the echoes need, and the action of each block."""
+
+    def step(state, operators):
+        s, p = block.apply(operators, *state, model)
+        directions = jnp.stack([rms_normalize(state[0])[0], rms_normalize(s)[0]])
+        points = contract("kbld,hmd->kblhm", directions, operators.query, model.precision)
+        action = jnp.mean(jnp.sum(path_action(points), axis=-1))
+        stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
+        return (s, p), (stored, action)
+
+    return lax.scan(step, (s, jnp.zeros_like(s)), operators)
+
+
+def _rms(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(x * x))

@@ -1,0 +1,48 @@
+"""How hard, and to which sides, the nudged rollouts are pushed."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from lior_jax.config import LearningConfig
+from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.numerics import Precision
+
+# Signs of the two pushes. Free is a push of zero.
+SIDES = {"centred": (1.0, -1.0), "one_sided": (1.0, 0.0)}
+
+# The products see mean and slope of the pair, so their rounding is not amplified by 1/ε; the elementwise part is
+# always float32. One size therefore serves every precision (measured in tests/learning/test_echo.py).
+DEFAULT_SIZE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-3, "bfloat16": 1e-3}
+
+
+def nudge_size(config: LearningConfig, precision: Precision) -> float:
+    """ε₀, the size of the push relative to the state."""
+    return config.nudge_size if config.nudge_size is not None else DEFAULT_SIZE[precision]
+
+
+def strength(size: float, s: Array, c_s: Array, c_p: Array) -> Array:
+    """ε of every position, `[B, L, 1]`: `ε₀ rms(s) / rms(λ)`, so that each is pushed by the same share of its state.
+
+    Args:
+        size: ε₀.
+        s: `[B, L, d]`, the state that is pushed.
+        c_s, c_p: `[B, L, d]`, the cotangents `λ_s` and `λ_p` that push it.
+    """
+    push = jnp.sum(c_s * c_s + c_p * c_p, axis=-1, keepdims=True)
+    scale = jnp.sum(s * s, axis=-1, keepdims=True)
+    # A position without a pull (λ = 0) is not pushed whatever ε is; it only must not become infinite.
+    tiny = jnp.finfo(s.dtype).tiny
+    return size * jnp.sqrt(jnp.maximum(scale, tiny) / jnp.maximum(push, tiny**0.5))
+
+
+def nudged_pair(
+    s: Array, p: Array, c_s: Array, c_p: Array, epsilon: Array, sides: tuple[float, float]
+) -> tuple[Pair, Pair, Array]:
+    """The two nudged end points `(s ∓ β ε λ_p, p ± β ε λ_s)`, as pairs, and their span `(β₊ − β₋) ε`."""
+    middle = 0.5 * (sides[0] + sides[1]) * epsilon
+    return Pair(s - middle * c_p, -c_p), Pair(p + middle * c_s, c_s), (sides[0] - sides[1]) * epsilon
+
+
+def without_nudge(x: Pair, epsilon: Array, sides: tuple[float, float]) -> Array:
+    """The run without a push, from a nudged pair: exact if one side is free, else the mean, right to O(ε²)."""
+    return x.mean - 0.5 * (sides[0] + sides[1]) * epsilon * x.slope

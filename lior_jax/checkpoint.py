@@ -1,0 +1,134 @@
+"""Checkpoints of a run (Orbax): the latest few and the best, each with all that resuming and inference need.
+
+A checkpoint holds the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and what else
+describes the run. There is no random state: data and samples are pure functions of the seed and the step.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from lior_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; use as a context manager, which waits for unfinished saves.
+
+    Args:
+        run: the run's folder.
+        keep: latest checkpoints to keep, beside the best; None to open a run for reading only.
+    """
+
+    def __init__(self, run: str | Path, keep: int | None = None):
+        self.run = Path(run)
+        # It keeps the last of the ascending order, so the smallest loss must rank highest.
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: -_validation_loss(metrics), n=1, keep_checkpoints_without_metrics=False
+        )
+        self._manager = ocp.CheckpointManager(
+            (self.run / FOLDER).absolute(),
+            item_names=("params", "optimizer", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                create=keep is not None,
+                best_fn=_validation_loss,
+                best_mode="min",
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def wait(self) -> None:
+        """Return when all saves are finished."""
+        self._manager.wait_until_finished()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint of smallest validation loss, or the newest if none was validated."""
+        best = self._manager.best_step()
+        return self.latest if best is None else best
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, params: Any, optimizer_state: Any, metadata: dict[str, Any], validation_loss: float | None
+    ) -> None:
+        """Start saving a step; a step that is there already is left as it is."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer_state),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            metrics=None if validation_loss is None else {"validation_loss": validation_loss},
+            force=True,
+        )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What describes the run."""
+        restored = self._restore(step, metadata=ocp.args.JsonRestore())
+        return restored["metadata"]
+
+    def params(self, step: int, like: Any) -> Any:
+        """Parameters, in the structure and types of the abstract tree `like`."""
+        return self._restore(step, params=ocp.args.StandardRestore(like))["params"]
+
+    def optimizer(self, step: int, like: Any) -> Any:
+        """Optimiser state, in the structure and types of the abstract tree `like`."""
+        return self._restore(step, optimizer=ocp.args.StandardRestore(like))["optimizer"]
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as problem:
+            reason = str(problem).splitlines()[0][:200] if str(problem) else ""
+            others = [str(other) for other in self.steps if other != step]
+            mend = f"try --step with {' or '.join(others)}" if others else "there is no other to fall back on"
+            raise UserError(
+                f"The checkpoint of step {step} in {self.run} is damaged or was saved by another version "
+                f"({type(problem).__name__}: {reason}); {mend}."
+            ) from None
+
+
+def open_run(run: str | Path) -> Checkpoints:
+    """The checkpoints of an existing run, for reading. Raises `UserError` if there are none."""
+    if not Path(run).is_dir():
+        raise UserError(f"There is no run at {run}; give the folder that train.py wrote, for example runs/quickstart.")
+    if not (Path(run) / FOLDER).is_dir():
+        raise UserError(f"{run} holds no checkpoints; give the folder that train.py wrote, or train longer.")
+    checkpoints = Checkpoints(run)
+    if checkpoints.latest is None:
+        raise UserError(f"{run} holds no finished checkpoint yet; train until the first one is saved.")
+    return checkpoints
+
+
+def abstract(function: Callable[..., Any], *args: Any) -> Any:
+    """Shapes and types of what a function would return, on the default device, for restoring onto."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(function, *args)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _validation_loss(metrics: dict[str, float]) -> float:
+    return metrics["validation_loss"]

@@ -1,0 +1,129 @@
+"""The corpus: reading it, splitting it, and batches as a pure function of `(seed, step)`."""
+
+import glob
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lior_jax import tokenizer as tokenizers
+from lior_jax.config import Config
+from lior_jax.errors import UserError
+from lior_jax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus. Training and validation text never overlap: the one ends where the other begins."""
+
+    train: np.ndarray
+    """`[T]` int32."""
+    validation: np.ndarray
+    """`[T']` int32."""
+    tokenizer: Tokenizer
+    characters_per_token: float
+    """Of the validation text; turns nats per token into nats per character."""
+    fingerprint: str
+    """SHA-256 of the text, by which a resumed run knows its corpus again."""
+    description: str
+    """Where the text came from and how long it is."""
+
+
+def load(config: Config) -> Corpus:
+    """Read, split and tokenise the corpus of a configuration.
+
+    Raises:
+        UserError: no such file, no text in it, not UTF-8, or too short for one window in each part.
+    """
+    text, source = read_text(config.data.path)
+    cut = len(text) - round(len(text) * config.data.validation_fraction)
+    parts = text[:cut], text[cut:]
+    tokenizer = tokenizers.build(config.data.tokenizer, text, parts[0])
+    train, validation = (tokenizer.encode(part) for part in parts)
+    for name, tokens in (("training", train), ("validation", validation)):
+        if len(tokens) <= config.model.context:
+            raise UserError(
+                f"The {name} part of {source} has {len(tokens)} tokens, but one window needs model.context + 1 = "
+                f"{config.model.context + 1}; give a longer text, a shorter context or another data.validation_fraction."
+            )
+    return Corpus(
+        train=train,
+        validation=validation,
+        tokenizer=tokenizer,
+        characters_per_token=len(parts[1]) / len(validation),
+        fingerprint=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        description=f"{source}: {len(text):,} characters, {cut:,} for training and {len(parts[1]):,} for validation",
+    )
+
+
+def read_text(path: str | None) -> tuple[str, str]:
+    """The text at a file, folder or glob (files in order of their paths, an empty line between), and its name.
+
+    Without a path: the embedded corpus, the prose of `pydoc_data.topics` that every CPython carries.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics)), "the embedded corpus pydoc_data.topics"
+    files = _files(path)
+    texts = [text for text in map(_read_file, files) if text]
+    if not texts:
+        raise UserError(f"data.path: there is no text in {path}; give a file with some UTF-8 text.")
+    return "\n\n".join(texts), path
+
+
+def _files(path: str) -> list[Path]:
+    given = Path(path)
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        found = [file for file in given.rglob("*") if not any(part.startswith(".") for part in file.relative_to(given).parts)]
+    else:
+        found = [Path(match) for match in glob.glob(path, recursive=True)]
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise UserError(f"data.path: there is no file at {path!r}; give an existing UTF-8 file, folder or glob.")
+    return files
+
+
+def _read_file(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise UserError(
+            f"data.path: {file} is not UTF-8 (byte {problem.start}); convert it or choose other files by a glob."
+        ) from None
+    except OSError as problem:
+        raise UserError(f"data.path: {file} cannot be read: {problem.strerror}.") from None
+
+
+def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows and their targets at a step: a pure function, so that a resumed run sees what it would have seen.
+
+    Every epoch cuts the text into windows at a new random offset and goes through all of them in a new order, so that
+    each token is read once an epoch.
+
+    Args:
+        tokens: `[T]`, with `T > context`.
+        step: from 0.
+
+    Returns:
+        Tokens and targets, each `[batch_size, context]` int32; targets are the tokens one position later.
+    """
+    windows = max(1, (len(tokens) - context) // context)
+    offsets = []
+    for index in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(index, windows)
+        first, order = _epoch(windows, min(context, len(tokens) - windows * context), seed, epoch)
+        offsets.append(first + order[place] * context)
+    rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)]
+    return rows[:, :-1], rows[:, 1:]
+
+
+@lru_cache(maxsize=2)
+def _epoch(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
+    """Offset of the first window of an epoch, below `offsets`, and the order of its windows."""
+    random = np.random.default_rng((seed, epoch))
+    return int(random.integers(offsets)), random.permutation(windows)

@@ -1,0 +1,70 @@
+"""Train a model: python train.py --config configs/quickstart.yaml"""
+
+import argparse
+import sys
+
+from lior_jax import config as configuration
+from lior_jax.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a language model by Hamiltonian echo.")
+    parser.add_argument("--config", metavar="FILE", help="YAML configuration, for example configs/quickstart.yaml")
+    parser.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
+    )
+    parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
+    arguments = parser.parse_args()
+    if not (arguments.config or isinstance(arguments.resume, str)):
+        parser.error("give --config FILE, or --resume RUN")
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
+    try:
+        run(arguments)
+    except UserError as problem:
+        print(f"train.py: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. What was saved is kept; go on with --resume.", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
+    config = configuration.load(arguments.config, arguments.set) if arguments.config else None
+
+    # JAX starts only now, so that a mistake in the configuration is told at once.
+    from lior_jax import training
+    from lior_jax.analysis import plots
+    from lior_jax.training import metrics
+
+    if config is None:
+        if arguments.set:
+            raise UserError("--set does not go with --resume RUN: a run keeps the configuration that it was started with.")
+        config = training.resume_config(resumes_from)
+    elif resumes_from:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"directory": resumes_from})})
+    summary = training.train(config, resume=bool(arguments.resume), stop_after=arguments.stop_after)
+
+    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by Hamiltonian echo"
+    plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
+    print(
+        f"""
+{summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes
+validation, all of it, best checkpoint (step {summary.best_step:,}): \
+{summary.nats_per_character:.4f} nats/char = {summary.bits_per_character:.4f} bits/char
+
+  {summary.directory}/loss.png       loss curve
+  {summary.directory}/metrics.jsonl  all figures        (tensorboard --logdir {summary.directory}/tensorboard)
+  {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
+  {summary.directory}/config.yaml    configuration
+
+Talk to it:  python infer.py --checkpoint {summary.directory} --prompt "{config.sample.prompt}\""""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -101,8 +101,9 @@ class LearningConfig(Section):
 
     nudge: Literal["centred", "one_sided"] = "centred"
     """`centred`: echoes pushed to both sides; `one_sided`: one pushed echo against the free one, bias O(ε)."""
-    nudge_size: float | None = Field(None, gt=0, le=0.3)
-    """Size ε₀ of the push relative to the state; by default it follows the precision."""
+    nudge_size: float = Field(1e-3, gt=0, le=0.3)
+    """Size ε₀ of the push relative to the state. It need not follow the precision: products see mean and slope of the
+    two runs, so their rounding is not amplified by 1 / ε."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose echoes run at once; fewer need less memory and fit a CPU's cache. By default all."""
 

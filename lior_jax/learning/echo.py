@@ -7,6 +7,7 @@ past to that push is the adjoint of the past.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,8 +18,6 @@ from lior_jax.learning import nudge
 from lior_jax.model import block, network
 from lior_jax.model.parameters import Params
 from lior_jax.physics import integrators
-from lior_jax.physics.action import path_action
-from lior_jax.physics.numerics import contract, rms_normalize
 
 
 class Info(NamedTuple):
@@ -55,6 +54,8 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         An estimate in the structure of `params`, and diagnostics.
     """
     tokens, targets = batch
+    chex.assert_rank([tokens, targets], 2)
+    chex.assert_equal_shape([tokens, targets])
     model = config.model
     operators = block.prepare(params.blocks)
     s_first = network.embed(params.embedding, tokens)
@@ -83,7 +84,7 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         loss=loss,
         reversibility=reversibility,
         nudge=health.nudge,
-        gradient_norm=optax.global_norm(gradient),
+        gradient_norm=optax.tree.norm(gradient),
         action=action,
     )
     return gradient, info
@@ -111,7 +112,7 @@ def _echo_block(
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
     model = config.model
     sides = nudge.SIDES[config.learning.nudge]
-    epsilon = nudge.strength(nudge.nudge_size(config.learning, model.precision), end.s, end.c_s, end.c_p)
+    epsilon = nudge.strength(config.learning.nudge_size, end.s, end.c_s, end.c_p)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
     s_pair, p_pair, contrast = integrators.echo(
         operators.hamiltonian, s_pair, p_pair, span, block.schedule(model), model.precision
@@ -121,8 +122,10 @@ def _echo_block(
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
     s = rebuilt if stored is None else stored.s_in
     kicked, c_s_by_kick, gradient = block.kick_adjoint(operators, s, c_p, model)
-    start = PhasePoint(s, nudge.without_nudge(p_pair, epsilon, sides) - kicked, c_s + c_s_by_kick, c_p)
-    return start, gradient._replace(hamiltonian=contrast), Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
+    # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
+    p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
+    health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
+    return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient._replace(hamiltonian=contrast), health
 
 
 def _echo_in_chunks(
@@ -148,9 +151,7 @@ def _free_phase(operators: block.Operators, s: Array, model: ModelConfig):
 
     def step(state, operators):
         s, p = block.apply(operators, *state, model)
-        directions = jnp.stack([rms_normalize(state[0])[0], rms_normalize(s)[0]])
-        points = contract("kbld,hmd->kblhm", directions, operators.query, model.precision)
-        action = jnp.mean(jnp.sum(path_action(points), axis=-1))
+        action = jnp.mean(block.action(operators, state[0], s, model))
         stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
         return (s, p), (stored, action)
 

@@ -3,21 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.config import LearningConfig
 from lior_jax.physics.hamiltonian import Pair
-from lior_jax.physics.numerics import Precision
 
 # Signs of the two pushes. Free is a push of zero.
 SIDES = {"centred": (1.0, -1.0), "one_sided": (1.0, 0.0)}
-
-# The products see mean and slope of the pair, so their rounding is not amplified by 1/ε; the elementwise part is
-# always float32. One size therefore serves every precision (measured in tests/learning/test_echo.py).
-DEFAULT_SIZE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-3, "bfloat16": 1e-3}
-
-
-def nudge_size(config: LearningConfig, precision: Precision) -> float:
-    """ε₀, the size of the push relative to the state."""
-    return config.nudge_size if config.nudge_size is not None else DEFAULT_SIZE[precision]
 
 
 def strength(size: float, s: Array, c_s: Array, c_p: Array) -> Array:

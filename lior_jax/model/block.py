@@ -13,6 +13,7 @@ from jax import Array
 from lior_jax.config import ModelConfig
 from lior_jax.model.parameters import Block
 from lior_jax.physics import integrators
+from lior_jax.physics.action import path_action
 from lior_jax.physics.geometry import whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import correlate, project, project_back, rms_normalize, rms_normalize_adjoint, softplus_adjoint
@@ -130,6 +131,15 @@ def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: Model
     )
     kicked = _from_heads(retrieved, operators.output, config)
     return kicked, rms_normalize_adjoint(direction, inverse, c_direction), gradient
+
+
+def action(operators: Operators, before: Array, after: Array, config: ModelConfig) -> Array:
+    """LIoR action of the move from one state to another, each `[B, L, d]`: `[B, L]`.
+
+    It is the metric length of the straight path of the position's chart points `A_q ŝ`, all heads added up.
+    """
+    points = [_to_heads(rms_normalize(s)[0], operators.query, config) for s in (before, after)]
+    return jnp.sum(path_action(jnp.stack(points)), axis=-1)
 
 
 def _charts(operators: Operators) -> tuple[Array, Array, Array]:

@@ -1,0 +1,36 @@
+"""Strict numerics for every test: rank promotion raises, warnings are errors, hypothesis repeats itself."""
+
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.runs import finished_run, tiny  # noqa: F401 - fixtures
+
+settings.register_profile(
+    "lior",
+    derandomize=True,
+    deadline=None,  # every new shape compiles for seconds
+    max_examples=8,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],  # `float64` only sets a mode
+)
+
+
+def pytest_configure(config):
+    # Compilation is most of the run time; these make it three times shorter. XLA reads them at its first use, and
+    # `XLA_FLAGS= pytest` runs the tests on the code that users run. An unknown flag would abort, hence the version.
+    flags = ["--xla_backend_optimization_level=0"]
+    if jax.__version_info__[:2] == (0, 10):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    settings.load_profile("lior")
+    config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture
+def float64():
+    """Double precision while the test runs. The product is float32, so the mode is never switched on globally."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,218 @@
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lior_jax.physics.hamiltonian import Pair, energy
+from lior_jax.physics.integrators import VELOCITY_VERLET, echo, flow, schedule
+from tests import oracles
+from tests.oracles import assert_trees_close, normal, random_hamiltonian
+
+# A second palindrome, with inner kicks, so that nothing rests on the shape of Verlet's. (McLachlan's two-stage scheme.)
+TWO_STAGE = (0.1931833, 0.5, 1 - 2 * 0.1931833, 0.5, 0.1931833)
+
+
+def start(batch=2, length=3, d=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return normal(rng, batch, length, d), normal(rng, batch, length, d)
+
+
+def run(hamiltonian, s, p, times):
+    """Schedules hold arrays, so they cannot be static arguments: one compilation for each call."""
+    return jax.jit(lambda *args: flow(*args, times))(hamiltonian, s, p)
+
+
+# --- schedules as data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
+def test_integrators_are_palindromic_and_consistent(coefficients):
+    assert coefficients == coefficients[::-1]
+    assert len(coefficients) % 2 == 1
+    np.testing.assert_allclose(sum(coefficients[::2]), 1.0)
+    np.testing.assert_allclose(sum(coefficients[1::2]), 1.0)
+
+
+def test_verlet_schedule_merges_neighbouring_kicks():
+    times = schedule(VELOCITY_VERLET, steps=3, step_size=0.2)
+    np.testing.assert_allclose(times.kicks, [0.1, 0.2, 0.2])
+    np.testing.assert_allclose(times.drifts, [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(times.final_kick, 0.1)
+
+
+def test_two_stage_schedule_merges_neighbouring_kicks():
+    a = TWO_STAGE[0]
+    times = schedule(TWO_STAGE, steps=2, step_size=2.0)
+    np.testing.assert_allclose(times.kicks, 2 * np.array([a, 1 - 2 * a, 2 * a, 1 - 2 * a]))
+    np.testing.assert_allclose(times.drifts, [1.0, 1.0, 1.0, 1.0])
+    np.testing.assert_allclose(times.final_kick, 2 * a)
+
+
+@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_schedule_lasts_as_long_as_its_steps(coefficients, steps):
+    times = schedule(coefficients, steps, 0.3)
+    np.testing.assert_allclose(sum(times.kicks) + times.final_kick, 0.3 * steps)
+    np.testing.assert_allclose(sum(times.drifts), 0.3 * steps)
+
+
+def test_final_kick_is_left_out_on_request():
+    with_kick, without = (schedule(VELOCITY_VERLET, 3, 0.2, final_kick=x) for x in (True, False))
+    assert without.final_kick == 0
+    np.testing.assert_array_equal(with_kick.kicks, without.kicks)
+    np.testing.assert_array_equal(with_kick.drifts, without.drifts)
+
+
+# --- flows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_flow_is_kick_drift_kick(steps, float64):
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    result = run(ham, s, p, schedule(VELOCITY_VERLET, steps, 0.3))
+    s, p, inverse_mass = (np.asarray(x) for x in (s, p, ham.inverse_mass))
+    for _ in range(steps):
+        p = p + 0.15 * oracles.dense_force(ham, s)
+        s = s + 0.3 * inverse_mass * p
+        p = p + 0.15 * oracles.dense_force(ham, s)
+    np.testing.assert_allclose(result[0], s, atol=1e-12)
+    np.testing.assert_allclose(result[1], p, atol=1e-12)
+
+
+def test_final_kick_moves_only_the_momentum(float64):
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    (s_with, p_with), (s_without, p_without) = (
+        run(ham, s, p, schedule(VELOCITY_VERLET, 2, 0.3, final_kick=x)) for x in (True, False)
+    )
+    np.testing.assert_allclose(s_with, s_without, rtol=1e-14)
+    np.testing.assert_allclose(p_with - p_without, 0.15 * oracles.dense_force(ham, np.asarray(s_with)), atol=1e-12)
+
+
+def test_positions_do_not_meet(float64):
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    times = schedule(VELOCITY_VERLET, 2, 0.3)
+    together, alone = run(ham, s, p, times), run(ham, s[:1, 1:2], p[:1, 1:2], times)
+    assert_trees_close(alone, jax.tree.map(lambda x: x[:1, 1:2], together), 1e-13)
+
+
+@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
+def test_time_reversal(coefficients, float64):
+    """Turn the momentum round, flow again: back at the start, the momentum reversed."""
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    times = schedule(coefficients, 5, 0.4)
+    s_end, p_end = run(ham, s, p, times)
+    s_back, p_back = run(ham, s_end, -p_end, times)
+    assert np.abs(s_end - s).max() > 0.5
+    np.testing.assert_allclose(s_back, s, atol=1e-10)
+    np.testing.assert_allclose(-p_back, p, atol=1e-10)
+
+
+def test_verlet_has_order_two(float64):
+    """Half the step, a quarter of the error."""
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+
+    def end(steps):
+        return np.concatenate(run(ham, s, p, schedule(VELOCITY_VERLET, steps, 1.0 / steps)))
+
+    reference = end(1024)
+    errors = [np.linalg.norm(end(steps) - reference) for steps in (8, 16, 32)]
+    for coarse, fine in pairwise(errors):
+        assert 3.6 < coarse / fine < 4.4, errors
+
+
+def test_energy_does_not_drift(float64):
+    """1000 steps: the error of the energy oscillates, and its means over the first and the last quarter agree."""
+    ham, (s, p) = random_hamiltonian(5, 7), start(batch=3)
+    times = schedule(VELOCITY_VERLET, 5, 0.02)
+    few_steps = jax.jit(lambda s, p: flow(ham, s, p, times))
+    measure = jax.jit(lambda s, p: energy(ham, s, p))
+    energies = [measure(s, p)]
+    for _ in range(200):
+        s, p = few_steps(s, p)
+        energies.append(measure(s, p))
+    energies = np.stack(energies)
+    error = energies - energies[0]
+    amplitude = np.abs(error).max(0)
+    trend = np.abs(error[-50:].mean(0) - error[:50].mean(0))
+    assert amplitude.max() < 0.02
+    assert (trend < 0.1 * amplitude).all()
+
+
+@pytest.mark.parametrize("final_kick", [True, False])
+def test_flow_is_symplectic(final_kick, float64):
+    """`JᵀΩJ = Ω` for the Jacobian of one position's flow."""
+    d = 4
+    ham, times = random_hamiltonian(d, 6), schedule(VELOCITY_VERLET, 3, 0.5, final_kick)
+
+    def map_(z):
+        s, p = flow(ham, z[None, None, :d], z[None, None, d:], times)
+        return jnp.concatenate([s[0, 0], p[0, 0]])
+
+    jacobian = np.asarray(jax.jit(jax.jacfwd(map_))(normal(np.random.default_rng(1), 2 * d)))
+    omega = np.block([[np.zeros((d, d)), np.eye(d)], [-np.eye(d), np.zeros((d, d))]])
+    assert np.abs(jacobian - np.eye(2 * d)).max() > 0.5
+    np.testing.assert_allclose(jacobian.T @ omega @ jacobian, omega, atol=1e-12)
+
+
+# --- echo ------------------------------------------------------------------------------------------------------------
+
+
+def echo_of(ham, s, p, times, c_s, c_p, size):
+    """Free run, push, echo. Returns the start as rebuilt, and the cotangents of the start and of the Hamiltonian."""
+
+    @jax.jit
+    def rollout(ham, s, p, span):
+        s_end, p_end = flow(ham, s, p, times)
+        return echo(ham, Pair(s_end, -c_p), Pair(p_end, c_s), span, times)
+
+    # Every position has its own span.
+    span = size * jnp.asarray(np.random.default_rng(9).uniform(0.5, 2.0, (*s.shape[:2], 1)))
+    s_pair, p_pair, contrast = rollout(ham, s, p, span)
+    return (s_pair.mean, p_pair.mean), (contrast, p_pair.slope, -s_pair.slope)
+
+
+def echo_case(times):
+    ham, (s, p), (c_s, c_p) = random_hamiltonian(5, 7), start(), start(seed=1)
+    expected = jax.jit(lambda *args: jax.vjp(lambda *args: flow(*args, times), *args)[1]((c_s, c_p)))(ham, s, p)
+    return ham, s, p, c_s, c_p, expected
+
+
+@pytest.mark.parametrize("final_kick", [True, False])
+@pytest.mark.parametrize(("coefficients", "steps"), [(VELOCITY_VERLET, 1), (VELOCITY_VERLET, 3), (TWO_STAGE, 2)])
+def test_echo_is_the_adjoint_of_the_flow(coefficients, steps, final_kick, float64):
+    times = schedule(coefficients, steps, 0.4, final_kick)
+    ham, s, p, c_s, c_p, expected = echo_case(times)
+    rebuilt, actual = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
+    assert_trees_close(actual, expected, 1e-6)
+    assert_trees_close(rebuilt, (s, p), 1e-6)
+
+
+def test_echo_has_order_two_in_the_span(float64):
+    """Centred: half the span, a quarter of the error."""
+    times = schedule(VELOCITY_VERLET, 2, 0.4)
+    ham, s, p, c_s, c_p, expected = echo_case(times)
+    errors = []
+    for size in (0.02, 0.01):
+        _, actual = echo_of(ham, s, p, times, c_s, c_p, size)
+        errors.append(oracles.whole_agreement(actual, expected).relative_error)
+    assert 3.6 < errors[0] / errors[1] < 4.4, errors
+
+
+def test_echo_undoes_the_flow_exactly(float64):
+    """Without a push there is only the way back, however long: this is what a block without stored input relies on."""
+    times = schedule(VELOCITY_VERLET, 6, 0.4, final_kick=False)
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    zero = jnp.zeros_like(s)
+    rebuilt, (contrast, *cotangents) = echo_of(ham, s, p, times, zero, zero, 1e-3)
+    assert_trees_close(rebuilt, (s, p), 1e-12)
+    assert all(np.abs(x).max() == 0 for x in jax.tree.leaves((contrast, cotangents)))
+
+
+def test_echo_is_linear_in_the_push(float64):
+    times = schedule(VELOCITY_VERLET, 2, 0.4)
+    ham, s, p, c_s, c_p, _ = echo_case(times)
+    _, once = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
+    _, twice = echo_of(ham, s, p, times, -2 * c_s, -2 * c_p, 1e-4)
+    assert_trees_close(twice, jax.tree.map(lambda x: -2 * x, once), 1e-6)

@@ -1,0 +1,63 @@
+"""Sampling against its definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lior_jax.inference import sampling
+
+SIZE = 11
+cut = jax.jit(sampling.boltzmann_logits)
+logits_of = st.lists(st.floats(-8, 8, width=32), min_size=SIZE, max_size=SIZE)
+
+
+def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
+    return np.asarray(jax.nn.softmax(cut(jnp.asarray(logits, jnp.float32), temperature, top_k, top_p)))
+
+
+@given(logits_of, st.floats(0.1, 4))
+def test_temperature_is_the_boltzmann_distribution(logits, temperature):
+    exact = np.exp((np.array(logits) - max(logits)) / temperature)
+    np.testing.assert_allclose(probabilities(logits, temperature), exact / exact.sum(), rtol=2e-4, atol=1e-7)
+
+
+@given(logits_of, st.integers(1, SIZE))
+def test_top_k_keeps_the_k_most_probable_and_their_ratios(logits, top_k):
+    p = probabilities(logits, top_k=top_k)
+    kept = np.argsort(-np.array(logits, np.float32), kind="stable")[:top_k]
+    assert set(np.flatnonzero(p)) <= set(kept)
+    full = probabilities(logits)
+    np.testing.assert_allclose(p[kept], full[kept] / full[kept].sum(), rtol=1e-4, atol=1e-7)
+
+
+@given(logits_of, st.floats(0.05, 0.99))
+def test_top_p_keeps_the_fewest_tokens_that_reach_p(logits, top_p):
+    full = probabilities(logits)
+    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), 1.0, 0, top_p)))
+    assert full[kept].sum() >= top_p - 1e-5
+    if kept.sum() > 1:
+        assert full[kept].sum() - full[kept].min() < top_p + 1e-5
+    assert full[kept].min() >= full[~kept].max(initial=0) - 1e-7
+
+
+@given(logits_of)
+def test_zero_temperature_takes_the_most_probable(logits):
+    p = probabilities(logits, temperature=0.0)
+    assert p[np.argmax(np.array(logits, np.float32))] == 1
+
+
+def test_draws_have_the_stated_frequencies():
+    logits, temperature = jnp.array([0.0, 1.0, 2.0, -1.0]), 0.7
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    draws = jax.vmap(lambda key: sampling.sample(key, logits, temperature, 3, 1.0))(keys)
+    frequencies = np.bincount(np.asarray(draws), minlength=4) / len(keys)
+    np.testing.assert_allclose(frequencies, probabilities(logits, temperature, top_k=3), atol=0.015)
+    assert frequencies[3] == 0
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-3])
+def test_a_tiny_top_p_still_leaves_one_token(top_p):
+    assert (probabilities([0.0] * SIZE, top_p=top_p) > 0).sum() == 1

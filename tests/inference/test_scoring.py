@@ -1,0 +1,52 @@
+"""Windows that cover a text, and scores against a direct computation."""
+
+import jax
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lior_jax import model
+from lior_jax.config import ModelConfig
+from lior_jax.inference import scoring
+
+CONFIG = ModelConfig(
+    vocab_size=7, context=6, width=8, blocks=1, heads=2, chart_dim=4, rotor_layers=1, metric_rank=1, taps=2, potential_units=8
+)
+
+
+@given(st.integers(2, 60), st.integers(2, 9), st.data())
+def test_every_target_is_scored_once_with_enough_history(length, context, draw):
+    stride = draw.draw(st.none() | st.integers(1, context))
+    tokens = np.arange(length)
+    windows = scoring.cover(tokens, context, stride)
+    assert sorted(windows.targets[windows.counted]) == list(range(1, length))
+    row, column = np.nonzero(windows.counted)
+    first = windows.tokens[:, 0][row]
+    np.testing.assert_array_equal(windows.tokens[row, column] + 1, windows.targets[row, column])
+    assert np.all((column + 1 > context - (stride or context)) | (first == 0))
+
+
+@given(st.integers(1, 30), st.integers(1, 40))
+def test_spread_takes_distinct_windows_from_end_to_end(total, count):
+    windows = scoring.cover(np.arange(total * 4 + 1), 4)
+    chosen = scoring.spread(windows, count)
+    starts = chosen.tokens[:, 0]
+    assert len(set(starts)) == len(starts) == min(total, count)
+    if count > 1:
+        assert starts[0] == windows.tokens[0, 0]
+        assert starts[-1] == windows.tokens[-1, 0]
+
+
+def test_mean_nats_equals_scoring_each_target_by_itself():
+    params = model.init(jax.random.key(0), CONFIG)
+    params = params._replace(readout=params.readout * 60)
+    tokens = np.asarray(jax.random.randint(jax.random.key(1), (45,), 0, 7))
+    stride = 2
+    expected = []
+    for target in range(1, len(tokens)):
+        end = -(-target // stride) * stride
+        start = max(0, end - CONFIG.context)
+        log_p = jax.nn.log_softmax(model.logits(params, tokens[None, start:target], CONFIG)[0, -1])
+        expected.append(-log_p[tokens[target]])
+    score = scoring.mean_nats(params, scoring.cover(tokens, CONFIG.context, stride), CONFIG)
+    np.testing.assert_allclose(score, np.mean(expected), rtol=1e-5)

@@ -1,0 +1,64 @@
+"""Checkpoints: what is kept, what comes back, and what a damaged one says."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lior_jax import checkpoint
+from lior_jax.errors import UserError
+from lior_jax.inference import Engine
+
+PARAMS = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": (np.float32(2.5), np.arange(3))}
+LIKE = checkpoint.abstract(lambda: jax.tree.map(jnp.asarray, PARAMS))
+
+
+def save(run, losses, keep):
+    with checkpoint.Checkpoints(run, keep) as checkpoints:
+        for step, loss in losses.items():
+            tree = jax.tree.map(lambda x, step=step: jnp.asarray(x) + step, PARAMS)
+            checkpoints.save(step, tree, {"count": jnp.asarray(step)}, {"config": {"step": step}}, loss)
+            checkpoints.wait()
+
+
+def test_latest_k_and_best_are_kept(tmp_path):
+    save(tmp_path, {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 2.5}, keep=2)
+    with checkpoint.open_run(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 5, 6]
+        assert (checkpoints.latest, checkpoints.best) == (6, 2)
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+    save(tmp_path, {7: 1.0}, keep=1)
+    with checkpoint.open_run(tmp_path) as checkpoints:
+        params = checkpoints.params(7, LIKE)
+        assert checkpoints.metadata(7) == {"config": {"step": 7}}
+        assert checkpoints.optimizer(7, checkpoint.abstract(lambda: {"count": jnp.asarray(0)}))["count"] == 7
+    assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
+    for restored, original in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS), strict=True):
+        np.testing.assert_array_equal(restored, original + 7)
+
+
+def test_reading_a_run_writes_nothing(tmp_path):
+    save(tmp_path, {1: 1.0, 2: 2.0}, keep=2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with checkpoint.open_run(tmp_path) as checkpoints:
+        checkpoints.params(1, LIKE)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate"])
+def test_a_damaged_checkpoint_is_told_in_one_sentence(finished_run, tmp_path, damage):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with checkpoint.open_run(run) as checkpoints:
+        latest = checkpoints.latest
+    for file in (run / checkpoint.FOLDER / str(latest) / "params").rglob("*"):
+        if file.is_file():
+            file.unlink() if damage == "delete" else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"step {latest} in .* is damaged") as raised:
+        Engine.from_checkpoint(run, step=latest)
+    assert "\n" not in str(raised.value)
+    assert Engine.from_checkpoint(finished_run, step=latest).generate("1", max_tokens=1)

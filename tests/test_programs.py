@@ -1,0 +1,62 @@
+"""train.py and infer.py as a user starts them: one sentence for every mistake, no traceback, and a whole round."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import TINY
+
+
+def call(program: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, f"{program}.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_training_then_inference(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "corpus.txt").write_text("to be or not to be, that is 1 question. " * 60)
+    options = "--set", f"data.path={tmp_path}/corpus.txt", "--set", f"run.directory={tmp_path}/run"
+    trained = call("train", "--config", tmp_path / "tiny.yaml", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert "nats/char" in trained.stdout
+    assert "Traceback" not in trained.stderr
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    again = call("train", "--config", tmp_path / "tiny.yaml", *options)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+    decode = "--prompt", "to be", "--max-tokens", 20, "--samples", 2, "--seed", 5
+    one = call("infer", "--checkpoint", tmp_path / "run", *decode)
+    two = call("infer", "--config", tmp_path / "tiny.yaml", "--set", f"run.directory={tmp_path}/run", *decode)
+    assert one.returncode == two.returncode == 0, one.stderr
+    assert one.stdout == two.stdout
+    assert one.stdout.count("to be") >= 2
+    assert one.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train", ["--config", "configs/none.yaml"], "There is no configuration configs/none.yaml"),
+        ("train", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3"], "did you mean width?"),
+        (
+            "train",
+            ["--config", "configs/quickstart.yaml", "--set", "data.path=nowhere.txt"],
+            "there is no file at 'nowhere.txt'",
+        ),
+        ("train", ["--config", "configs/quickstart.yaml", "--set", "run.directory=/proc/x"], "cannot be written to"),
+        ("train", ["--resume", "runs/never"], "There is no run at runs/never"),
+        ("train", [], "give --config FILE, or --resume RUN"),
+        ("infer", ["--checkpoint", "runs/never", "--prompt", "a"], "There is no run at runs/never"),
+        ("infer", ["--config", "configs/none.yaml", "--prompt", "a"], "There is no configuration"),
+        ("infer", ["--checkpoint", "x", "--prompt", "a", "--samples", "0"], "--samples is 0"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
+    done = call(program, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

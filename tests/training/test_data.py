@@ -1,0 +1,109 @@
+"""The corpus and its batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lior_jax import config as configuration
+from lior_jax.errors import UserError
+from lior_jax.training import data
+
+
+def corpus_of(tmp_path, text: str, *overrides: str):
+    file = tmp_path / "corpus.txt"
+    file.write_text(text, encoding="utf-8")
+    return data.load(configuration.parse("model: {context: 8}", "test", [f"data.path={file}", *overrides]))
+
+
+def test_the_split_keeps_order_and_never_overlaps(tmp_path):
+    text = "".join(chr(0x4E00 + i) for i in range(1000))
+    corpus = corpus_of(tmp_path, text)
+    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+    assert len(corpus.validation) == 100
+    assert not set(corpus.train) & set(corpus.validation)
+
+
+def test_characters_per_token_counts_characters(tmp_path):
+    corpus = corpus_of(tmp_path, "é" * 1000, "data.tokenizer=byte")
+    assert corpus.characters_per_token == 0.5
+
+
+def test_embedded_corpus_is_english_prose_and_needs_no_file():
+    text, source = data.read_text(None)
+    assert len(text) > 300_000
+    assert text.count(" the ") > 1000
+    assert "pydoc_data" in source
+
+
+def test_folder_and_glob_join_files_in_order(tmp_path):
+    for name, text in {"b.txt": "second", "a.txt": "first", "c.md": "third", ".hidden": "no"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "d.txt").write_text("fourth")
+    assert data.read_text(str(tmp_path))[0] == "first\n\nsecond\n\nthird\n\nfourth"
+    assert data.read_text(str(tmp_path / "*.txt"))[0] == "first\n\nsecond"
+    assert data.read_text(str(tmp_path / "**" / "*.txt"))[0] == "first\n\nsecond\n\nfourth"
+
+
+@pytest.mark.parametrize("path", ["nowhere.txt", "nowhere/*.txt"])
+def test_missing_files_are_told(path):
+    with pytest.raises(UserError, match=r"data\.path: there is no file"):
+        data.read_text(path)
+
+
+def test_empty_and_binary_files_are_told(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.dat").write_bytes(b"ab\xff\xfe")
+    with pytest.raises(UserError, match="there is no text"):
+        data.read_text(str(tmp_path / "empty.txt"))
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 2\)"):
+        data.read_text(str(tmp_path / "binary.dat"))
+
+
+@pytest.mark.parametrize(("text", "part"), [("abcdefgh", "training"), ("abcdefgh" * 5, "validation")])
+def test_too_short_a_text_is_told(tmp_path, text, part):
+    with pytest.raises(UserError, match=f"The {part} part"):
+        corpus_of(tmp_path, text)
+
+
+shapes = st.tuples(st.integers(2, 9), st.integers(1, 120), st.integers(1, 7), st.integers(0, 2**32 - 1))
+
+
+@given(shapes)
+def test_batches_are_windows_of_the_text_with_targets_one_later(shape):
+    context, extra, batch, seed = shape
+    tokens = np.arange(context + extra, dtype=np.int32)
+    for step in range(12):
+        inputs, targets = data.batch_at(tokens, seed, step, batch, context)
+        assert inputs.shape == targets.shape == (batch, context)
+        np.testing.assert_array_equal(targets, inputs + 1)
+        np.testing.assert_array_equal(np.diff(inputs), 1)
+        assert inputs.min() >= 0
+        assert targets.max() < len(tokens)
+
+
+@given(shapes)
+def test_batches_depend_on_seed_and_step_alone(shape):
+    context, extra, batch, seed = shape
+    tokens = np.arange(context + extra, dtype=np.int32)
+    forward = [data.batch_at(tokens, seed, step, batch, context)[0] for step in range(6)]
+    data._epoch.cache_clear()
+    backward = [data.batch_at(tokens, seed, step, batch, context)[0] for step in reversed(range(6))]
+    np.testing.assert_array_equal(forward, backward[::-1])
+
+
+def test_an_epoch_reads_every_token_once_and_epochs_differ():
+    tokens, context = np.arange(1003, dtype=np.int32), 10
+    windows = (1003 - context) // context
+    rows = np.stack([data.batch_at(tokens, 5, step, 1, context)[0][0] for step in range(3 * windows)])
+    epochs = rows.reshape(3, -1)
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == windows * context
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert len({epoch.min() for epoch in epochs}) > 1
+
+
+def test_another_seed_gives_another_order():
+    tokens = np.arange(5000, dtype=np.int32)
+    assert not np.array_equal(data.batch_at(tokens, 0, 0, 8, 16)[0], data.batch_at(tokens, 1, 0, 8, 16)[0])

@@ -36,6 +36,7 @@ def main() -> None:
         leapfrog_steps=arguments.steps,
     )
     batch = _batch(arguments.batch, arguments.context)
+    coarse = shapes.model_copy(update={"precision": "bfloat16"})
     carried = shapes.model_copy(update={"carry_momentum": True})
     chunk = 4 if arguments.batch % 4 == 0 else 1
     rows = {
@@ -44,6 +45,8 @@ def main() -> None:
         "echo": _echo(shapes),
         f"echo, {chunk} sequences at once": _echo(shapes, chunk=chunk),
         "echo, one-sided": _echo(shapes, nudge="one_sided"),
+        "autodiff, bfloat16 products": _autodiff(coarse),
+        "echo, bfloat16 products": _echo(coarse),
         "autodiff, carried momentum": _autodiff(carried),
         "echo, carried momentum": _echo(carried),
         f"echo, carried momentum, {chunk} at once": _echo(carried, chunk=chunk),
@@ -67,7 +70,7 @@ def main() -> None:
             f"| {name} | {seconds[name] * 1e3:.0f} | {seconds[name] / seconds[baseline]:.2f} | {memory[name]:.1f} "
             f"| 1/{memory[baseline] / memory[name]:.1f} | {cosine:.6f} | {error:.0e} |"
         )
-    print("\nRatios, cosines and errors are against autodiff of the same network, with or without carried momentum.")
+    print("\nRatios, cosines and errors are against float32 autodiff of the same network, with or without carried momentum.")
 
 
 def _batch(sequences: int, context: int) -> tuple[jax.Array, jax.Array]:

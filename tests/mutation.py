@@ -181,8 +181,8 @@ MUTATIONS = [
 ]
 
 
-def run_tests(tree: Path, tests: str) -> int:
-    """Exit status of pytest: 0 passed, 1 failed, more if it could not run."""
+def run_tests(tree: Path, tests: str) -> tuple[int, str]:
+    """Exit status of pytest (0 passed, 1 failed, more if it could not run), and its line about the failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
     # The autodiff oracles of most mutants are the same programs: compile them once.
     environment = os.environ | {
@@ -193,7 +193,8 @@ def run_tests(tree: Path, tests: str) -> int:
     result = subprocess.run(command, cwd=tree / "tests", env=environment, capture_output=True, text=True, check=False)
     if result.returncode not in (0, 1):
         print(result.stdout[-2000:], result.stderr[-2000:])
-    return result.returncode
+    failures = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return result.returncode, failures[0] if failures else ""
 
 
 def apply(tree: Path, mutation: Mutation) -> str | None:
@@ -220,8 +221,9 @@ def main(words: list[str]) -> int:
 
         # A test that fails anyway would catch everything.
         files = dict.fromkeys(mutation.tests.split()[0].split("::")[0] for mutation in chosen)
-        if run_tests(tree, " ".join(files)):
-            print("The tests fail, or do not run, on the source as it is.")
+        status, failure = run_tests(tree, " ".join(files))
+        if status:
+            print(f"The tests fail, or do not run, on the source as it is. {failure}")
             return 1
 
         survived = 0
@@ -231,12 +233,12 @@ def main(words: list[str]) -> int:
             if source is None:
                 survived += 1
                 continue
-            status = run_tests(tree, mutation.tests)
+            status, failure = run_tests(tree, mutation.tests)
             (tree / "lior_jax" / mutation.file).write_text(source, encoding="utf-8")
             verdict = {0: "SURVIVED", 1: "caught"}.get(status, f"BROKEN (pytest exited with {status})")
             survived += status != 1
-            what = f"{mutation.file}: {mutation.old!r} -> {mutation.new!r}  [{mutation.tests}]"
-            print(f"{verdict:8}  {time.monotonic() - begin:4.0f} s  {what}", flush=True)
+            print(f"{verdict:8}  {time.monotonic() - begin:4.0f} s  {mutation.file}: {mutation.old!r} -> {mutation.new!r}")
+            print(f"                  {failure or mutation.tests}", flush=True)
     print(f"{len(chosen)} mutations, {survived} problems")
     return 1 if survived else 0
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lior_jax import config as configuration
+from lior_jax import model
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 
@@ -26,6 +28,13 @@ def test_shipped_configurations_are_valid(path):
 
 def test_the_three_promised_configurations_are_shipped():
     assert {"quickstart", "shakespeare", "gpu"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("shakespeare", 0.5e6, 1e6), ("gpu", 8e6, 12e6)])
+def test_shipped_models_have_the_promised_size(name, low, high):
+    shapes = configuration.load(f"configs/{name}.yaml", ["model.vocab_size=65"]).model
+    params = jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0))
+    assert low <= model.count(params) <= high
 
 
 def test_unknown_key_is_named_with_its_path_the_nearest_spelling_and_what_is_allowed():

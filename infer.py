@@ -1,6 +1,7 @@
 """Generate text: python infer.py --checkpoint runs/quickstart --prompt "The " """
 
 import argparse
+import os
 import sys
 
 from lior_jax import config as configuration
@@ -34,6 +35,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print()
         sys.exit(130)
+    except BrokenPipeError:  # the reader, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,9 @@ def main() -> None:
     except UserError as problem:
         print(f"train.py: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as problem:
+        print(f"train.py: {problem.filename}: {problem.strerror}. What was saved is kept.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nStopped. What was saved is kept; go on with --resume.", file=sys.stderr)
         sys.exit(130)

@@ -6,8 +6,9 @@ describes the run. There is no random state: data and samples are pure functions
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -15,6 +16,15 @@ from orbax.checkpoint import checkpoint_managers as policies
 from lior_jax.errors import UserError
 
 FOLDER = "checkpoints"
+
+
+class Metadata(NamedTuple):
+    """What describes a run, as plain values."""
+
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    corpus: str
+    """SHA-256 of the text."""
 
 
 class Checkpoints:
@@ -27,6 +37,8 @@ class Checkpoints:
 
     def __init__(self, run: str | Path, keep: int | None = None):
         self.run = Path(run)
+        # Orbax warns at every save without a validation loss, in the middle of the progress bar.
+        absl.logging.set_verbosity(absl.logging.ERROR)
         # It keeps the last of the ascending order, so the smallest loss must rank highest.
         best = policies.BestN(
             get_metric_fn=lambda metrics: -_validation_loss(metrics), n=1, keep_checkpoints_without_metrics=False
@@ -68,9 +80,7 @@ class Checkpoints:
         """Steps of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(
-        self, step: int, params: Any, optimizer_state: Any, metadata: dict[str, Any], validation_loss: float | None
-    ) -> None:
+    def save(self, step: int, params: Any, optimizer_state: Any, metadata: Metadata, validation_loss: float | None) -> None:
         """Start saving a step; a step that is there already is left as it is."""
         if step in self._manager.all_steps():
             return
@@ -79,32 +89,31 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 optimizer=ocp.args.StandardSave(optimizer_state),
-                metadata=ocp.args.JsonSave(metadata),
+                metadata=ocp.args.JsonSave(metadata._asdict()),
             ),
             metrics=None if validation_loss is None else {"validation_loss": validation_loss},
             force=True,
         )
 
-    def metadata(self, step: int) -> dict[str, Any]:
+    def metadata(self, step: int) -> Metadata:
         """What describes the run."""
-        restored = self._restore(step, metadata=ocp.args.JsonRestore())
-        return restored["metadata"]
+        return self._restore(step, lambda items: Metadata(**items["metadata"]), metadata=ocp.args.JsonRestore())
 
     def params(self, step: int, like: Any) -> Any:
         """Parameters, in the structure and types of the abstract tree `like`."""
-        return self._restore(step, params=ocp.args.StandardRestore(like))["params"]
+        return self._restore(step, lambda items: items["params"], params=ocp.args.StandardRestore(like))
 
     def optimizer(self, step: int, like: Any) -> Any:
         """Optimiser state, in the structure and types of the abstract tree `like`."""
-        return self._restore(step, optimizer=ocp.args.StandardRestore(like))["optimizer"]
+        return self._restore(step, lambda items: items["optimizer"], optimizer=ocp.args.StandardRestore(like))
 
-    def _restore(self, step: int, **items: Any) -> Any:
+    def _restore(self, step: int, read: Callable[[Any], Any], **items: Any) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            return read(self._manager.restore(step, args=ocp.args.Composite(**items)))
         except Exception as problem:
             reason = str(problem).splitlines()[0][:200] if str(problem) else ""
             others = [str(other) for other in self.steps if other != step]
-            mend = f"try --step with {' or '.join(others)}" if others else "there is no other to fall back on"
+            mend = f"use that of step {' or '.join(others)}" if others else "there is no other to fall back on"
             raise UserError(
                 f"The checkpoint of step {step} in {self.run} is damaged or was saved by another version "
                 f"({type(problem).__name__}: {reason}); {mend}."

@@ -5,9 +5,8 @@ Every section is immutable and hashable, so it can be a static argument of `jax.
 
 import difflib
 import re
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -21,13 +20,13 @@ from lior_jax.physics.numerics import Precision
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions, no changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
-    directory: str = "runs/default"
+    directory: str = Field("runs/default", min_length=1)
     """Folder of the run: checkpoints, metrics, samples, figures."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the initial parameters, the order of the data and the samples."""
@@ -47,35 +46,35 @@ class DataConfig(Section):
     def _tokenizer_is_known(self):
         if not re.fullmatch(r"byte|char|bpe:[1-9]\d*", self.tokenizer):
             raise ValueError(f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048)")
-        if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 257:
-            raise ValueError(f"tokenizer: {self.tokenizer!r} has no room for the 256 bytes; use bpe:N with N ≥ 257")
+        if self.tokenizer.startswith("bpe:") and not 257 <= int(self.tokenizer[4:]) <= 2**20:
+            raise ValueError(f"tokenizer: {self.tokenizer!r} must have room for the 256 bytes, and at most {2**20} tokens")
         return self
 
 
 class ModelConfig(Section):
     """Shapes and physics of the network (DESIGN.md section 2)."""
 
-    vocab_size: int | None = Field(None, ge=2)
+    vocab_size: int | None = Field(None, ge=2, le=2**20)
     """Vocabulary `V`; training takes it from the tokenizer, so leave it out."""
-    context: int = Field(128, ge=2)
+    context: int = Field(128, ge=2, le=2**20)
     """Positions `L` of a training window."""
-    width: int = Field(128, ge=2)
+    width: int = Field(128, ge=2, le=2**16)
     """Dimension `d` of the state of a position."""
-    blocks: int = Field(4, ge=1)
+    blocks: int = Field(4, ge=1, le=2**12)
     """Number of blocks."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=2**12)
     """Retrieval heads `H`; must divide `width`."""
-    chart_dim: int = Field(16, ge=2)
+    chart_dim: int = Field(16, ge=2, le=2**12)
     """Dimension `n` of each head's chart."""
-    metric_rank: int = Field(2, ge=0)
+    metric_rank: int = Field(2, ge=0, le=2**12)
     """Rank `r` of the low-rank part of the metric."""
-    rotor_layers: int = Field(4, ge=0)
+    rotor_layers: int = Field(4, ge=0, le=2**12)
     """Layers of Givens planes in the rotor frame; 0 keeps the coordinate axes."""
-    taps: int = Field(8, ge=1)
+    taps: int = Field(8, ge=1, le=2**12)
     """Lags `τ` of the short context, the position itself included."""
-    potential_units: int = Field(256, ge=1)
+    potential_units: int = Field(256, ge=1, le=2**20)
     """Gated units `M` of the potential."""
-    leapfrog_steps: int = Field(1, ge=1)
+    leapfrog_steps: int = Field(1, ge=1, le=2**12)
     """Störmer–Verlet steps `T` of each block's flow."""
     step_size: float = Field(1.0, gt=0)
     """Length `h` of one step, in units of the flow's time."""
@@ -147,9 +146,9 @@ class SampleConfig(Section):
 class TrainingConfig(Section):
     """Length and rhythm of a run."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=10**9)
     """Optimiser steps."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=2**16)
     """Windows per step."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations."""
@@ -193,14 +192,17 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses a key written twice."""
+    """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses keys that are no text or stand twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            fault = "is not text" if not isinstance(key, str) else "stands twice" if key in seen else None
+            if fault:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {fault}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -285,7 +287,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    location = [str(part) for part in error["loc"] if str(part).isidentifier()]
+    location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
         known = _keys(location[:-1])
@@ -306,8 +308,6 @@ def _keys(location: list[str]) -> list[str]:
     section: Any = Config
     for name in location:
         section = section.model_fields[name].annotation
-        if get_origin(section) in (Union, types.UnionType):
-            section = get_args(section)[0]
     return sorted(section.model_fields)
 
 
@@ -321,5 +321,5 @@ def _neighbours(path: Path) -> str:
     found = sorted(str(candidate) for candidate in folder.glob("*.yaml"))
     close = difflib.get_close_matches(str(path), found, n=1)
     if close:
-        return f"did you mean {close[0]}?"[:-1] + "? Give the path of a YAML file"
+        return f"did you mean {close[0]}? Give the path of a YAML file"
     return f"there are {', '.join(found)}" if found else "give the path of a YAML file"

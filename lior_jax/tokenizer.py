@@ -1,6 +1,7 @@
 """Text to tokens and back: `byte`, `char`, and `bpe:N`. A tokenizer is saved with its run as plain JSON."""
 
 import json
+import re
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -90,7 +91,7 @@ class BpeTokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+        tokenizer.train_from_iterator(re.split(r"(?<=\n\n)", text), trainer)
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> np.ndarray:

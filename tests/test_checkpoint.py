@@ -19,7 +19,7 @@ def save(run, losses, keep):
     with checkpoint.Checkpoints(run, keep) as checkpoints:
         for step, loss in losses.items():
             tree = jax.tree.map(lambda x, step=step: jnp.asarray(x) + step, PARAMS)
-            checkpoints.save(step, tree, {"count": jnp.asarray(step)}, {"config": {"step": step}}, loss)
+            checkpoints.save(step, tree, {"count": jnp.asarray(step)}, checkpoint.Metadata({"step": step}, {}, "x"), loss)
             checkpoints.wait()
 
 
@@ -34,7 +34,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     save(tmp_path, {7: 1.0}, keep=1)
     with checkpoint.open_run(tmp_path) as checkpoints:
         params = checkpoints.params(7, LIKE)
-        assert checkpoints.metadata(7) == {"config": {"step": 7}}
+        assert checkpoints.metadata(7) == checkpoint.Metadata({"step": 7}, {}, "x")
         assert checkpoints.optimizer(7, checkpoint.abstract(lambda: {"count": jnp.asarray(0)}))["count"] == 7
     assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
     for restored, original in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS), strict=True):

@@ -74,6 +74,17 @@ def test_allowed_values_are_listed():
         ("data: {validation_fraction: 1.0}", "data.validation_fraction"),
         ("sample: {prompt: ''}", "sample.prompt"),
         ("model: 3", "model"),
+        ("model.width: 3", "unknown key model.width"),
+        ("my-model: {width: 3}", "unknown key my-model; did you mean model?"),
+        ("model: {chart-dim: 3}", "unknown key model.chart-dim; did you mean chart_dim?"),
+        ("optimizer: {learning_rate: .inf}", "optimizer.learning_rate"),
+        ("optimizer: {learning_rate: .nan}", "optimizer.learning_rate"),
+        ("model: {width: 100000000000}", "model.width"),
+        ("training: {steps: 100000000000000000000}", "training.steps"),
+        ("data: {tokenizer: 'bpe:999999999999999999999'}", "data.tokenizer"),
+        ("run: {directory: ''}", "run.directory"),
+        ("{1: 2}", "the key 1 is not text"),
+        ("? [1, 2]\n: 3", "is not text"),
     ],
 )
 def test_wrong_values_and_impossible_combinations_are_named_by_path(text, path):
@@ -88,6 +99,12 @@ def test_several_mistakes_are_told_at_once():
 def test_malformed_yaml_and_repeated_keys_are_told_with_their_line():
     assert "line 2" in complaint("model:\n  width: [")
     assert "stands twice" in complaint("model: {width: 8}\nmodel: {width: 16}")
+
+
+def test_yaml_may_merge_sections():
+    config = configuration.parse("run: &run {seed: 3}\ndata: {}\nsample: {}\n", "x")
+    merged = configuration.parse("run: {<<: {seed: 3}, directory: here}", "x")
+    assert config.run.seed == merged.run.seed == 3
 
 
 def test_a_document_that_is_no_mapping_is_told():

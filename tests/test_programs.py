@@ -7,6 +7,9 @@ import pytest
 
 from tests.runs import TINY
 
+# A folder where no run is: each of these mistakes is found before one would be made there.
+NEW_RUN = ["--set", "run.directory=runs/never"]
+
 
 def call(program: str, *arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, f"{program}.py", *map(str, arguments)]
@@ -44,7 +47,7 @@ def test_training_then_inference(tmp_path):
         ("train", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3"], "did you mean width?"),
         (
             "train",
-            ["--config", "configs/quickstart.yaml", "--set", "data.path=nowhere.txt"],
+            ["--config", "configs/quickstart.yaml", "--set", "data.path=nowhere.txt", *NEW_RUN],
             "there is no file at 'nowhere.txt'",
         ),
         ("train", ["--config", "configs/quickstart.yaml", "--set", "run.directory=/proc/x"], "cannot be written to"),

@@ -30,6 +30,7 @@ class Score(NamedTuple):
     tokens: int
     nats_per_token: float
     nats_per_character: float
+    """Nats per token times the text's tokens per character."""
 
     @property
     def bits_per_character(self) -> float:
@@ -57,10 +58,11 @@ class Engine:
             elif step not in checkpoints.steps:
                 raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, checkpoints.steps))}.")
             metadata = checkpoints.metadata(step)
-            run_config = config.validate(metadata["config"], f"The configuration saved in {path}")
-            like = checkpoint.abstract(partial(model.init, config=run_config.model), jax.random.key(0))
+            saved = {"model": metadata.config.get("model")}
+            model_config = config.validate(saved, f"The configuration saved in {path}").model
+            like = checkpoint.abstract(partial(model.init, config=model_config), jax.random.key(0))
             params = checkpoints.params(step, like)
-        return cls(params, run_config.model, tokenizer.from_json(metadata["tokenizer"]))
+        return cls(params, model_config, tokenizer.from_json(metadata.tokenizer))
 
     def stream(
         self,
@@ -89,14 +91,15 @@ class Engine:
         if not prompt:
             raise UserError("The prompt is empty, but the model needs at least one character to start from.")
         prompt_tokens = self.tokenizer.encode(prompt)
-        return self._stream(prompt_tokens, max_tokens, (temperature, top_k, top_p), seed, sample)
+        settings = temperature, min(top_k, self.tokenizer.vocab_size), top_p
+        return self._stream(prompt_tokens, max_tokens, settings, seed, sample)
 
     def _stream(self, prompt: np.ndarray, max_tokens: int, settings: tuple[float, int, float], seed: int, sample: int):
         key = jax.random.fold_in(jax.random.key(seed), sample)
         length = min(len(prompt), self.config.context)
         window = np.zeros((1, self.config.context), np.int32)
         window[0, :length] = prompt[-length:]
-        window = jnp.asarray(window)
+        window, length = jnp.asarray(window), jnp.asarray(length)
         tokens, shown = list(prompt), self.tokenizer.decode(prompt)
         for place in range(max_tokens):
             token, window, length = _decode_step(
@@ -125,8 +128,7 @@ class Engine:
             raise UserError("The text to score needs at least two tokens, since the first one is only given.")
         stride = max(1, self.config.context // 2) if stride is None else stride
         nats = scoring.mean_nats(self.params, scoring.cover(tokens, self.config.context, stride), self.config)
-        scored_text = self.tokenizer.decode(tokens[1:])
-        return Score(len(tokens) - 1, nats, nats * (len(tokens) - 1) / len(scored_text))
+        return Score(len(tokens) - 1, nats, nats * len(tokens) / len(text))
 
 
 @partial(jax.jit, static_argnums=7, donate_argnums=1)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from lior_jax.config import ModelConfig
+from lior_jax.errors import UserError
 from lior_jax.model import Params, token_losses
 
 _WINDOWS_AT_ONCE = 16
@@ -21,7 +23,7 @@ class Windows(NamedTuple):
     counted: np.ndarray
 
 
-def cover(tokens: np.ndarray, context: int, stride: int | None = None) -> Windows:
+def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: int | None = None) -> Windows:
     """Windows that score each token of a text but its first exactly once.
 
     Each window scores its last `stride` targets, so that each has at least `context − stride` tokens of history
@@ -29,24 +31,23 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None) -> Window
 
     Args:
         tokens: `[T]`, `T ≥ 2`.
+        stride: from 1 to `context`, which is the default.
+        count: take at most so many windows, evenly spaced, always the same ones; by default all.
+
+    Raises:
+        UserError: a stride that would leave targets out.
     """
     stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise UserError(f"stride is {stride}, but must be between 1 and the context, {context}.")
     scored = np.arange(0, len(tokens) - 1, stride)
-    starts = np.maximum(0, scored + stride - context)
+    if count is not None and count < len(scored):
+        scored = scored[np.linspace(0, len(scored) - 1, count).round().astype(int)]
     # The padding at the end of the text lies after every counted target, where causality keeps it out.
     padded = np.concatenate([tokens, np.zeros(context + 1, tokens.dtype)])
-    place = starts[:, None] + np.arange(context)
+    place = np.maximum(0, scored + stride - context)[:, None] + np.arange(context)
     counted = (place >= scored[:, None]) & (place < np.minimum(scored + stride, len(tokens) - 1)[:, None])
     return Windows(padded[place], padded[place + 1], counted)
-
-
-def spread(windows: Windows, count: int | None) -> Windows:
-    """At most `count` of the windows, evenly spaced, always the same ones."""
-    total = len(windows.tokens)
-    if count is None or count >= total:
-        return windows
-    chosen = np.linspace(0, total - 1, count).round().astype(int)
-    return Windows(*(x[chosen] for x in windows))
 
 
 def mean_nats(params: Params, windows: Windows, config: ModelConfig) -> float:
@@ -57,7 +58,8 @@ def mean_nats(params: Params, windows: Windows, config: ModelConfig) -> float:
 
 def _losses(params: Params, windows: Windows, config: ModelConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = min(_WINDOWS_AT_ONCE, len(windows.tokens))
-    for start in range(0, len(windows.tokens), size):
+    starts = range(0, len(windows.tokens), size)
+    for start in tqdm(starts, desc="scoring", leave=False, delay=3):
         piece = Windows(*(x[start : start + size] for x in windows))
         missing = size - len(piece.tokens)
         tokens, targets = (np.pad(x, ((0, missing), (0, 0))) for x in piece[:2])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lior_jax import tokenizer as tokenizers
+from lior_jax.checkpoint import Metadata
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 from lior_jax.tokenizer import Tokenizer
@@ -27,20 +28,29 @@ class Corpus:
     """Of the validation text; turns nats per token into nats per character."""
     fingerprint: str
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
-    description: str
-    """Where the text came from and how long it is."""
 
 
-def load(config: Config) -> Corpus:
+def load(config: Config, saved: Metadata | None = None) -> Corpus:
     """Read, split and tokenise the corpus of a configuration.
 
+    Args:
+        saved: of a run to resume, which must have had the same text; its tokenizer is used.
+
     Raises:
-        UserError: no such file, no text in it, not UTF-8, or too short for one window in each part.
+        UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one.
     """
     text, source = read_text(config.data.path)
+    fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    if saved is not None and saved.corpus != fingerprint:
+        raise UserError(f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume.")
     cut = len(text) - round(len(text) * config.data.validation_fraction)
     parts = text[:cut], text[cut:]
-    tokenizer = tokenizers.build(config.data.tokenizer, text, parts[0])
+    if saved is not None:
+        tokenizer = tokenizers.from_json(saved.tokenizer)
+    else:
+        tokenizer = tokenizers.build(config.data.tokenizer, text, parts[0])
+    if tokenizer.vocab_size < 2:
+        raise UserError(f"{source} consists of one character, over and over; give a text with something to learn.")
     train, validation = (tokenizer.encode(part) for part in parts)
     for name, tokens in (("training", train), ("validation", validation)):
         if len(tokens) <= config.model.context:
@@ -53,8 +63,7 @@ def load(config: Config) -> Corpus:
         validation=validation,
         tokenizer=tokenizer,
         characters_per_token=len(parts[1]) / len(validation),
-        fingerprint=hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        description=f"{source}: {len(text):,} characters, {cut:,} for training and {len(parts[1]):,} for validation",
+        fingerprint=fingerprint,
     )
 
 
@@ -90,7 +99,7 @@ def _files(path: str) -> list[Path]:
 
 def _read_file(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise UserError(
             f"data.path: {file} is not UTF-8 (byte {problem.start}); convert it or choose other files by a glob."
@@ -102,8 +111,8 @@ def _read_file(file: Path) -> str:
 def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows and their targets at a step: a pure function, so that a resumed run sees what it would have seen.
 
-    Every epoch cuts the text into windows at a new random offset and goes through all of them in a new order, so that
-    each token is read once an epoch.
+    Every epoch cuts the text into windows at a new random offset and goes through all of them in a new order. Each token
+    is read once an epoch, but for less than a window left over at each end.
 
     Args:
         tokens: `[T]`, with `T > context`.

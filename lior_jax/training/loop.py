@@ -11,17 +11,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-import yaml
 from tqdm import tqdm
 
 from lior_jax import checkpoint, learning, model
-from lior_jax import config as configuration
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import Params
-from lior_jax.training import data
+from lior_jax.training import data, run_folder
 from lior_jax.training.data import Corpus
 from lior_jax.training.metrics import Metrics
 
@@ -43,6 +41,7 @@ class Summary(NamedTuple):
     nats_per_character: float
     """Of the best checkpoint over the whole validation part."""
     seconds: float
+    """Of this session, the final validation included."""
 
     @property
     def bits_per_character(self) -> float:
@@ -61,23 +60,26 @@ def train(config: Config, resume: bool = False, stop_after: int | None = None) -
         UserError: an unusable corpus, a run folder in use, or one that belongs to another configuration.
     """
     started = time.monotonic()
-    corpus = data.load(config)
+    run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
+    saved = run_folder.saved_metadata(run, config) if resume else None
+    corpus = data.load(config, saved)
     config = with_vocabulary(config, corpus)
-    run = _open_folder(config, resume)
+    _check_sample(config, corpus)
+    if not resume:
+        run_folder.make_folder(run, config)
     last_step = min(config.training.steps, stop_after or config.training.steps)
     with checkpoint.Checkpoints(run, keep=config.training.keep) as checkpoints:
-        state, step = _resume(checkpoints, config, corpus) if resume else (_start(config), 0)
+        state, step = _restore(checkpoints, config) if saved else (_start(config), 0)
         with Metrics(run, after=step) as metrics:
-            loop = _Loop(config, corpus, checkpoints, metrics, run)
-            loop.go(state, step, last_step)
+            step = _Loop(config, corpus, checkpoints, metrics).go(state, step, last_step)
         checkpoints.wait()
         best = checkpoints.best
     engine = Engine.from_checkpoint(run, best)
     windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
     nats = scoring.mean_nats(engine.params, windows, config.model) / corpus.characters_per_token
-    summary = Summary(run, last_step, model.count(engine.params), best, nats, time.monotonic() - started)
+    summary = Summary(run, step, model.count(engine.params), best, nats, time.monotonic() - started)
     values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
-    _write(run / "summary.json", json.dumps(values, indent=2) + "\n")
+    (run / "summary.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
@@ -87,14 +89,6 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
     if given not in (None, size):
         raise UserError(f"model.vocab_size is {given}, but the tokenizer has {size} tokens; leave the key out.")
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
-
-
-def resume_config(run: str | Path) -> Config:
-    """The configuration that a run was started with."""
-    with checkpoint.open_run(run) as checkpoints:
-        saved = checkpoints.metadata(checkpoints.latest)["config"]
-    config = configuration.validate(saved, f"The configuration saved in {run}")
-    return config.model_copy(update={"run": config.run.model_copy(update={"directory": str(run)})})
 
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
@@ -114,19 +108,18 @@ def initial_state(key: jax.Array, config: Config) -> State:
 class _Loop:
     """The loop's collaborators, and its rhythm."""
 
-    def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, metrics: Metrics, run: Path):
-        self.config, self.corpus, self.checkpoints, self.metrics, self.run = config, corpus, checkpoints, metrics, run
-        windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
-        self.windows = scoring.spread(windows, config.training.eval_windows)
-        self.metadata = {
-            "config": config.model_dump(),
-            "tokenizer": corpus.tokenizer.to_json(),
-            "corpus": corpus.fingerprint,
-        }
+    def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, metrics: Metrics):
+        self.config, self.corpus, self.checkpoints, self.metrics = config, corpus, checkpoints, metrics
+        training = config.training
+        self.windows = scoring.cover(corpus.validation, config.model.context, training.eval_stride, training.eval_windows)
+        self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
+        self.figures: dict[str, str] = {}
+        self.clock: tuple[int, float] | None = None
+        """Step and time from which the speed is measured; none before the first step and after a pause."""
 
-    def go(self, state: State, step: int, last_step: int) -> None:
-        """Train from `step` to `last_step`; read a step's figures while the next one runs."""
-        training = self.config.training
+    def go(self, state: State, step: int, last_step: int) -> int:
+        """Train from `step` to `last_step`, reading a step's figures while the next one runs; returns the step reached."""
+        training, model_config = self.config.training, self.config.model
         progress = tqdm(
             total=training.steps,
             initial=step,
@@ -135,100 +128,99 @@ class _Loop:
             mininterval=0.2 if sys.stderr.isatty() else 20,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        figures: dict[str, str] = {}
-        pending = None
-        clock, clock_step = time.monotonic(), step
+        running: learning.Info | None = None
         with progress:
             while step < last_step:
-                batch = data.batch_at(
-                    self.corpus.train, self.config.run.seed, step, training.batch_size, self.config.model.context
-                )
+                batch = data.batch_at(self.corpus.train, self.config.run.seed, step, training.batch_size, model_config.context)
                 state, info = train_step(state, batch, self.config)
-                step += 1
-                if pending is not None:
-                    figures["loss"] = f"{float(pending.loss):.3f}"
-                pending = info
-                if step % training.log_every == 0:
-                    rate = (step - clock_step) * training.batch_size * self.config.model.context / (time.monotonic() - clock)
-                    clock, clock_step = time.monotonic(), step
-                    figures["tok/s"] = f"{rate:,.0f}"
-                    self._log(step, info, rate)
-                if step % training.eval_every == 0 or step == training.steps:
-                    nats = self._evaluate(state.params, step, float(info.loss))
-                    figures["val"] = f"{nats:.3f}"
-                    self._save(state, step, nats)
-                    clock, clock_step = time.monotonic(), step
-                elif step % training.save_every == 0 or step == last_step:
-                    self._save(state, step, None)
-                progress.set_postfix(figures, refresh=False)
+                if running is not None:
+                    self._read(step, running)
+                step, running = step + 1, info
+                evaluates = step % training.eval_every == 0 or step == training.steps
+                if evaluates or step % training.save_every == 0 or step == last_step:
+                    self._read(step, running)
+                    self._pause(state, step, evaluates)
+                    running = self.clock = None
+                progress.set_postfix(self.figures, refresh=False)
                 progress.update()
+        return step
 
-    def _log(self, step: int, info: learning.Info, rate: float) -> None:
-        values = {name: np.asarray(value) for name, value in info._asdict().items()}
-        learning_rate = np.asarray(make_schedule(self.config)(step - 1))
-        self.metrics.write("train", step, values | {"learning_rate": learning_rate, "tokens_per_second": rate})
-
-    def _evaluate(self, params: Params, step: int, loss: float) -> float:
-        """Validate over the fixed windows and show a sample; returns nats per character."""
-        per_token = scoring.mean_nats(params, self.windows, self.config.model)
-        nats = per_token / self.corpus.characters_per_token
-        bits = nats / math.log(2)
-        values = {"nats_per_token": per_token, "nats_per_character": nats, "bits_per_character": bits}
-        self.metrics.write("validation", step, values)
-        tqdm.write(f"step {step:>6,}   training {loss:.3f}   validation {nats:.3f} nats/char = {bits:.3f} bits/char")
-        sample = self.config.sample
-        if sample.tokens:
-            engine = Engine(params, self.config.model, self.corpus.tokenizer)
-            text = engine.generate(
-                sample.prompt, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
+    def _read(self, step: int, info: learning.Info) -> None:
+        """Wait for a step, look at its loss, and write its figures down when they are due."""
+        loss = float(info.loss)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss became {loss} at step {step}; start again with a smaller optimizer.learning_rate. "
+                f"The checkpoints up to then are kept in {self.config.run.directory}."
             )
-            self.metrics.write("sample", step, {"text": sample.prompt + text})
-            tqdm.write("\n".join("    " + line for line in (sample.prompt + text).splitlines()))
+        self.figures["loss"] = f"{loss:.3f}"
+        now = time.monotonic()
+        if self.clock is None:
+            self.clock = step, now
+        if step % self.config.training.log_every:
+            return
+        optimizer_step = np.asarray(make_schedule(self.config)(step - 1))
+        values = {name: np.asarray(value) for name, value in info._asdict().items()} | {"learning_rate": optimizer_step}
+        if step > self.clock[0]:
+            tokens = (step - self.clock[0]) * self.config.training.batch_size * self.config.model.context
+            values["tokens_per_second"] = tokens / (now - self.clock[1])
+            self.figures["tok/s"] = f"{values['tokens_per_second']:,.0f}"
+            self.clock = step, now
+        self.metrics.write("train", step, values)
+
+    def _pause(self, state: State, step: int, evaluates: bool) -> None:
+        """Evaluate if it is time, save, and show a sample, in this order: nothing after the saving can lose it."""
+        nats = self._evaluate(state.params, step) if evaluates else None
+        self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats)
+        if evaluates and self.config.sample.tokens:
+            self._sample(state.params, step)
+
+    def _evaluate(self, params: Params, step: int) -> float:
+        """Validate over the fixed windows; returns nats per token."""
+        nats = scoring.mean_nats(params, self.windows, self.config.model)
+        per_character = nats / self.corpus.characters_per_token
+        bits = per_character / math.log(2)
+        values = {"nats_per_token": nats, "nats_per_character": per_character, "bits_per_character": bits}
+        self.metrics.write("validation", step, values)
+        tqdm.write(
+            f"step {step:>6,}   training {self.figures['loss']}   validation {nats:.3f} nats/token"
+            f"   = {per_character:.3f} nats/char = {bits:.3f} bits/char"
+        )
+        self.figures["val"] = f"{nats:.3f}"
         return nats
 
-    def _save(self, state: State, step: int, nats: float | None) -> None:
-        self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats)
+    def _sample(self, params: Params, step: int) -> None:
+        """Show a continuation of the prompt."""
+        sample = self.config.sample
+        engine = Engine(params, self.config.model, self.corpus.tokenizer)
+        text = sample.prompt + engine.generate(
+            sample.prompt, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
+        )
+        self.metrics.write("sample", step, {"text": text})
+        tqdm.write("\n".join("    " + line for line in text.splitlines()))
 
 
 def _start(config: Config) -> State:
     return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
 
 
-def _resume(checkpoints: checkpoint.Checkpoints, config: Config, corpus: Corpus) -> tuple[State, int]:
-    step = checkpoints.latest
-    if step is None:
-        raise UserError(f"{config.run.directory} holds no finished checkpoint to resume from; start it anew.")
-    metadata = checkpoints.metadata(step)
-    saved = configuration.validate(metadata["config"], f"The configuration saved in {config.run.directory}")
-    changed = [change for change in configuration.differences(saved, config) if not change.startswith("run.directory")]
-    if changed:
-        raise UserError(
-            f"{config.run.directory} was started with another configuration ({'; '.join(changed)}); resume it with "
-            f"`--resume {config.run.directory}` alone, or choose another run.directory."
-        )
-    if metadata["corpus"] != corpus.fingerprint:
-        raise UserError(f"The corpus is not the one that {config.run.directory} was started with; restore it to resume.")
+def _restore(checkpoints: checkpoint.Checkpoints, config: Config) -> tuple[State, int]:
+    """The newest state that can be read."""
     like = checkpoint.abstract(partial(initial_state, config=config), jax.random.key(0))
-    return State(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer)), step
+    steps = checkpoints.steps
+    for step in reversed(steps):
+        try:
+            return State(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer)), step
+        except UserError as problem:
+            if step == steps[0]:
+                raise
+            tqdm.write(str(problem))
+    raise AssertionError("a run with metadata has a checkpoint")
 
 
-def _open_folder(config: Config, resume: bool) -> Path:
-    run = Path(config.run.directory)
-    if resume:
-        checkpoint.open_run(run)
-        return run
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(
-            f"{run} already holds a run; go on with it by --resume {run}, or choose another folder by "
-            f"--set run.directory={run.with_name(run.name + '-2')}."
-        )
+def _check_sample(config: Config, corpus: Corpus) -> None:
+    """A prompt that cannot be encoded is told now, not at the first evaluation."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        _write(run / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
-    except OSError as problem:
-        raise UserError(f"run.directory: {run} cannot be written to ({problem.strerror}); choose another folder.") from None
-    return run
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        corpus.tokenizer.encode(config.sample.prompt)
+    except UserError as problem:
+        raise UserError(f"sample.prompt: {problem}") from None

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from lior_jax.errors import UserError
+
 FILE = "metrics.jsonl"
 
 
@@ -50,9 +52,12 @@ class Metrics:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics; a last line that was cut off is left out."""
+    """All lines of a run's metrics; a last line that was cut off is left out. Raises `UserError` for a damaged one."""
     path = Path(run) / FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is damaged: a line of it is no JSON; mend or remove that line.") from None

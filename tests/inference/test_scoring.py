@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lior_jax import model
 from lior_jax.config import ModelConfig
+from lior_jax.errors import UserError
 from lior_jax.inference import scoring
 
 CONFIG = ModelConfig(
@@ -27,14 +29,20 @@ def test_every_target_is_scored_once_with_enough_history(length, context, draw):
 
 
 @given(st.integers(1, 30), st.integers(1, 40))
-def test_spread_takes_distinct_windows_from_end_to_end(total, count):
+def test_a_count_takes_distinct_windows_from_end_to_end(total, count):
     windows = scoring.cover(np.arange(total * 4 + 1), 4)
-    chosen = scoring.spread(windows, count)
+    chosen = scoring.cover(np.arange(total * 4 + 1), 4, count=count)
     starts = chosen.tokens[:, 0]
     assert len(set(starts)) == len(starts) == min(total, count)
     if count > 1:
         assert starts[0] == windows.tokens[0, 0]
         assert starts[-1] == windows.tokens[-1, 0]
+
+
+@pytest.mark.parametrize("stride", [0, 5, -1])
+def test_a_stride_that_would_leave_targets_out_is_told(stride):
+    with pytest.raises(UserError, match=f"stride is {stride}, but must be between 1 and the context, 4"):
+        scoring.cover(np.arange(20), 4, stride)
 
 
 def test_mean_nats_equals_scoring_each_target_by_itself():

@@ -207,7 +207,8 @@ def test_echo_undoes_the_flow_exactly(float64):
     zero = jnp.zeros_like(s)
     rebuilt, (contrast, *cotangents) = echo_of(ham, s, p, times, zero, zero, 1e-3)
     assert_trees_close(rebuilt, (s, p), 1e-12)
-    assert all(np.abs(x).max() == 0 for x in jax.tree.leaves((contrast, cotangents)))
+    # Not exactly zero: the compiler may round the two runs differently, and 1e-16 over the span is 1e-13.
+    assert max(np.abs(x).max() for x in jax.tree.leaves((contrast, cotangents))) < 1e-10
 
 
 def test_echo_is_linear_in_the_push(float64):

@@ -52,6 +52,16 @@ def test_missing_files_are_told(path):
         data.read_text(path)
 
 
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert data.read_text(str(tmp_path / "marked.txt"))[0] == "abc"
+
+
+def test_one_character_over_and_over_is_told(tmp_path):
+    with pytest.raises(UserError, match="consists of one character"):
+        corpus_of(tmp_path, "a" * 1000)
+
+
 def test_empty_and_binary_files_are_told(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.dat").write_bytes(b"ab\xff\xfe")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -98,7 +99,7 @@ def test_a_short_run_beats_unigrams_and_bigrams(tmp_path):
     )
     corpus = data.load(config)
     size = corpus.tokenizer.vocab_size
-    windows = scoring.spread(scoring.cover(corpus.validation, 48), 200)
+    windows = scoring.cover(corpus.validation, 48, count=200)
     before, after = windows.tokens[windows.counted], windows.targets[windows.counted]
 
     singles = np.bincount(corpus.train, minlength=size) + 1.0
@@ -173,13 +174,82 @@ def test_resuming_on_another_corpus_is_refused(tiny, tmp_path):
     training.train(config, stop_after=3)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(corpus.read_text().replace("is 3", "is 4"))
-    with pytest.raises(UserError, match="corpus is not the one"):
+    with pytest.raises(UserError, match="is not the corpus that"):
         training.train(config, resume=True)
 
 
 def test_resuming_nothing_is_told(tiny):
     with pytest.raises(UserError, match="There is no run at"):
         training.train(tiny("nothing"), resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(tiny, tmp_path, monkeypatch):
+    step = loop.train_step
+
+    def poisoned(state, batch, config):
+        state, info = step(state, batch, config)
+        poisoned.calls += 1
+        return state, info._replace(loss=info.loss * (np.nan if poisoned.calls > 5 else 1))
+
+    poisoned.calls = 0
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(UserError, match=r"loss became nan at step 6; .*learning_rate"):
+        training.train(tiny("run"))
+    assert saved_leaves(tmp_path / "run")[0] == 4
+    assert all(math.isfinite(line["loss"]) for line in metrics.read(tmp_path / "run") if line["kind"] == "train")
+
+
+@pytest.mark.parametrize("option", ["sample.prompt=X", "data.tokenizer=byte"])
+def test_a_sample_prompt_that_cannot_be_encoded_is_told_before_training(tiny, tmp_path, option):
+    prompt = [] if option.startswith("sample") else ['sample.prompt="\\ud800"']
+    with pytest.raises(UserError, match=r"sample\.prompt: "):
+        training.train(tiny("run", option, *prompt))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_is_resumed_from_the_start(tiny, tmp_path):
+    config = tiny("run", "training.steps=4")
+    training.train(config)
+    expected = saved_leaves(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER)
+    training.train(training.resume_config(tmp_path / "run"), resume=True)
+    step, leaves = saved_leaves(tmp_path / "run")
+    assert step == expected[0]
+    for again, once in zip(leaves, expected[1], strict=True):
+        np.testing.assert_array_equal(again, once)
+
+
+def test_resuming_passes_over_a_damaged_checkpoint(finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    newest = max(int(path.name) for path in (run / checkpoint.FOLDER).iterdir())
+    for file in (run / checkpoint.FOLDER / str(newest) / "params").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    config = training.resume_config(run)
+    with checkpoint.Checkpoints(run, keep=2) as checkpoints:
+        _, step = loop._restore(checkpoints, config)
+    assert step == 9
+    assert f"step {newest}" in capsys.readouterr().out
+
+
+def test_summary_of_a_stopped_run_tells_the_step_reached(tiny):
+    assert training.train(tiny("run"), stop_after=3).step == 3
+
+
+def test_bytes_and_pairs_are_trained_and_scored_per_character(tiny, tmp_path):
+    """The figures of one model agree whatever a token is: nats per token, over characters per token."""
+    for kind in ("byte", "bpe:300"):
+        run = tmp_path / kind.replace(":", "")
+        training.train(tiny(run.name, f"data.tokenizer={kind}", "training.steps=4", "training.eval_windows=null"))
+        line = [line for line in metrics.read(run) if line["kind"] == "validation"][-1]
+        corpus = data.load(training.resume_config(run))
+        text = corpus.tokenizer.decode(corpus.validation)
+        per_token = len(text) / len(corpus.validation)
+        assert math.isclose(line["nats_per_character"], line["nats_per_token"] / per_token)
+        assert math.isclose(
+            Engine.from_checkpoint(run).score(text, stride=16).nats_per_token, line["nats_per_token"], rel_tol=1e-4
+        )
 
 
 def test_a_vocabulary_that_does_not_fit_is_told(tiny):

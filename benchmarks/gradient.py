@@ -53,7 +53,7 @@ def main() -> None:
     }
     params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), shapes)
     compiled = {name: jax.jit(function).lower(params, batch).compile() for name, function in rows.items()}
-    gradients = {name: program(params, batch) for name, program in compiled.items()}
+    gradients = {name: program(params, batch)[1] for name, program in compiled.items()}
     seconds = _time(compiled, params, batch, arguments.repeat)
     memory = {name: program.memory_analysis().temp_size_in_bytes / 2**20 for name, program in compiled.items()}
 
@@ -89,12 +89,17 @@ def _autodiff(shapes: ModelConfig, remat: bool = False) -> Callable[..., Any]:
             (s, _), _ = jax.lax.scan(step, (s, jnp.zeros_like(s)), block.prepare(params.blocks))
             return jnp.mean(network.cross_entropy(network.readout(params.readout, s, shapes.precision), targets))
 
-    return lambda params, batch: jax.value_and_grad(loss)(params, *batch, shapes)[1]
+    return lambda params, batch: jax.value_and_grad(loss)(params, *batch, shapes)
 
 
 def _echo(shapes: ModelConfig, **learning_options: Any) -> Callable[..., Any]:
     config = Config(model=shapes, learning=LearningConfig(**learning_options))
-    return lambda params, batch: learning.estimate(params, batch, config)[0]
+
+    def loss_and_gradient(params, batch):
+        gradient, info = learning.estimate(params, batch, config)
+        return info.loss, gradient
+
+    return loss_and_gradient
 
 
 def _time(programs: dict[str, Any], params: Any, batch: Any, repeat: int) -> dict[str, float]:

@@ -52,11 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"directory": resumes_from})})
     summary = training.train(config, resume=bool(arguments.resume), stop_after=arguments.stop_after)
 
+    session = " in this session" if arguments.resume else ""
     title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by Hamiltonian echo"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
     print(
         f"""
-{summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes
+{summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}
 validation, all of it, best checkpoint (step {summary.best_step:,}): \
 {summary.nats_per_character:.4f} nats/char = {summary.bits_per_character:.4f} bits/char
 

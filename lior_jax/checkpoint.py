@@ -81,9 +81,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, params: Any, optimizer_state: Any, metadata: Metadata, validation_loss: float | None) -> None:
-        """Start saving a step; a step that is there already is left as it is."""
-        if step in self._manager.all_steps():
-            return
+        """Start saving a step. One that is there already is replaced: a run comes by again only if it was damaged."""
+        if step in self.steps:
+            self._manager.delete(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -94,6 +94,22 @@ class Checkpoints:
             metrics=None if validation_loss is None else {"validation_loss": validation_loss},
             force=True,
         )
+
+    def newest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
+        """The newest step that `read` can read, and what it reads; None without checkpoints.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        damage = None
+        for step in reversed(self.steps):
+            try:
+                return step, read(step)
+            except UserError as problem:
+                damage = damage or problem
+        if damage is not None:
+            raise damage
+        return None
 
     def metadata(self, step: int) -> Metadata:
         """What describes the run."""

@@ -207,15 +207,12 @@ def _start(config: Config) -> State:
 def _restore(checkpoints: checkpoint.Checkpoints, config: Config) -> tuple[State, int]:
     """The newest state that can be read."""
     like = checkpoint.abstract(partial(initial_state, config=config), jax.random.key(0))
-    steps = checkpoints.steps
-    for step in reversed(steps):
-        try:
-            return State(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer)), step
-        except UserError as problem:
-            if step == steps[0]:
-                raise
-            tqdm.write(str(problem))
-    raise AssertionError("a run with metadata has a checkpoint")
+    step, state = checkpoints.newest(
+        lambda step: State(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
+    )
+    if step != checkpoints.latest:
+        tqdm.write(f"The checkpoint of step {checkpoints.latest} is damaged; going on from that of step {step}.")
+    return state, step
 
 
 def _check_sample(config: Config, corpus: Corpus) -> None:

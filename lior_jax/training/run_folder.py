@@ -57,16 +57,10 @@ def saved_metadata(run: Path, config: Config) -> checkpoint.Metadata | None:
     if not (run / checkpoint.FOLDER).is_dir():
         return None
     with checkpoint.Checkpoints(run) as checkpoints:
-        steps = checkpoints.steps
-        for step in reversed(steps):
-            try:
-                metadata = checkpoints.metadata(step)
-                break
-            except UserError:
-                if step == steps[0]:
-                    raise
-        else:
-            return None
+        newest = checkpoints.newest(checkpoints.metadata)
+    if newest is None:
+        return None
+    _, metadata = newest
     saved = configuration.validate(metadata.config, f"The configuration saved in {run}")
     vocab_size = saved.model.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})

@@ -219,18 +219,20 @@ def test_a_run_stopped_before_its_first_checkpoint_is_resumed_from_the_start(tin
         np.testing.assert_array_equal(again, once)
 
 
-def test_resuming_passes_over_a_damaged_checkpoint(finished_run, tmp_path, capsys):
+def test_resuming_passes_over_a_damaged_checkpoint_and_replaces_it(finished_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     newest = max(int(path.name) for path in (run / checkpoint.FOLDER).iterdir())
     for file in (run / checkpoint.FOLDER / str(newest) / "params").rglob("*"):
         if file.is_file():
             file.unlink()
-    config = training.resume_config(run)
-    with checkpoint.Checkpoints(run, keep=2) as checkpoints:
-        _, step = loop._restore(checkpoints, config)
-    assert step == 9
-    assert f"step {newest}" in capsys.readouterr().out
+    training.train(training.resume_config(run), resume=True)
+    assert f"The checkpoint of step {newest} is damaged; going on from that of step 9." in capsys.readouterr().out
+    expected = saved_leaves(finished_run)
+    step, leaves = saved_leaves(run)
+    assert step == expected[0] == newest
+    for resumed, once in zip(leaves, expected[1], strict=True):
+        np.testing.assert_array_equal(resumed, once)
 
 
 def test_summary_of_a_stopped_run_tells_the_step_reached(tiny):

@@ -28,7 +28,7 @@ def main() -> None:
         print(f"train.py: {problem}", file=sys.stderr)
         sys.exit(2)
     except OSError as problem:
-        print(f"train.py: {problem.filename}: {problem.strerror}. What was saved is kept.", file=sys.stderr)
+        print(f"train.py: {problem}. What was saved is kept; mend it and go on with --resume.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nStopped. What was saved is kept; go on with --resume.", file=sys.stderr)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError("--set does not go with --resume RUN: a run keeps the configuration that it was started with.")
         config = training.resume_config(resumes_from)
     elif resumes_from:
-        config = config.model_copy(update={"run": config.run.model_copy(update={"directory": resumes_from})})
+        config = configuration.replace(config, "run", directory=resumes_from)
     summary = training.train(config, resume=bool(arguments.resume), stop_after=arguments.stop_after)
 
     session = " in this session" if arguments.resume else ""

@@ -254,6 +254,11 @@ def validate(values: dict[str, Any], source: str) -> Config:
         raise UserError(f"{source}: " + "; ".join(complaints) + ".") from None
 
 
+def replace(config: Config, section: str, **values: Any) -> Config:
+    """The configuration with some keys of a section set to values that are known to be valid."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ, as `section.key: old → new`."""
     before, after = old.model_dump(), new.model_dump()

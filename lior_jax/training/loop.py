@@ -14,6 +14,7 @@ import optax
 from tqdm import tqdm
 
 from lior_jax import checkpoint, learning, model
+from lior_jax import config as configuration
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
@@ -88,7 +89,7 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
     size, given = corpus.tokenizer.vocab_size, config.model.vocab_size
     if given not in (None, size):
         raise UserError(f"model.vocab_size is {given}, but the tokenizer has {size} tokens; leave the key out.")
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+    return configuration.replace(config, "model", vocab_size=size)
 
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
@@ -159,8 +160,8 @@ class _Loop:
             self.clock = step, now
         if step % self.config.training.log_every:
             return
-        optimizer_step = np.asarray(make_schedule(self.config)(step - 1))
-        values = {name: np.asarray(value) for name, value in info._asdict().items()} | {"learning_rate": optimizer_step}
+        values = {name: np.asarray(value) for name, value in info._asdict().items()}
+        values["learning_rate"] = np.asarray(make_schedule(self.config)(step - 1))
         if step > self.clock[0]:
             tokens = (step - self.clock[0]) * self.config.training.batch_size * self.config.model.context
             values["tokens_per_second"] = tokens / (now - self.clock[1])

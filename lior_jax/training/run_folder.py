@@ -45,7 +45,7 @@ def make_folder(run: Path, config: Config) -> None:
 def resume_config(run: str | Path) -> Config:
     """The configuration that a run was started with. Raises `UserError` if there is no run."""
     config = configuration.load(existing_folder(run) / RECORD)
-    return config.model_copy(update={"run": config.run.model_copy(update={"directory": str(run)})})
+    return configuration.replace(config, "run", directory=str(run))
 
 
 def saved_metadata(run: Path, config: Config) -> checkpoint.Metadata | None:
@@ -62,9 +62,11 @@ def saved_metadata(run: Path, config: Config) -> checkpoint.Metadata | None:
         return None
     _, metadata = newest
     saved = configuration.validate(metadata.config, f"The configuration saved in {run}")
-    vocab_size = saved.model.vocab_size if config.model.vocab_size is None else config.model.vocab_size
-    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
-    changed = [change for change in configuration.differences(saved, config) if not change.startswith("run.directory")]
+    # A run may have been moved, and a configuration file need not name the vocabulary.
+    config = configuration.replace(config, "run", directory=saved.run.directory)
+    if config.model.vocab_size is None:
+        config = configuration.replace(config, "model", vocab_size=saved.model.vocab_size)
+    changed = configuration.differences(saved, config)
     if changed:
         raise UserError(
             f"{run} was started with another configuration ({'; '.join(changed)}); resume it as it was, or choose another "

@@ -1,0 +1,222 @@
+"""The LIoR kernel: three modes of memory, as a function of the lag, as a convolution and as an O(1) recurrence.
+
+    K(Δ) = a₀ e^{−βΔ} − a₁ Δ^{−δ} e^{−ξΔ} + a₂ cos(ωΔ + φ) e^{−ζΔ}   for Δ ≥ 0,   0 for Δ < 0
+
+The power law is a finite sum of exponentials, the trapezoid rule in `y = ln u` on `Δ^{−δ} = ∫ u^{δ−1} e^{−uΔ} du / Γ(δ)`
+with one slow pole for the tail below the nodes. So `K` is a sum of complex poles `Re Σ_p c_p e^{−s_p Δ}`, finite at
+`Δ = 0`, and within 0.5 % of the formula above for lags 1 … 10⁴. Source: DESIGN.md section 3, whose products `w₀ α`,
+`w₁ γ` and `w₂ η` are the amplitudes `a₀`, `a₁`, `a₂` here.
+
+Shapes: `H` kernels, `L` positions, `P` poles, `B` sequences, `v` channels of each kernel.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.scipy.special import digamma, gammaln
+
+from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
+
+NODES = np.arange(-10.5, 3.0, 1.0)
+"""`y = ln u` of the power law's poles."""
+_TAIL = NODES[0] - 0.5
+"""The slow pole carries everything below."""
+
+
+class Kernel(NamedTuple):
+    """Raw parameters of `H` kernels: `amplitude` `[H, 3]` = a; `rate` `[H, 3]` → β, ξ, ζ > 0 by softplus, per position;
+    `order` `[H]` → δ in (0, 1) by the logistic function; `frequency` `[H]` = ω and `phase` `[H]` = φ in radians."""
+
+    amplitude: Array
+    rate: Array
+    order: Array
+    frequency: Array
+    phase: Array
+
+
+class Poles(NamedTuple):
+    """`weight` `[H, P]` = c and `rate` `[H, P]` = s with `Re s > 0`, complex: `K(Δ) = Re Σ_p c_p e^{−s_p Δ}`."""
+
+    weight: Array
+    rate: Array
+
+
+def _power_poles(order: Array) -> tuple[Array, Array]:
+    """Weights and rates `[H, 15]` of the poles of `Δ^{−δ}`: the nodes, then the slow pole."""
+    delta = order[:, None]
+    nodes = jnp.asarray(NODES, order.dtype)[None]
+    weights = jnp.exp(nodes * delta - gammaln(delta))
+    slow_weight = jnp.exp(_TAIL * delta - gammaln(1 + delta))
+    slow_rate = np.exp(_TAIL) * delta / (1 + delta)  # the tail's mean rate
+    rates = jnp.broadcast_to(jnp.exp(nodes), weights.shape)
+    return jnp.concatenate([weights, slow_weight], -1), jnp.concatenate([rates, slow_rate], -1)
+
+
+def poles(kernel: Kernel) -> Poles:
+    """All poles of the three modes, `P = 17`."""
+    rate = jax.nn.softplus(kernel.rate)
+    power_weight, power_rate = _power_poles(jax.nn.sigmoid(kernel.order))
+    exponential = kernel.amplitude[:, :1], rate[:, :1]
+    power = -kernel.amplitude[:, 1:2] * power_weight, power_rate + rate[:, 1:2]
+    wave = (
+        kernel.amplitude[:, 2:] * jnp.exp(1j * kernel.phase[:, None]),
+        rate[:, 2:] - 1j * kernel.frequency[:, None],
+    )
+    return Poles(*(jnp.concatenate(parts, -1) for parts in zip(exponential, power, wave, strict=True)))
+
+
+def values(kernel: Kernel, length: int) -> Array:
+    """`K(Δ)` for the lags `Δ = 0 … L − 1`: `[H, L]`."""
+    modes, _ = _modes(kernel, length)
+    return jnp.sum(kernel.amplitude[..., None] * modes, axis=1)
+
+
+def values_adjoint(kernel: Kernel, cotangent: Array) -> Kernel:
+    """Adjoint of `values` for a cotangent `[H, L]`."""
+    length = cotangent.shape[-1]
+    lag = jnp.arange(length, dtype=cotangent.dtype)[None]
+    modes, (by_order, by_angle) = _modes(kernel, length)
+    c_modes = kernel.amplitude[..., None] * cotangent[:, None]
+    delta = jax.nn.sigmoid(kernel.order)
+    c_angle = c_modes[:, 2] * by_angle
+    return Kernel(
+        amplitude=jnp.sum(cotangent[:, None] * modes, -1),
+        rate=softplus_adjoint(kernel.rate, -jnp.sum(c_modes * modes * lag[:, None], -1)),
+        order=jnp.sum(c_modes[:, 1] * by_order, -1) * delta * jax.nn.sigmoid(-kernel.order),
+        frequency=jnp.sum(c_angle * lag, -1),
+        phase=jnp.sum(c_angle, -1),
+    )
+
+
+def _modes(kernel: Kernel, length: int) -> tuple[Array, tuple[Array, Array]]:
+    """The modes of unit amplitude `[H, 3, L]`; the power mode's slope by δ, and the wave's by its angle, `[H, L]` each."""
+    lag = jnp.arange(length, dtype=kernel.order.dtype)[None]
+    decay = jnp.exp(-jax.nn.softplus(kernel.rate)[..., None] * lag[None])
+    delta = jax.nn.sigmoid(kernel.order)[:, None]
+    weights, rates = _power_poles(delta[:, 0])
+    terms = weights[..., None] * jnp.exp(-rates[..., None] * lag[None])
+    nodes = jnp.asarray(NODES, lag.dtype)[None]
+    slopes = (nodes - digamma(delta))[..., None] * terms[:, :-1]
+    slow_slope = (_TAIL - digamma(1 + delta) - lag * np.exp(_TAIL) / (1 + delta) ** 2) * terms[:, -1]
+    angle = kernel.frequency[:, None] * lag + kernel.phase[:, None]
+    modes = jnp.stack([jnp.ones_like(angle), -jnp.sum(terms, 1), jnp.cos(angle)], 1) * decay
+    by_order = -(jnp.sum(slopes, 1) + slow_slope) * decay[:, 1]
+    return modes, (by_order, -jnp.sin(angle) * decay[:, 2])
+
+
+# --- the kernel as a prior of the lag --------------------------------------------------------------------------------
+
+
+def log_prior(kernel: Kernel, shift: Array, length: int) -> Array:
+    """`ln K₊(Δ)` of the positive kernel `e^{a₀ − βΔ} + e^{a₁ − ξΔ} (1 + Δ)^{−δ} + e^{a₂ − ζΔ} (1 + ½ cos(ωΔ + φ))`: `[H, L]`.
+
+    A probability needs a positive weight, so the amplitudes are logarithms here and the wave rides on its envelope.
+
+    Args:
+        shift: `[H]`, added to the raw order: `ln(α / (1 − α))` of a fractional order α; 0 leaves δ as learned.
+    """
+    return jax.nn.logsumexp(_log_modes(kernel, shift, length), axis=1)
+
+
+def log_prior_adjoint(kernel: Kernel, shift: Array, cotangent: Array) -> Kernel:
+    """Adjoint of `log_prior` to the kernel, for a cotangent `[H, L]`."""
+    length = cotangent.shape[-1]
+    lag = jnp.arange(length, dtype=cotangent.dtype)[None]
+    c_modes = cotangent[:, None] * jax.nn.softmax(_log_modes(kernel, shift, length), axis=1)
+    angle = kernel.frequency[:, None] * lag + kernel.phase[:, None]
+    c_angle = -c_modes[:, 2] * 0.5 * jnp.sin(angle) / (1 + 0.5 * jnp.cos(angle))
+    delta = jax.nn.sigmoid(kernel.order + shift)
+    return Kernel(
+        amplitude=jnp.sum(c_modes, -1),
+        rate=softplus_adjoint(kernel.rate, -jnp.sum(c_modes * lag[:, None], -1)),
+        order=-jnp.sum(c_modes[:, 1] * jnp.log1p(lag), -1) * delta * jax.nn.sigmoid(-kernel.order - shift),
+        frequency=jnp.sum(c_angle * lag, -1),
+        phase=jnp.sum(c_angle, -1),
+    )
+
+
+def _log_modes(kernel: Kernel, shift: Array, length: int) -> Array:
+    lag = jnp.arange(length, dtype=kernel.order.dtype)[None]
+    delta = jax.nn.sigmoid(kernel.order + shift)[:, None]
+    wave = jnp.log1p(0.5 * jnp.cos(kernel.frequency[:, None] * lag + kernel.phase[:, None]))
+    shapes = jnp.stack([jnp.zeros_like(wave), -delta * jnp.log1p(lag), wave], 1)
+    return kernel.amplitude[..., None] + shapes - jax.nn.softplus(kernel.rate)[..., None] * lag[None]
+
+
+# --- lags and pairs of positions -------------------------------------------------------------------------------------
+
+
+def spread(by_lag: Array) -> Array:
+    """The causal matrix `[H, L, L]` with `by_lag[:, i − j]` `[H, L]` at `(i, j)` for `j ≤ i`, and 0 above the diagonal."""
+    heads, length = by_lag.shape
+    # A row of twice the length, walked with a stride one shorter: each row of the result starts one lag later.
+    row = jnp.concatenate([by_lag[:, :1], jnp.zeros_like(by_lag), by_lag[:, :0:-1]], -1)
+    rows = jnp.tile(row, (1, length))[:, : length * (2 * length - 1)]
+    return rows.reshape(heads, length, 2 * length - 1)[:, :, :length]
+
+
+def sum_by_lag(pairs: Array) -> Array:
+    """Adjoint of `spread`: the sums of `[H, L, L]` along its diagonals, `[H, L]`."""
+    heads, length, _ = pairs.shape
+    rows = jnp.pad(pairs, ((0, 0), (0, 0), (0, length - 1))).reshape(heads, -1)
+    row = jnp.sum(jnp.pad(rows, ((0, 0), (0, length))).reshape(heads, length, 2 * length), 1)
+    return jnp.concatenate([row[:, :1], row[:, :length:-1]], -1)
+
+
+# --- convolution -----------------------------------------------------------------------------------------------------
+
+
+def convolve(by_lag: Array, x: Array, precision: Precision = "float32") -> Array:
+    """`y_t = Σ_{s≤t} K_h(t − s) x_s`, as one matrix product.
+
+    Args:
+        by_lag: `[H, L]`, from `values`.
+        x: `[B, L, H, v]`.
+    """
+    return contract("hij,bjhv->bihv", spread(by_lag), x, precision)
+
+
+def convolve_adjoint(by_lag: Array, x: Array, cotangent: Array, precision: Precision = "float32") -> tuple[Array, Array]:
+    """Adjoint of `convolve`: cotangents of `by_lag` and `x`."""
+    c_by_lag = sum_by_lag(contract("bihv,bjhv->hij", cotangent, x, precision))
+    return c_by_lag, contract("hij,bihv->bjhv", spread(by_lag), cotangent, precision)
+
+
+def convolve_scan(system: Poles, x: Array) -> Array:
+    """`convolve` as an associative scan over positions: `O(log L)` deep, `O(P L)` work. `x` `[B, L, H, v]`."""
+
+    def join(early, late):
+        return late[0] * early[0], late[0] * early[1] + late[1]
+
+    decay = jnp.exp(-system.rate)[None, None, :, :, None]
+    charge = jnp.broadcast_to(x[:, :, :, None], (*x.shape[:3], decay.shape[3], x.shape[3])).astype(decay.dtype)
+    _, charge = lax.associative_scan(join, (jnp.broadcast_to(decay, charge.shape), charge), axis=1)
+    return _read(system, charge)
+
+
+def initial_charge(system: Poles, x: Array) -> Array:
+    """The empty memory `[B, H, P, v]` for inputs like `x` `[B, H, v]`."""
+    return jnp.zeros((x.shape[0], *system.rate.shape, x.shape[-1]), system.rate.dtype)
+
+
+def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]:
+    """One position of `convolve` at a cost that does not grow with the history.
+
+    Args:
+        charge: `[B, H, P, v]`, complex: what each pole remembers, from `initial_charge` or the step before.
+        x: `[B, H, v]`.
+
+    Returns:
+        The new charge, and `y` `[B, H, v]`.
+    """
+    charge = jnp.exp(-system.rate)[None, :, :, None] * charge + x[:, :, None]
+    return charge, _read(system, charge)
+
+
+def _read(system: Poles, charge: Array) -> Array:
+    """`Re Σ_p c_p m_p` for charges `[…, H, P, v]`."""
+    weight = system.weight.reshape((1,) * (charge.ndim - 3) + (*system.weight.shape, 1))
+    return jnp.sum(jnp.real(weight * charge), axis=-2)

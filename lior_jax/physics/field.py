@@ -1,0 +1,345 @@
+"""The cognitive tensor field: complex `D × D` tensors on a periodic grid, their operators and three ways to move them.
+
+    iħ ∂_t T = H[T] + Λ_QR[T] − Λ_F[T] + J,      H = −(ħ²/2m) ∇² + V,   Λ_QR = λ (B[T] − T),   Λ_F = γ Σ_k w_k T_{n−k}
+
+Source: the audit's master equation, and DESIGN.md section 3. `S = Λ_QR − Λ_F + J` is what the outside world does to the
+field. Each mode reads the equation so that `S` pulls the field and does not only turn its phase:
+
+    unitary       ħ ∂_t T = −i H[T] + S        the equation above with `i S` for `S`: the world adds to the field at a rate
+    dissipative   ħ ∂_t T = −H[T] + S          the same in imaginary time: downhill on the energy
+    symplectic    ∂_t T = P / m,  ∂_t P = −H[T] + S     `S` is a force; it has no memory, which would not be reversible
+
+Shapes: `T` `[Nx, Ny, D, D]` complex, called `field`; `V` `[Nx, Ny]` real, `potential`; `E` and `J` like `T`, `evidence` and
+`source`. All quantities are in the units of `ħ`, `m` and the grid's spacing.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from lior_jax.errors import UserError
+from lior_jax.physics.numerics import contract
+
+Mode = Literal["unitary", "symplectic", "dissipative"]
+
+
+class Settings(NamedTuple):
+    """Constants of the equation, static under `jit`. The defaults leave the field to itself: no evidence, no memory."""
+
+    hbar: float = 1.0
+    mass: float = 1.0
+    spacing: float = 1.0
+    """Of the grid, in both directions."""
+    dt: float = 0.05
+    evidence_rate: float = 0.0
+    """λ ≥ 0, an energy: the pull relaxes at λ / 2ħ near the evidence."""
+    evidence_temperature: float = 1.0
+    """τ > 0, in units of |T|²: how far evidence may be from the field and still be believed."""
+    memory_order: float = 0.5
+    """α in (0, 1) of the fractional integral."""
+    memory_rate: float = 0.0
+    """γ ≥ 0, an energy."""
+    memory_length: int = 32
+    """States that the memory sums over, the present one among them."""
+
+
+class State(NamedTuple):
+    """`field` `[Nx, Ny, D, D]`; `momentum` P, like it, moved by the symplectic mode alone; `past`
+    `[memory_length − 1, Nx, Ny, D, D]`, the fields of the steps before, the latest first (none without memory)."""
+
+    field: Array
+    momentum: Array
+    past: Array
+
+
+class Diagnostics(NamedTuple):
+    """After each step: `norm`, and `energy` (`mechanical_energy` in the symplectic mode), `[steps]`."""
+
+    norm: Array
+    energy: Array
+
+
+def begin(field: Array, settings: Settings, momentum: Array | None = None) -> State:
+    """The state of a field that was zero before now; at rest unless a `momentum` is given."""
+    field = jnp.asarray(field)
+    field = field.astype(jnp.result_type(field, jnp.complex64))
+    momentum = jnp.zeros_like(field) if momentum is None else jnp.asarray(momentum).astype(field.dtype)
+    return State(field, momentum, jnp.zeros((_past_length(settings), *field.shape), field.dtype))
+
+
+def _past_length(settings: Settings) -> int:
+    return settings.memory_length - 1 if settings.memory_rate else 0
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+def _squared_wave_numbers(shape: tuple[int, ...], spacing: float) -> np.ndarray:
+    """`k² = k_x² + k_y²` of each Fourier mode, `[Nx, Ny, 1, 1]`."""
+    kx, ky = (2 * np.pi * np.fft.fftfreq(n, spacing) for n in shape[:2])
+    return (kx[:, None] ** 2 + ky[None] ** 2)[..., None, None]
+
+
+def _in_fourier_space(factors: np.ndarray, field: Array) -> Array:
+    """Multiply every Fourier mode of the grid by its factor `[Nx, Ny, 1, 1]`."""
+    factors = jnp.asarray(factors, field.dtype)  # worked out in float64, so that only this rounds
+    return jnp.fft.ifftn(factors * jnp.fft.fftn(field, axes=(0, 1)), axes=(0, 1))
+
+
+def laplacian(field: Array, spacing: float) -> Array:
+    """`∇² T`, exact for every wave that the periodic grid can hold."""
+    return _in_fourier_space(-_squared_wave_numbers(field.shape, spacing), field)
+
+
+def hamiltonian(field: Array, potential: Array, settings: Settings) -> Array:
+    """`H[T] = −(ħ²/2m) ∇² T + V T`, Hermitian."""
+    kinetic = -(settings.hbar**2 / (2 * settings.mass)) * laplacian(field, settings.spacing)
+    return kinetic + potential[..., None, None] * field
+
+
+def split_step(field: Array, potential: Array, settings: Settings) -> Array:
+    """One step of `iħ ∂_t T = H[T]`: `e^{−iV dt/2ħ} F⁻¹ e^{−iħk² dt/2m} F e^{−iV dt/2ħ} T`, unitary and of order two."""
+    half = jnp.exp(-1j * (0.5 * settings.dt / settings.hbar) * potential)[..., None, None]
+    angle = (0.5 * settings.hbar * settings.dt / settings.mass) * _squared_wave_numbers(field.shape, settings.spacing)
+    return half * _in_fourier_space(np.exp(-1j * angle), half * field)
+
+
+def posterior(field: Array, evidence: Array, temperature: float) -> tuple[Array, Array]:
+    """Probabilities of keeping a component of `T` and of taking the evidence's: `1 / (1 + w)` and `w / (1 + w)`.
+
+    The field has the weight 1, the evidence its likelihood `w = exp(−|T − E|² / τ)`, component by component.
+    """
+    difference = field - evidence
+    surprise = (jnp.real(difference) ** 2 + jnp.imag(difference) ** 2) / temperature
+    # The logistic forms keep what is left of a probability when w is too small to be added to 1.
+    return jax.nn.sigmoid(surprise), jax.nn.sigmoid(-surprise)
+
+
+def bayes(field: Array, evidence: Array, temperature: float) -> Array:
+    """The posterior mean `B[T] = (T + w E) / (1 + w)`: on the way from `T` to `E`, half of it at most."""
+    _, believed = posterior(field, evidence, temperature)
+    return field + believed * (evidence - field)
+
+
+def memory_weights(order: float, length: int) -> np.ndarray:
+    """Grünwald–Letnikov weights `[length]` of the fractional integral, `w_k ∝ (−1)^k binom(−α, k) = Γ(k+α) / (Γ(α) k!)`.
+
+    Lag 0 comes first and weighs most; they fall like `k^{α−1}` and add up to 1 over the history that is kept.
+    """
+    lag = np.arange(1, length)
+    weights = np.cumprod(np.concatenate([[1.0], (lag - 1 + order) / lag]))
+    return weights / weights.sum()
+
+
+def memory(field: Array, past: Array, settings: Settings) -> Array:
+    """`Λ_F = γ Σ_k w_k T_{n−k}`, with `field` at lag 0 and `past` `[K − 1, Nx, Ny, D, D]` behind it.
+
+    It is subtracted, and so damps; only with α near 1 it can feed a mode whose phase turns round within the history.
+    """
+    history = jnp.concatenate([field[None], past])
+    weights = jnp.asarray(memory_weights(settings.memory_order, history.shape[0]), field.dtype)
+    return settings.memory_rate * contract("k,kxyij->xyij", weights, history, "float32")
+
+
+def sources(field: Array, past: Array, evidence: Array | None, source: Array | None, settings: Settings) -> Array:
+    """`S = λ (B[T] − T) − Λ_F + J`."""
+    total = jnp.zeros_like(field) if source is None else source
+    if settings.evidence_rate:
+        total = total + settings.evidence_rate * (bayes(field, evidence, settings.evidence_temperature) - field)
+    if settings.memory_rate:
+        total = total - memory(field, past, settings)
+    return total
+
+
+# --- invariants ------------------------------------------------------------------------------------------------------
+
+
+def norm(field: Array) -> Array:
+    """`sqrt(Σ |T|²)` over the grid and the components."""
+    return jnp.sqrt(jnp.sum(jnp.real(field) ** 2 + jnp.imag(field) ** 2))
+
+
+def energy(field: Array, potential: Array, settings: Settings) -> Array:
+    """`Σ Re⟨T, H[T]⟩` times the area of a grid cell."""
+    return settings.spacing**2 * jnp.sum(jnp.real(jnp.conj(field) * hamiltonian(field, potential, settings)))
+
+
+def mechanical_energy(field: Array, momentum: Array, potential: Array, settings: Settings) -> Array:
+    """`‖P‖²/2m + ½ ⟨T, H[T]⟩`, each times the area of a grid cell: what the symplectic mode conserves."""
+    kinetic = settings.spacing**2 * norm(momentum) ** 2 / (2 * settings.mass)
+    return kinetic + 0.5 * energy(field, potential, settings)
+
+
+# --- evolution -------------------------------------------------------------------------------------------------------
+
+Sources = Callable[[Array, Array], Array]
+"""`S` of a field and its past."""
+
+
+def _unitary_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+    """Half a step of the sources, the split step, another half of the sources: order two without memory."""
+    past = _push(state)
+    field = split_step(_half_exchange(state.field, state.past, outside, settings), potential, settings)
+    return state._replace(field=_half_exchange(field, past, outside, settings), past=past)
+
+
+def _half_exchange(field: Array, past: Array, outside: Sources | None, settings: Settings) -> Array:
+    """Half a step of `ħ ∂_t T = S` by the midpoint rule."""
+    if outside is None:
+        return field
+    half = 0.5 * settings.dt / settings.hbar
+    return field + half * outside(field + 0.5 * half * outside(field, past), past)
+
+
+def _symplectic_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+    """Leapfrog: kick ½, drift, kick ½. The same step from `−P` undoes it."""
+    momentum = state.momentum + 0.5 * settings.dt * _descent(state.field, state.past, potential, outside, settings)
+    field = state.field + (settings.dt / settings.mass) * momentum
+    kick = 0.5 * settings.dt * _descent(field, state.past, potential, outside, settings)
+    return state._replace(field=field, momentum=momentum + kick)
+
+
+def _dissipative_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+    """One explicit step downhill. Without sources the energy never rises, and the ground state of `H` outlives the rest."""
+    slope = _descent(state.field, state.past, potential, outside, settings)
+    return state._replace(field=state.field + (settings.dt / settings.hbar) * slope, past=_push(state))
+
+
+def _descent(field: Array, past: Array, potential: Array, outside: Sources | None, settings: Settings) -> Array:
+    """`−H[T] + S`."""
+    downhill = -hamiltonian(field, potential, settings)
+    return downhill if outside is None else downhill + outside(field, past)
+
+
+def _push(state: State) -> Array:
+    # Shifting costs no more than the sum over the history, which every step takes.
+    return jnp.concatenate([state.field[None], state.past])[:-1]
+
+
+_STEPS = {"unitary": _unitary_step, "symplectic": _symplectic_step, "dissipative": _dissipative_step}
+
+
+def evolve(
+    state: State,
+    potential: Array,
+    evidence: Array | None,
+    source: Array | None,
+    settings: Settings,
+    steps: int,
+    mode: Mode,
+) -> tuple[State, Diagnostics]:
+    """Follow the field for some steps; under `jit`, `settings`, `steps` and `mode` are static.
+
+    Args:
+        potential: V `[Nx, Ny]`, real.
+        evidence: E, like the field; may be None while `evidence_rate` is 0.
+        source: J, like the field, the same at every step; None for none.
+
+    Returns:
+        The state at the end, and the diagnostics of each step.
+
+    Raises:
+        UserError: shapes that do not fit, or what `check` refuses whatever the potential. For its own limit of dt, call
+            `check` with a bound of it, outside `jit`.
+    """
+    _check_arrays(state, potential, evidence, source, settings)
+    check(settings, state.field.shape, 0.0, mode)
+    start = norm(state.field)
+    closed = source is None and not settings.evidence_rate and not settings.memory_rate
+    outside = None if closed else lambda field, past: sources(field, past, evidence, source, settings)
+
+    def step(state, _):
+        state = _STEPS[mode](state, potential, outside, settings)
+        if mode == "unitary" and closed:
+            # The step is unitary; rounding in the transforms is not, and shrinks the norm a little at every step.
+            present = jnp.maximum(norm(state.field), jnp.finfo(start.dtype).tiny)
+            state = state._replace(field=state.field * (start / present))
+        if mode == "symplectic":
+            level = mechanical_energy(state.field, state.momentum, potential, settings)
+        else:
+            level = energy(state.field, potential, settings)
+        return state, Diagnostics(norm(state.field), level)
+
+    return lax.scan(step, state, None, length=steps)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> None:
+    """Refuse settings that mean nothing, and steps too long for a field of this shape.
+
+    The limits, with `λ_max ≤ ħ² k²_max / 2m + max |V|` of `H` and the memory's mean lag `k̄ = Σ_k k w_k` in steps, are
+
+        unitary       dt max |V| / ħ ≤ π   and   dt (λ + γ (1 + k̄)) / ħ ≤ 1
+        dissipative   dt (½ λ_max + λ + γ (1 + k̄)) / ħ ≤ 1
+        symplectic    dt sqrt((λ_max + λ) / m) ≤ 2
+
+    The split step is stable at any dt, but a phase beyond π is no longer the one that was meant. A pull back that comes
+    `k̄` steps late swings up where a prompt one would overshoot: `1 / (½ + k̄)` bounds `dt γ / ħ` for a field at rest.
+
+    Args:
+        shape: of the field.
+        potential_bound: `max |V|` or more.
+
+    Raises:
+        UserError: it names the longest dt there may be, if that is what is wrong.
+    """
+    if mode not in _STEPS:
+        raise UserError(f"There is no mode {mode!r} of the field; take one of {', '.join(_STEPS)}.")
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise UserError(f"A field has the shape [Nx, Ny, D, D], not {list(shape)}; give square tensors on a plane grid.")
+    given = settings._asdict() | {"potential_bound": potential_bound}
+    for name in ("hbar", "mass", "spacing", "dt", "evidence_temperature"):
+        if not 0 < given[name] < math.inf:
+            raise UserError(f"{name} is {given[name]}, but must be positive and finite.")
+    for name in ("evidence_rate", "memory_rate", "potential_bound"):
+        if not 0 <= given[name] < math.inf:
+            raise UserError(f"{name} is {given[name]}, but must be at least 0 and finite.")
+    if not 0 < settings.memory_order < 1:
+        raise UserError(f"memory_order is {settings.memory_order}, but must lie between 0 and 1, both excluded.")
+    if not isinstance(settings.memory_length, int) or settings.memory_length < 1:
+        raise UserError(f"memory_length is {settings.memory_length}, but must be a whole number, 1 or more.")
+    if mode == "symplectic" and settings.memory_rate:
+        raise UserError("The symplectic mode is reversible and has no memory; set memory_rate to 0 or take another mode.")
+    longest, why = _longest_step(settings, shape, potential_bound, mode)
+    if settings.dt > longest * (1 + 1e-5):  # so that the figure holds as it is printed
+        raise UserError(f"dt = {settings.dt:g} is too long for the {mode} mode: {why}; take dt at most {longest:.6g}.")
+
+
+def _longest_step(settings: Settings, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> tuple[float, str]:
+    hbar, mass = settings.hbar, settings.mass
+    largest = hbar**2 * float(_squared_wave_numbers(shape, settings.spacing).max()) / (2 * mass) + potential_bound
+    mean_lag = float(memory_weights(settings.memory_order, settings.memory_length) @ np.arange(settings.memory_length))
+    exchange = settings.evidence_rate + settings.memory_rate * (1 + mean_lag)
+    if mode == "symplectic":
+        return _divide(2.0, math.sqrt((largest + settings.evidence_rate) / mass)), "the leapfrog would be unstable"
+    if mode == "dissipative":
+        return _divide(hbar, 0.5 * largest + exchange), "the explicit step would be unstable"
+    phase = _divide(math.pi * hbar, potential_bound), "the potential would turn a phase by more than π"
+    return min(phase, (_divide(hbar, exchange), "evidence and memory would overshoot"))
+
+
+def _divide(a: float, b: float) -> float:
+    return a / b if b else math.inf
+
+
+def _check_arrays(state: State, potential: Array, evidence: Array | None, source: Array | None, settings: Settings) -> None:
+    shape = state.field.shape
+    if potential.shape != shape[:2] or jnp.iscomplexobj(potential):
+        raise UserError(
+            f"The potential is {potential.dtype} of the shape {list(potential.shape)}, but must be real and of the grid's "
+            f"shape {list(shape[:2])}."
+        )
+    for name, array in (("momentum", state.momentum), ("evidence", evidence), ("source", source)):
+        if array is not None and array.shape != shape:
+            raise UserError(f"The {name} has the shape {list(array.shape)}, but must have that of the field, {list(shape)}.")
+    if settings.evidence_rate and evidence is None:
+        raise UserError("evidence_rate is not 0, but there is no evidence; give some, or set the rate to 0.")
+    if state.past.shape[0] != _past_length(settings):
+        raise UserError("The state was begun with another memory_rate or memory_length; begin again with these settings.")

@@ -1,0 +1,96 @@
+"""The field state of a prompt: a field whose sites are the poles of the LIoR kernel, written by keys and read by queries.
+
+    T_i = Σ_{j≤i} K_h(i − j) v_j k_jᵀ,      y_i = T_i q_i = Σ_{j≤i} K_h(i − j) v_j ⟨k_j, q_i⟩
+
+With `K(Δ) = Re Σ_p c_p e^{−s_p Δ}` each pole keeps `S_p = Σ_{j≤i} e^{−s_p (i − j)} v_j k_jᵀ`, so that `T = Re Σ_p c_p S_p`
+moves on at a cost that does not grow with the prompt. Source: DESIGN.md section 3. The three forms here give the same `y`.
+
+Shapes: `B` sequences, `L` positions, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions.
+Queries and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the state of the poles `[B, H, P, v, m]`, complex.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lior_jax.errors import UserError
+from lior_jax.physics.kernel import Poles, spread
+from lior_jax.physics.numerics import Precision, contract
+
+
+def encode(queries: Array, keys: Array, values: Array, by_lag: Array, precision: Precision = "float32") -> Array:
+    """All pairs of positions at once: `[B, L, H, v]`.
+
+    Args:
+        by_lag: `K_h(Δ)` for the lags `0 … L − 1`, `[H, L]`, from `kernel.values`.
+    """
+    weights = spread(by_lag)[None] * contract("bihm,bjhm->bhij", queries, keys, precision)
+    return contract("bhij,bjhv->bihv", weights, values, precision)
+
+
+def initial_state(system: Poles, key: Array, value: Array) -> Array:
+    """The empty state `[B, H, P, v, m]` for keys like `key` `[B, H, m]` and values like `value` `[B, H, v]`."""
+    return jnp.zeros((key.shape[0], *system.rate.shape, value.shape[-1], key.shape[-1]), system.rate.dtype)
+
+
+def encode_step(system: Poles, state: Array, query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """One position: query and key `[B, H, m]`, value `[B, H, v]`. Returns the new state, and `y` `[B, H, v]`."""
+    written = value[..., None] * key[:, :, None]
+    state = jnp.exp(-system.rate)[None, :, :, None, None] * state + written[:, :, None]
+    field = jnp.sum(jnp.real(system.weight[None, :, :, None, None] * state), axis=2)
+    return state, contract("bhvm,bhm->bhv", field, query, "float32")
+
+
+def encode_chunked(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    system: Poles,
+    chunk: int,
+    state: Array | None = None,
+    precision: Precision = "float32",
+) -> tuple[Array, Array]:
+    """Pairs of positions within a chunk, the poles' state between chunks: work and memory linear in `L`.
+
+    Args:
+        chunk: positions taken at once; the last chunk is shorter where `L` is no multiple.
+        state: of the poles after an earlier part of the same sequences; empty by default.
+
+    Returns:
+        The state after the last position, and `y` `[B, L, H, v]`.
+    """
+    if chunk < 1:
+        raise UserError(f"chunk is {chunk}, but must be at least 1 position.")
+    inputs, length = (queries, keys, values), queries.shape[1]
+    state = initial_state(system, keys[:, 0], values[:, 0]) if state is None else state
+    whole = length - length % chunk
+    read = []
+    if whole:
+        chunks = tuple(x[:, :whole].reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1) for x in inputs)
+        state, first = lax.scan(lambda state, x: _encode_chunk(system, state, *x, precision), state, chunks)
+        read.append(first.swapaxes(0, 1).reshape(values.shape[0], whole, *values.shape[2:]))
+    if whole < length:
+        state, rest = _encode_chunk(system, state, *(x[:, whole:] for x in inputs), precision)
+        read.append(rest)
+    return state, jnp.concatenate(read, axis=1)
+
+
+def _encode_chunk(
+    system: Poles, state: Array, queries: Array, keys: Array, values: Array, precision: Precision
+) -> tuple[Array, Array]:
+    """One chunk of `C` positions. Complex sums are spelled out in real parts side by side, `2P` of them, because only real
+    products can be had in every precision."""
+    length, poles = queries.shape[1], system.rate.shape[1]
+    lag = jnp.arange(length, dtype=jnp.real(system.rate).dtype)[:, None, None]
+    decay = jnp.exp(-system.rate[None] * lag)  # [C, H, P]
+    own = encode(queries, keys, values, jnp.sum(jnp.real(system.weight[None] * decay), -1).T, precision)
+
+    # Re(a b) = Re a Re b − Im a Im b. A position is one step further from the state than from the chunk's first key.
+    reader = (system.weight * jnp.exp(-system.rate))[None] * decay
+    reader = jnp.concatenate([jnp.real(reader), -jnp.imag(reader)], -1)[None, ..., None]
+    parts = jnp.concatenate([jnp.real(state), jnp.imag(state)], axis=2)
+    earlier = contract("bihpm,bhpvm->bihv", reader * queries[:, :, :, None], parts, precision)
+
+    writer = jnp.concatenate([jnp.real(decay), jnp.imag(decay)], -1)[None, ::-1, :, :, None]
+    written = contract("bjhv,bjhpm->bhpvm", values, writer * keys[:, :, :, None], precision)
+    state = jnp.exp(-length * system.rate)[None, :, :, None, None] * state
+    return state + lax.complex(written[:, :, :poles], written[:, :, poles:]), own + earlier

@@ -1,12 +1,12 @@
-"""The learned Riemannian metric `diag_rot`: rotor frames, whitening, quadratic form, and their adjoints.
+"""The learned Riemannian metric: base metric, frames, whitening, quadratic form, and their adjoints.
 
     g(x, x) = Ω² (Qᵀx)ᵀ diag(λ) (Qᵀx) + (Uᵀx)ᵀ diag(D) (Uᵀx),   λ, D, Ω > 0 through softplus
 
-`Q` is a product of Givens rotors, so `Λ = diag(λ)` acts in a learned orthonormal frame; `U diag(D) Uᵀ` is
-the low-rank part. Source: the audit's `quad_form_batch`, and DESIGN.md section 2.4.
+`Q` is orthonormal: `diag_rot` turns all coordinates, `block_rot` blocks of them; where it comes from is in `frames`.
+`U diag(D) Uᵀ` is the low-rank part. Under a base metric `g₀ = Bᵀ B` it measures `B x` in the place of `x`.
+Source: the audit's `build_base_metric`, `precompute_geometry` and `quad_form_batch`, and DESIGN.md section 2.4.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,56 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lior_jax.errors import UserError
+from lior_jax.physics.frames import rotate, rotate_adjoint
 from lior_jax.physics.numerics import softplus_adjoint
+
+
+class Geometry(NamedTuple):
+    """What follows from a base metric `g₀` `[n, n]`: `inverse` g₀⁻¹, `whitening` B with `g₀ = Bᵀ B`, and the contraction
+    kernel `contraction` `K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`."""
+
+    metric: np.ndarray
+    inverse: np.ndarray
+    whitening: np.ndarray
+    contraction: np.ndarray
+
+
+def base_metric(n: int, matrix: np.ndarray | tuple | None = None) -> np.ndarray:
+    """The base metric `g₀` `[n, n]`, float64: the given one, or the identity.
+
+    Raises:
+        UserError: it is not a symmetric positive definite matrix of `n` rows.
+    """
+    if matrix is None:
+        return np.eye(n)
+    if isinstance(matrix, tuple) and len({np.size(row) for row in matrix}) > 1:
+        raise UserError(f"The base metric has rows of different lengths; give {n} rows of {n} numbers.")
+    g = np.asarray(matrix, np.float64)
+    if g.shape != (n, n):
+        shape = " x ".join(map(str, g.shape)) or "a number"
+        raise UserError(f"The base metric is {shape}, but the charts need {n} x {n}; give {n} rows of {n} numbers.")
+    if not np.isfinite(g).all() or np.abs(g - g.T).max() > 1e-6 * np.abs(g).max():
+        raise UserError("The base metric must be symmetric and finite; give the same number at (i, j) and (j, i).")
+    lowest = np.linalg.eigvalsh(g)[0]
+    if lowest <= 1e-6 * np.trace(g) / n:
+        raise UserError(
+            f"The base metric is not positive definite (its smallest eigenvalue is {lowest:.3g}); add a multiple of the "
+            "identity to it."
+        )
+    return g
+
+
+def precompute(metric: np.ndarray) -> Geometry:
+    """Everything that the base metric alone decides, in float64; see `Geometry`."""
+    n = metric.shape[0]
+    inverse = np.linalg.inv(metric)
+    return Geometry(
+        metric=metric,
+        inverse=inverse,
+        whitening=np.linalg.cholesky(metric).T,
+        contraction=np.einsum("mr,ns->mnrs", inverse, inverse) / n**2,
+    )
 
 
 class Metric(NamedTuple):
@@ -31,112 +80,50 @@ class Metric(NamedTuple):
     low_rank_stiffness: Array
 
 
-@lru_cache
-def rotor_planes(n: int, layers: int) -> np.ndarray:
-    """Planes of each rotor layer: `[layers, n // 2, 2]` coordinate pairs, disjoint within a layer.
-
-    The round-robin tournament: after `n − 1` layers (`n` for odd `n`) every pair has met exactly once, so the
-    angles then have the dimension of SO(n).
-    """
-    field = n + n % 2
-    order = list(range(field))
-    rounds = []
-    for _ in range(layers):
-        pairs = [(order[i], order[field - 1 - i]) for i in range(field // 2)]
-        rounds.append([sorted(pair) for pair in pairs if max(pair) < n])
-        order = [order[0], order[-1], *order[1:-1]]
-    return np.array(rounds, dtype=np.int32).reshape(layers, n // 2, 2)
-
-
-def max_rotor_layers(n: int) -> int:
-    """Number of layers after which every plane of `R^n` has had its rotor."""
-    return n - 1 + n % 2
-
-
-def wrap_angle(angle: Array) -> Array:
-    """The same angle in [−π, π)."""
-    return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
-
-
-def _turn(x: Array, planes: np.ndarray, cos: Array, sin: Array) -> Array:
-    """Turn the rows of `x` `[n, m]` in each plane `(i, j)`: `(x_i, x_j) → (c x_i + s x_j, −s x_i + c x_j)`."""
-    first, second = x[planes[:, 0]], x[planes[:, 1]]
-    cos, sin = cos[:, None], sin[:, None]
-    turned = x.at[planes[:, 0]].set(cos * first + sin * second)
-    return turned.at[planes[:, 1]].set(cos * second - sin * first)
-
-
-def rotate(angles: Array, x: Array) -> Array:
-    """`Qᵀ x` for the rotor frame `Q = R₁ R₂ … R_layers`, one layer of Givens planes after another.
-
-    Args:
-        angles: `[layers, n // 2]` radians.
-        x: `[n, m]`, vectors in columns.
-    """
-    wrapped = wrap_angle(angles)
-    for layer, planes in enumerate(rotor_planes(x.shape[0], angles.shape[0])):
-        x = _turn(x, planes, jnp.cos(wrapped[layer]), jnp.sin(wrapped[layer]))
-    return x
-
-
-def rotate_adjoint(angles: Array, rotated: Array, cotangent: Array) -> tuple[Array, Array]:
-    """Adjoint of `rotate` from its *output*: every layer is undone exactly, so nothing is stored.
-
-    Args:
-        angles: `[layers, n // 2]`.
-        rotated: `[n, m]`, what `rotate` returned.
-        cotangent: `[n, m]`.
-
-    Returns:
-        Cotangents of the angles and of `x`.
-    """
-    wrapped = wrap_angle(angles)
-    slopes = []
-    layers = list(enumerate(rotor_planes(rotated.shape[0], angles.shape[0])))
-    for layer, planes in reversed(layers):
-        cos, sin = jnp.cos(wrapped[layer]), jnp.sin(wrapped[layer])
-        first, second = rotated[planes[:, 0]], rotated[planes[:, 1]]
-        c_first, c_second = cotangent[planes[:, 0]], cotangent[planes[:, 1]]
-        # A larger angle moves the pair (first, second) towards (second, −first).
-        slopes.append(jnp.sum(c_first * second - c_second * first, axis=-1))
-        rotated = _turn(rotated, planes, cos, -sin)
-        cotangent = _turn(cotangent, planes, cos, -sin)
-    return jnp.stack(slopes[::-1]) if slopes else jnp.zeros_like(angles), cotangent
-
-
-def frame(angles: Array, n: int) -> Array:
-    """The rotor frame `Q` `[n, n]`, orthogonal with determinant 1."""
-    return rotate(angles, jnp.eye(n, dtype=angles.dtype)).T
-
-
-def whiten(metric: Metric, x: Array) -> Array:
+def whiten(metric: Metric, x: Array, frame: Array | None = None, block: int | None = None) -> Array:
     """`W x` with `W = [Ω Λ^½ Qᵀ ; D^½ Uᵀ]`, so that `g(x, x) = ‖W x‖²`.
 
     Args:
         metric: raw parameters on `R^n`.
         x: `[n, m]`, vectors in columns.
+        frame: `Q` `[n, n]`, if it is not made of the metric's own rotors.
+        block: size of the rotors' blocks; by default they turn all coordinates.
 
     Returns:
         `[n + r, m]`.
     """
     positive = jax.nn.softplus
-    rotated = rotate(metric.angles, x)
-    rigid = positive(metric.scale) * jnp.sqrt(positive(metric.stiffness))[:, None] * rotated
+    rotated = _rotated(metric, x, frame, block)
     soft = jnp.sqrt(positive(metric.low_rank_stiffness))[:, None] * (metric.low_rank.T @ x)
-    return jnp.concatenate([rigid, soft])
+    return jnp.concatenate([rigidity(metric)[:, None] * rotated, soft])
 
 
-def whiten_adjoint(metric: Metric, x: Array, cotangent: Array) -> tuple[Metric, Array]:
-    """Adjoint of `whiten`: cotangents of the raw parameters, and of `x` `[n, m]`."""
+def rigidity(metric: Metric) -> Array:
+    """`Ω Λ^½`, by which the whitening stretches the axes of the frame: `[n]`."""
+    return jax.nn.softplus(metric.scale) * jnp.sqrt(jax.nn.softplus(metric.stiffness))
+
+
+def _rotated(metric: Metric, x: Array, frame: Array | None, block: int | None) -> Array:
+    return rotate(metric.angles, x, block) if frame is None else frame.T @ x
+
+
+def whiten_adjoint(
+    metric: Metric, x: Array, cotangent: Array, frame: Array | None = None, block: int | None = None
+) -> tuple[Metric, Array]:
+    """Adjoint of `whiten`: cotangents of the raw parameters, and of `x` `[n, m]`. A given frame is held fast."""
     positive = jax.nn.softplus
     n = x.shape[0]
     c_rigid, c_soft = cotangent[:n], cotangent[n:]
 
     omega, root = positive(metric.scale), jnp.sqrt(positive(metric.stiffness))[:, None]
-    rotated = rotate(metric.angles, x)
+    rotated = _rotated(metric, x, frame, block)
     c_omega = jnp.sum(c_rigid * root * rotated)
     c_root = jnp.sum(c_rigid * omega * rotated, axis=1)
-    c_angles, c_x = rotate_adjoint(metric.angles, rotated, omega * root * c_rigid)
+    c_rotated = omega * root * c_rigid
+    if frame is None:
+        c_angles, c_x = rotate_adjoint(metric.angles, rotated, c_rotated, block)
+    else:
+        c_angles, c_x = jnp.zeros_like(metric.angles), frame @ c_rotated
 
     soft_root = jnp.sqrt(positive(metric.low_rank_stiffness))[:, None]
     projected = metric.low_rank.T @ x
@@ -153,13 +140,13 @@ def whiten_adjoint(metric: Metric, x: Array, cotangent: Array) -> tuple[Metric, 
     return gradient, c_x + metric.low_rank @ c_projected
 
 
-def quad_form(metric: Metric, x: Array) -> Array:
-    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, never negative."""
-    whitened = whiten(metric, x.reshape(-1, x.shape[-1]).T)
+def quad_form(metric: Metric, x: Array, frame: Array | None = None, block: int | None = None) -> Array:
+    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, never negative. The rest as in `whiten`."""
+    whitened = whiten(metric, x.reshape(-1, x.shape[-1]).T, frame, block)
     return jnp.sum(whitened * whitened, axis=0).reshape(x.shape[:-1])
 
 
-def dense_metric(metric: Metric) -> Array:
+def dense_metric(metric: Metric, frame: Array | None = None, block: int | None = None) -> Array:
     """The symmetric positive definite matrix `G` `[n, n]` with `g(x, x) = xᵀ G x`."""
-    whitening = whiten(metric, jnp.eye(metric.stiffness.shape[0], dtype=metric.stiffness.dtype))
+    whitening = whiten(metric, jnp.eye(metric.stiffness.shape[0], dtype=metric.stiffness.dtype), frame, block)
     return whitening.T @ whitening

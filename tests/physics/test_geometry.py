@@ -1,15 +1,19 @@
-from itertools import combinations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lior_jax.physics import geometry
+from lior_jax.errors import UserError
+from lior_jax.physics import frames, geometry
+from lior_jax.physics.numerics import softplus_inverse
 from tests import oracles
 from tests.oracles import check_adjoint, normal, random_metric
+
+# One program a shape, instead of one an operation: compiling them is what takes the time.
+dense_metric = jax.jit(geometry.dense_metric, static_argnames="block")
+quad_form = jax.jit(geometry.quad_form, static_argnames="block")
 
 # n, rotor layers, rank: odd and even n, no rotors, all rotors, no low rank.
 SHAPES = [(2, 1, 0), (3, 0, 2), (4, 3, 1), (5, 5, 3), (7, 2, 0), (6, 0, 0)]
@@ -18,68 +22,117 @@ SHAPES = [(2, 1, 0), (3, 0, 2), (4, 3, 1), (5, 5, 3), (7, 2, 0), (6, 0, 0)]
 @st.composite
 def shapes(draw):
     n = draw(st.integers(2, 6))
-    return n, draw(st.integers(0, geometry.max_rotor_layers(n))), draw(st.integers(0, 3))
+    return n, draw(st.integers(0, frames.max_rotor_layers(n))), draw(st.integers(0, 3))
 
 
-# --- rotor planes as data --------------------------------------------------------------------------------------------
+@st.composite
+def block_shapes(draw):
+    """Blocks, their size, rotor layers, rank."""
+    block = draw(st.sampled_from([2, 4]))
+    return draw(st.integers(1, 3)), block, draw(st.integers(0, block - 1)), draw(st.integers(0, 2))
 
 
-@pytest.mark.parametrize("n", range(2, 12))
-def test_every_plane_meets_exactly_once(n):
-    layers = geometry.max_rotor_layers(n)
-    planes = geometry.rotor_planes(n, layers)
-    met = sorted((int(i), int(j)) for layer in planes for i, j in layer)
-    assert met == sorted(combinations(range(n), 2))
+def random_spd(n, seed=0):
+    """Eigenvalues from 0.3 to 3 along random axes, symmetric to the last digit."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    matrix = axes @ np.diag(np.geomspace(0.3, 3, n)) @ axes.T
+    return (matrix + matrix.T) / 2
 
 
-@pytest.mark.parametrize("n", range(2, 12))
-def test_planes_of_a_layer_are_disjoint(n):
-    for layers in range(geometry.max_rotor_layers(n) + 1):
-        planes = geometry.rotor_planes(n, layers)
-        assert planes.shape == (layers, n // 2, 2)
-        for layer in planes:
-            assert len(set(layer.ravel().tolist())) == 2 * (n // 2)
+def random_frame(n, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
 
 
-def test_more_layers_only_append():
-    np.testing.assert_array_equal(geometry.rotor_planes(6, 5)[:2], geometry.rotor_planes(6, 2))
+def metric_of_frame(metric, q):
+    """`G = Ω² Q Λ Qᵀ + U D Uᵀ` for a given `Q`."""
+    metric = oracles.to_numpy(metric)
+    rigid = oracles.softplus(metric.scale) ** 2 * q @ np.diag(oracles.softplus(metric.stiffness)) @ q.T
+    return rigid + metric.low_rank @ np.diag(oracles.softplus(metric.low_rank_stiffness)) @ metric.low_rank.T
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
+def block_diagonal_frame(angles, n, block):
+    """`Q` with the frame of each block on its diagonal; a layer's angles are those of the first block, then the next."""
+    q, half = np.zeros((n, n)), block // 2
+    for index, start in enumerate(range(0, n, block)):
+        own = np.asarray(angles)[:, index * half : (index + 1) * half]
+        q[start : start + block, start : start + block] = oracles.dense_frame(own, block)
+    return q
 
 
-@pytest.mark.parametrize(("n", "layers"), [(2, 1), (3, 3), (4, 2), (5, 0), (7, 7), (8, 7)])
-def test_frame_is_the_product_of_givens_matrices(n, layers, float64):
-    angles = random_metric(n, layers, 0, seed=n).angles
-    np.testing.assert_allclose(geometry.frame(angles, n), oracles.dense_frame(np.asarray(angles), n), atol=1e-12)
+# --- the base metric -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "layers"), [(2, 1), (3, 3), (4, 2), (5, 0), (7, 7)])
-def test_frame_is_a_rotation(n, layers, float64):
-    q = np.asarray(geometry.frame(random_metric(n, layers, 0, seed=1).angles, n))
-    np.testing.assert_allclose(q.T @ q, np.eye(n), atol=1e-12)
-    np.testing.assert_allclose(np.linalg.det(q), 1.0, rtol=1e-12)
+def test_base_metric_is_the_identity_by_default():
+    np.testing.assert_array_equal(geometry.base_metric(3), np.eye(3))
 
 
-def test_rotate_applies_the_transposed_frame(float64):
-    rng, angles = np.random.default_rng(0), random_metric(5, 3, 0).angles
-    x = normal(rng, 5, 4)
-    np.testing.assert_allclose(geometry.rotate(angles, x), geometry.frame(angles, 5).T @ x, atol=1e-12)
+def test_base_metric_is_the_given_one():
+    given_one = random_spd(4)
+    np.testing.assert_array_equal(geometry.base_metric(4, given_one), given_one)
+    np.testing.assert_array_equal(geometry.base_metric(4, tuple(map(tuple, given_one))), given_one)
 
 
-def test_whole_turns_change_nothing(float64):
-    angles = random_metric(5, 4, 0, seed=2).angles
-    for turns in (1, -1, 7):
-        np.testing.assert_allclose(geometry.frame(angles + 2 * np.pi * turns, 5), geometry.frame(angles, 5), atol=1e-12)
+def test_a_base_metric_may_be_asymmetric_by_rounding():
+    """`Q D Qᵀ` of a rotation is symmetric up to rounding, and rounding is all that is left of an entry that cancels."""
+    for seed in range(20):
+        axes = random_frame(4, seed)
+        matrix = axes @ np.diag([3.0, 3.0, 3.0, 3.0]) @ axes.T
+        np.testing.assert_allclose(geometry.base_metric(4, matrix), 3 * np.eye(4), atol=1e-14)
 
 
-def test_wrapped_angles_are_in_the_half_open_interval(float64):
-    angles = jnp.array([-np.pi, np.pi, 3 * np.pi, 0.0, 3.0, 4.0, -4.0, 100.0, -100.0])
-    wrapped = np.asarray(geometry.wrap_angle(angles))
-    assert (wrapped >= -np.pi).all()
-    assert (wrapped < np.pi).all()
-    np.testing.assert_allclose(np.exp(1j * wrapped), np.exp(1j * np.asarray(angles)), atol=1e-12)
-    np.testing.assert_allclose(wrapped[:2], -np.pi, rtol=1e-15)
+NOT_A_METRIC = {
+    "too small": (np.eye(2), "2 x 2.*3 x 3"),
+    "not square": (np.ones((3, 2)), "3 x 2.*3 x 3"),
+    "rank 3": (np.ones((3, 3, 3)), "3 x 3 x 3.*3 x 3"),
+    "a vector": ((1.0, 2.0, 3.0), "3 rows of 3 numbers"),
+    "a number": (np.float64(2.0), "3 rows of 3 numbers"),
+    "empty": ((), "3 rows of 3 numbers"),
+    "ragged": (((1.0, 0.0, 0.0), (0.0, 1.0), (0.0, 0.0, 1.0)), "different lengths"),
+    "not symmetric": (np.eye(3) + np.diag([0.1, 0.1], 1), "symmetric"),
+    "antisymmetric": (np.eye(3) + 0.1 * (np.diag([1, 1], 1) - np.diag([1, 1], -1)), "symmetric"),
+    "infinite": (np.diag([1.0, np.inf, 1.0]), "finite"),
+    "not a number": (np.full((3, 3), np.nan), "finite"),
+    "indefinite": (np.diag([1.0, 1.0, -0.5]), "positive definite.*-0.5"),
+    "negative": (-np.eye(3), "positive definite.*-1"),
+    "degenerate": (np.diag([1.0, 1.0, 0.0]), "positive definite"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_A_METRIC)
+def test_what_is_no_base_metric_is_refused_in_one_sentence(name):
+    matrix, words = NOT_A_METRIC[name]
+    with pytest.raises(UserError, match=words) as refusal:
+        geometry.base_metric(3, matrix)
+    assert "\n" not in str(refusal.value)
+    assert "base metric" in str(refusal.value)
+
+
+@given(n=st.integers(2, 6), seed=st.integers(0, 999))
+def test_precomputed_geometry_is_its_definition(n, seed):
+    g = random_spd(n, seed)
+    made = geometry.precompute(geometry.base_metric(n, g))
+    np.testing.assert_array_equal(made.metric, g)
+    np.testing.assert_allclose(made.inverse @ g, np.eye(n), atol=1e-12)
+    np.testing.assert_allclose(made.whitening.T @ made.whitening, g, atol=1e-13)
+    inverse = np.linalg.solve(g, np.eye(n))
+    kernel = np.zeros((n, n, n, n))
+    for m, v, r, s in np.ndindex(n, n, n, n):
+        kernel[m, v, r, s] = inverse[m, r] * inverse[v, s] / n**2
+    np.testing.assert_allclose(made.contraction, kernel, atol=1e-13)
+
+
+def test_points_whitened_by_the_base_are_measured_by_it(float64):
+    """With λ = Ω = 1 the learned metric leaves the base alone, so `B x` is as long as `x` is in `g₀`; and any learned metric
+    of `B x` is `Bᵀ G B`."""
+    n, x = 4, normal(np.random.default_rng(2), 3, 4)
+    base = geometry.precompute(geometry.base_metric(n, random_spd(n, 1)))
+    metric, one = random_metric(n, 3, 2, seed=3), jnp.asarray(softplus_inverse(1.0))
+    plain = metric._replace(stiffness=jnp.full(n, one), scale=one, low_rank=jnp.zeros((n, 2)))
+    whitened = x @ base.whitening.T
+    np.testing.assert_allclose(quad_form(plain, whitened), np.einsum("in,nm,im->i", x, base.metric, x), rtol=1e-12)
+    g = base.whitening.T @ oracles.dense_metric(metric) @ base.whitening
+    np.testing.assert_allclose(quad_form(metric, whitened), np.einsum("in,nm,im->i", x, g, x), rtol=1e-11)
 
 
 # --- the metric ------------------------------------------------------------------------------------------------------
@@ -90,9 +143,45 @@ def test_metric_is_its_formula(n, layers, rank, float64):
     metric = random_metric(n, layers, rank, seed=n)
     g = oracles.dense_metric(metric)
     x = normal(np.random.default_rng(1), 2, 3, n)
-    np.testing.assert_allclose(geometry.dense_metric(metric), g, atol=1e-12)
-    np.testing.assert_allclose(geometry.quad_form(metric, x), np.einsum("bln,nm,blm->bl", x, g, x), rtol=1e-11)
+    np.testing.assert_allclose(dense_metric(metric), g, atol=1e-12)
+    np.testing.assert_allclose(quad_form(metric, x), np.einsum("bln,nm,blm->bl", x, g, x), rtol=1e-11)
     assert geometry.whiten(metric, x[0].T).shape == (n + rank, 3)
+
+
+@pytest.mark.parametrize(("n", "block", "layers", "rank"), [(6, 2, 1, 1), (8, 4, 3, 2), (4, 4, 3, 0)])
+def test_metric_in_a_block_frame_is_its_formula(n, block, layers, rank, float64):
+    metric = random_metric(n, layers, rank, seed=n)
+    g = metric_of_frame(metric, block_diagonal_frame(metric.angles, n, block))
+    x = normal(np.random.default_rng(1), 2, 3, n)
+    np.testing.assert_allclose(dense_metric(metric, block=block), g, atol=1e-12)
+    squared = quad_form(metric, x, block=block)
+    np.testing.assert_allclose(squared, np.einsum("bln,nm,blm->bl", x, g, x), rtol=1e-11)
+
+
+@pytest.mark.parametrize("block", [None, 2])
+def test_metric_in_a_given_frame_is_its_formula(block, float64):
+    """The metric's own angles, and their blocks, then count for nothing."""
+    n, rank = 6, 2
+    metric, frame = random_metric(n, 1, rank, seed=n), random_frame(n)
+    g = metric_of_frame(metric, frame)
+    x = normal(np.random.default_rng(1), 4, n)
+    given_frame = jnp.asarray(frame)
+    np.testing.assert_allclose(dense_metric(metric, given_frame, block), g, atol=1e-12)
+    squared = quad_form(metric, x, given_frame, block)
+    np.testing.assert_allclose(squared, np.einsum("in,nm,im->i", x, g, x), rtol=1e-11)
+
+
+def test_whitening_has_the_axes_first_and_the_low_rank_last(float64):
+    """`W = [Ω Λ^½ Qᵀ ; D^½ Uᵀ]` row by row, signs included: more than its square, the metric, can tell."""
+    n, rank = 4, 2
+    metric, x = random_metric(n, 3, rank, seed=5), normal(np.random.default_rng(6), n, 3)
+    raw, positive = oracles.to_numpy(metric), oracles.softplus
+    rigid = positive(raw.scale) * np.diag(positive(raw.stiffness) ** 0.5)
+    soft = np.diag(positive(raw.low_rank_stiffness) ** 0.5) @ raw.low_rank.T
+    for frame, q in ((None, oracles.dense_frame(raw.angles, n)), (jnp.asarray(random_frame(n)), random_frame(n))):
+        expected = np.concatenate([rigid @ q.T, soft]) @ np.asarray(x)
+        np.testing.assert_allclose(geometry.whiten(metric, x, frame), expected, atol=1e-12)
+    np.testing.assert_allclose(geometry.rigidity(metric), np.diag(rigid), rtol=1e-12)
 
 
 @given(shape=shapes(), seed=st.integers(0, 999), raw=st.floats(-12, 12))
@@ -102,7 +191,7 @@ def test_metric_is_positive_definite(shape, seed, raw):
     metric = random_metric(n, layers, rank, seed, spread=4.0)
     metric = metric._replace(scale=jnp.asarray(raw), low_rank=10 * metric.low_rank)
     with jax.enable_x64(True):
-        g = np.asarray(geometry.dense_metric(oracles.to64(metric)))
+        g = np.asarray(dense_metric(oracles.to64(metric)))
     raw64 = oracles.to_numpy(metric)
     bound = oracles.softplus(raw64.scale) ** 2 * oracles.softplus(raw64.stiffness).min()
     eigenvalues = np.linalg.eigvalsh(g)
@@ -116,23 +205,24 @@ def test_extreme_parameters_stay_finite(raw):
     """In float32: no negative distance, no infinity, no NaN, forward or backward."""
     metric = jax.tree.map(lambda x: (jnp.zeros_like(x) + raw).astype(jnp.float32), random_metric(4, 3, 2))
     x = normal(np.random.default_rng(3), 4, 5)
-    distance = np.asarray(geometry.quad_form(metric, x.T))
+    distance = np.asarray(quad_form(metric, x.T))
     assert np.isfinite(distance).all()
     assert (distance >= 0).all()
-    gradient = geometry.whiten_adjoint(metric, x, jnp.ones((6, 5)))
+    gradient = jax.jit(geometry.whiten_adjoint)(metric, x, jnp.ones((6, 5)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_quad_form_is_quadratic(float64):
     metric, x = random_metric(4, 2, 1), normal(np.random.default_rng(4), 6, 4)
-    np.testing.assert_allclose(geometry.quad_form(metric, -3 * x), 9 * geometry.quad_form(metric, x), rtol=1e-12)
-    assert geometry.quad_form(metric, 0 * x).max() == 0
+    np.testing.assert_allclose(quad_form(metric, -3 * x), 9 * quad_form(metric, x), rtol=1e-12)
+    assert quad_form(metric, 0 * x).max() == 0
 
 
 # --- adjoints --------------------------------------------------------------------------------------------------------
 
 
 @given(shape=shapes(), columns=st.integers(1, 4), seed=st.integers(0, 999))
+@settings(max_examples=3)
 @example(shape=(5, 5, 0), columns=3, seed=0)
 @example(shape=(4, 0, 0), columns=1, seed=1)
 def test_whiten_adjoint(shape, columns, seed):
@@ -141,11 +231,39 @@ def test_whiten_adjoint(shape, columns, seed):
     check_adjoint(geometry.whiten, geometry.whiten_adjoint, (metric, x), tol=1e-9, seed=seed)
 
 
-@pytest.mark.parametrize(("n", "layers"), [(2, 1), (5, 4), (6, 5), (3, 0)])
-def test_rotate_adjoint(n, layers):
-    angles, x = random_metric(n, layers, 0).angles, normal(np.random.default_rng(5), n, 3)
+@given(shape=block_shapes(), columns=st.integers(1, 3), seed=st.integers(0, 999))
+@settings(max_examples=2)
+@example(shape=(2, 4, 3, 1), columns=2, seed=0)
+def test_whiten_adjoint_in_a_block_frame(shape, columns, seed):
+    count, block, layers, rank = shape
+    n = count * block
+    metric, x = random_metric(n, layers, rank, seed), normal(np.random.default_rng(seed + 1), n, columns)
 
-    def adjoint(angles, x, cotangent):
-        return geometry.rotate_adjoint(angles, geometry.rotate(angles, x), cotangent)
+    def whiten(metric, x):
+        return geometry.whiten(metric, x, block=block)
 
-    check_adjoint(geometry.rotate, adjoint, (angles, x), tol=1e-9)
+    def adjoint(metric, x, cotangent):
+        return geometry.whiten_adjoint(metric, x, cotangent, block=block)
+
+    check_adjoint(whiten, adjoint, (metric, x), tol=1e-9, seed=seed)
+
+
+@given(shape=shapes(), columns=st.integers(1, 3), seed=st.integers(0, 999))
+@settings(max_examples=2)
+@example(shape=(4, 3, 2), columns=2, seed=0)
+def test_whiten_adjoint_in_a_given_frame(shape, columns, seed):
+    """The frame is held fast: the metric's angles, which do not make it, get nothing."""
+    n, layers, rank = shape
+    metric, x = random_metric(n, layers, rank, seed), normal(np.random.default_rng(seed + 1), n, columns)
+    frame = random_frame(n, seed)
+
+    def whiten(metric, x):
+        return geometry.whiten(metric, x, jnp.asarray(frame))
+
+    def adjoint(metric, x, cotangent):
+        return geometry.whiten_adjoint(metric, x, cotangent, jnp.asarray(frame))
+
+    check_adjoint(whiten, adjoint, (metric, x), tol=1e-9, seed=seed)
+    with jax.enable_x64(True):
+        gradient, _ = adjoint(*oracles.to64((metric, x)), jnp.ones((n + rank, columns)))
+    np.testing.assert_array_equal(gradient.angles, np.zeros(metric.angles.shape))

@@ -1,0 +1,64 @@
+"""Spectral analysis of a matrix or field: would a low rank do? Measure first, compress second, validate always.
+
+A diagnostic: nothing calls it unless asked. Source: DESIGN.md section 3, and part 1 of the audit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Spectrum(NamedTuple):
+    """Of one matrix `[a, b]`."""
+
+    singular_values: np.ndarray
+    """`[min(a, b)]`, falling."""
+    entropy_rank: float
+    """`exp(−Σ p ln p)` with `p = σ / Σσ`: how many directions it takes to spread this evenly (Roy & Vetterli 2007)."""
+    energy_rank: int
+    """Least `r` whose `σ_1² … σ_r²` hold the asked share of `Σσ²`."""
+    truncation_error: float
+    """`‖T − T_r‖` relative to `‖T‖`, Frobenius, at `r = energy_rank`, measured on the truncated matrix."""
+    truncation_bound: float
+    """`sqrt(Σ_{i>r} σ_i²)` relative to `‖T‖`: what no matrix of rank `r` can beat (Eckart–Young)."""
+    parameter_ratio: float
+    """Numbers in the two factors of rank `r` beside numbers in the matrix: `r (a + b) / (a b)`."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether two factors of the energy rank hold fewer numbers than the matrix."""
+        return self.parameter_ratio < 1
+
+    @property
+    def verdict(self) -> str:
+        """The finding in one sentence."""
+        r, full = self.energy_rank, len(self.singular_values)
+        share = f"{self.truncation_error:.2g} of the norm in {self.parameter_ratio:.2f} of the numbers"
+        cost = f"rank {r} of {full} keeps all but {share}"
+        return f"compression pays: {cost}" if self.pays else f"compression does not pay: {cost}"
+
+
+def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
+    """Measure the spectrum of a real or complex matrix `[a, b]`; further axes in front count as rows.
+
+    Args:
+        energy: share of `Σσ²` to keep, in (0, 1].
+    """
+    matrix = np.asarray(matrix)
+    matrix = matrix.reshape(-1, matrix.shape[-1]).astype(np.result_type(matrix, np.float64))
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    norm = np.linalg.norm(matrix)
+    if norm == 0:
+        return Spectrum(sigma, 0.0, 0, 0.0, 0.0, 0.0)
+    share = sigma[sigma > 0] / sigma.sum()
+    kept = np.cumsum(sigma**2) / np.sum(sigma**2)
+    rank = min(int(np.searchsorted(kept, energy * (1 - 1e-12))) + 1, len(sigma))
+    truncated = (left[:, :rank] * sigma[:rank]) @ right[:rank]
+    return Spectrum(
+        singular_values=sigma,
+        entropy_rank=float(np.exp(-np.sum(share * np.log(share)))),
+        energy_rank=rank,
+        truncation_error=float(np.linalg.norm(matrix - truncated) / norm),
+        truncation_bound=float(np.sqrt(np.sum(sigma[rank:] ** 2)) / norm),
+        parameter_ratio=rank * sum(matrix.shape) / matrix.size,
+    )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import absl.logging
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -87,8 +88,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimizer=ocp.args.StandardSave(optimizer_state),
+                params=ocp.args.StandardSave(_without_empty(params)),
+                optimizer=ocp.args.StandardSave(_without_empty(optimizer_state)),
                 metadata=ocp.args.JsonSave(metadata._asdict()),
             ),
             metrics=None if validation_loss is None else {"validation_loss": validation_loss},
@@ -117,11 +118,15 @@ class Checkpoints:
 
     def params(self, step: int, like: Any) -> Any:
         """Parameters, in the structure and types of the abstract tree `like`."""
-        return self._restore(step, lambda items: items["params"], params=ocp.args.StandardRestore(like))
+        return self._restore_tree(step, "params", like)
 
     def optimizer(self, step: int, like: Any) -> Any:
         """Optimiser state, in the structure and types of the abstract tree `like`."""
-        return self._restore(step, lambda items: items["optimizer"], optimizer=ocp.args.StandardRestore(like))
+        return self._restore_tree(step, "optimizer", like)
+
+    def _restore_tree(self, step: int, item: str, like: Any) -> Any:
+        arguments = {item: ocp.args.StandardRestore(_without_empty(like))}
+        return self._restore(step, lambda items: _with_empty(items[item], like), **arguments)
 
     def _restore(self, step: int, read: Callable[[Any], Any], **items: Any) -> Any:
         try:
@@ -153,6 +158,16 @@ def abstract(function: Callable[..., Any], *args: Any) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(function, *args)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _without_empty(tree: Any) -> Any:
+    """The tree without arrays of size zero (a metric without rotors has no angles), which Orbax cannot save."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def _with_empty(tree: Any, like: Any) -> Any:
+    """Put the arrays that `_without_empty` took out of `like` back into a restored tree."""
+    return jax.tree.map(lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype), like, tree)
 
 
 def _validation_loss(metrics: dict[str, float]) -> float:

@@ -6,14 +6,15 @@ Every section is immutable and hashable, so it can be a static argument of `jax.
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lior_jax.errors import UserError
-from lior_jax.physics.geometry import max_rotor_layers
+from lior_jax.physics.frames import max_rotor_layers
+from lior_jax.physics.geometry import Geometry, base_metric, precompute
 from lior_jax.physics.numerics import Precision
 
 
@@ -21,6 +22,18 @@ class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions, no changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _tuple(value: Any) -> Any:
+    """YAML has lists where an immutable configuration needs tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _rows(value: Any) -> Any:
+    return tuple(_tuple(row) for row in value) if isinstance(value, list) else value
+
+
+Rows = tuple[tuple[float, ...], ...]
 
 
 class RunConfig(Section):
@@ -66,18 +79,45 @@ class ModelConfig(Section):
     """Retrieval heads `H`; must divide `width`."""
     chart_dim: int = Field(16, ge=2, le=2**12)
     """Dimension `n` of each head's chart."""
+    metric: Literal["diag_rot", "block_rot"] = "diag_rot"
+    """Whether the metric's frame turns all chart coordinates together, or blocks of them, which costs less."""
+    metric_block: int = Field(2, ge=2, le=2**12)
+    """Coordinates in a block of `block_rot`; even, and divides `chart_dim`."""
     metric_rank: int = Field(2, ge=0, le=2**12)
     """Rank `r` of the low-rank part of the metric."""
+    base_metric: Annotated[Rows | None, BeforeValidator(_rows)] = None
+    """The metric `g₀` that the learned one is measured in: `chart_dim` rows of a symmetric positive definite matrix; null for
+    the identity."""
+    frame: Literal["rotor", "derived", "learned_lowrank"] = "derived"
+    """Axes of the metric: learned `rotor` angles; `derived` from the running covariance of the keys; or the coordinate axes,
+    with `learned_lowrank` directions as the only ones that are not axes."""
     rotor_layers: int = Field(4, ge=0, le=2**12)
-    """Layers of Givens planes in the rotor frame; 0 keeps the coordinate axes."""
+    """Layers of Givens planes in the rotor frame of `diag_rot`; 0 keeps the coordinate axes. A block of `block_rot` has all
+    its layers."""
+    resilience: Literal["unit", "constitutive", "curvature"] = "unit"
+    """What weighs geodesic costs and the action: nothing; the state's magnitude at the query; or its scalar curvature."""
+    curvature_terms: int = Field(4, ge=1, le=2**8)
+    """Terms `C` of the structured curvature tensor."""
     taps: int = Field(8, ge=1, le=2**12)
     """Lags `τ` of the short context, the position itself included."""
+    memory: bool = False
+    """Add the LIoR kernel's memory of all earlier positions to the context."""
+    lag_prior: bool = True
+    """Weigh retrieval by a LIoR kernel of the lag."""
+    adaptive_order: bool = False
+    """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
+    fractional_order: float = Field(0.5, gt=0, lt=1)
+    """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
+    products: Annotated[tuple[Literal["tensor", "wedge", "spinor"], ...], BeforeValidator(_tuple)] = ()
+    """Geometric products added to the scores of retrieval, gated per head."""
+    field: bool = True
+    """Read the prompt's field state, propagated by a LIoR kernel, beside retrieval."""
     potential_units: int = Field(256, ge=1, le=2**20)
     """Gated units `M` of the potential."""
     leapfrog_steps: int = Field(1, ge=1, le=2**12)
     """Störmer–Verlet steps `T` of each block's flow."""
     step_size: float = Field(1.0, gt=0)
-    """Length `h` of one step, in units of the flow's time."""
+    """Length `h` of one step, in units of the flow's time; below 2, where leapfrog becomes unstable at unit frequency."""
     carry_momentum: bool = False
     """Keep the momentum from block to block; then no activation at all is stored for learning."""
     precision: Precision = "float32"
@@ -92,7 +132,32 @@ class ModelConfig(Section):
                 f"rotor_layers: {max_rotor_layers(self.chart_dim)} layers already turn every plane of a "
                 f"{self.chart_dim}-dimensional chart; {self.rotor_layers} is too many"
             )
+        if self.metric == "block_rot" and (self.metric_block % 2 or self.chart_dim % self.metric_block):
+            raise ValueError(
+                f"metric_block: blocks of {self.metric_block} coordinates must be even and divide chart_dim, {self.chart_dim}"
+            )
+        if self.frame == "learned_lowrank" and self.metric_rank == 0:
+            raise ValueError("metric_rank: the frame learned_lowrank needs directions to learn; give at least 1")
+        if self.frame == "learned_lowrank" and self.metric == "block_rot":
+            raise ValueError("metric: block_rot has nothing to turn in the frame learned_lowrank; choose diag_rot")
+        if self.step_size >= 2:
+            raise ValueError(
+                f"step_size: leapfrog is unstable at {self.step_size:g} for unit frequency; give less than 2, and more steps"
+            )
+        if self.adaptive_order and not self.lag_prior:
+            raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
+        if len(set(self.products)) < len(self.products):
+            raise ValueError(f"products: {', '.join(self.products)} names one of them twice")
+        try:
+            base_metric(self.chart_dim, self.base_metric)
+        except UserError as problem:
+            raise ValueError(f"base_metric: {problem}") from None
         return self
+
+    @property
+    def geometry(self) -> Geometry:
+        """What follows from the base metric."""
+        return precompute(base_metric(self.chart_dim, self.base_metric))
 
 
 class LearningConfig(Section):
@@ -103,6 +168,8 @@ class LearningConfig(Section):
     nudge_size: float = Field(1e-3, gt=0, le=0.3)
     """Size ε₀ of the push relative to the state. It need not follow the precision: products see mean and slope of the
     two runs, so their rounding is not amplified by 1 / ε."""
+    action_weight: float = Field(0.0, ge=0)
+    """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose echoes run at once; fewer need less memory and fit a CPU's cache. By default all."""
 

@@ -11,7 +11,12 @@ from lior_jax import checkpoint
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 
-PARAMS = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": (np.float32(2.5), np.arange(3))}
+# Arrays of size zero too: a metric without rotors has no angles.
+PARAMS = {
+    "a": np.arange(6.0, dtype=np.float32).reshape(2, 3),
+    "b": (np.float32(2.5), np.arange(3)),
+    "c": np.zeros((0, 3), np.float32),
+}
 LIKE = checkpoint.abstract(lambda: jax.tree.map(jnp.asarray, PARAMS))
 
 

@@ -5,6 +5,7 @@ end point, pushed a little along and against the loss's force. Because the flow 
 past to that push is the adjoint of the past.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -16,7 +17,8 @@ from jax import Array, lax
 from lior_jax.config import Config, ModelConfig
 from lior_jax.learning import nudge
 from lior_jax.model import block, network
-from lior_jax.model.parameters import Params
+from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
+from lior_jax.model.parameters import Carried, Params
 from lior_jax.physics import integrators
 
 
@@ -32,7 +34,9 @@ class Info(NamedTuple):
     gradient_norm: Array
     """`[]`, global norm of the estimate before clipping."""
     action: Array
-    """`[N]`, mean LIoR action of each block: metric length of the move of a chart point, heads added up."""
+    """`[N]`, mean LIoR action of each block: metric length of a chart point's path along the flow, heads added up."""
+    carried: Carried
+    """What the parameters carry on to the next step."""
 
 
 class Stored(NamedTuple):
@@ -44,6 +48,9 @@ class Stored(NamedTuple):
 
 def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
     """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation.
+
+    With `learning.action_weight` the cost is the loss plus that weight times the sum of the blocks' mean actions
+    (`model.actions`), which nudges the echo at every step of every flow.
 
     Args:
         params: from `model.init`.
@@ -57,16 +64,17 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
     model = config.model
-    operators = block.prepare(params.blocks)
+    operators = prepare(params, tokens.shape[1], model)
     s_first = network.embed(params.embedding, tokens)
-    (s_last, p_last), (stored, action) = _free_phase(operators, s_first, model)
+    (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, model)
+    c_action = config.learning.action_weight / tokens.size
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
 
     def echo_block(end: PhasePoint, scanned):
         operators, stored = scanned
         if stored is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
-        start, gradient, health = _echo_in_chunks(operators, end, stored, config)
+        start, gradient, health = _echo_in_chunks(operators, end, stored, c_action, config)
         return start, (gradient, health)
 
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
@@ -77,15 +85,17 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
 
     gradient = Params(
         embedding=network.embed_adjoint(params.embedding, tokens, start.c_s),
-        blocks=block.prepare_adjoint(params.blocks, c_operators),
+        blocks=prepare_adjoint(params, c_operators, model),
         readout=c_readout,
+        carried=jax.tree.map(jnp.zeros_like, params.carried),
     )
     info = Info(
         loss=loss,
         reversibility=reversibility,
         nudge=health.nudge,
         gradient_norm=optax.tree.norm(gradient),
-        action=action,
+        action=jnp.sum(observed.action, -1),
+        carried=carry(params, observed.action, observed.moment, model),
     )
     return gradient, info
 
@@ -107,15 +117,16 @@ class Health(NamedTuple):
 
 
 def _echo_block(
-    operators: block.Operators, end: PhasePoint, stored: Stored | None, config: Config
-) -> tuple[PhasePoint, block.Operators, Health]:
+    operators: Operators, end: PhasePoint, stored: Stored | None, c_action: float, config: Config
+) -> tuple[PhasePoint, Operators, Health]:
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
     model = config.model
     sides = nudge.SIDES[config.learning.nudge]
     epsilon = nudge.strength(config.learning.nudge_size, end.s, end.c_s, end.c_p)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
-    s_pair, p_pair, contrast = integrators.echo(
-        operators.hamiltonian, s_pair, p_pair, span, block.schedule(model), model.precision
+    source = partial(block.action_adjoint, operators, cotangent=c_action, config=model) if c_action else None
+    s_pair, p_pair, contrast, by_action = integrators.echo(
+        operators.hamiltonian, s_pair, p_pair, span, block.schedule(model), model.precision, source
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 
@@ -125,19 +136,23 @@ def _echo_block(
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
-    return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient._replace(hamiltonian=contrast), health
+    gradient = gradient._replace(hamiltonian=contrast)
+    if by_action is not None:
+        law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
+        gradient = gradient._replace(query=gradient.query + by_action.query, resilience=law)
+    return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
 
 
 def _echo_in_chunks(
-    operators: block.Operators, end: PhasePoint, stored: Stored | None, config: Config
-) -> tuple[PhasePoint, block.Operators, Health]:
+    operators: Operators, end: PhasePoint, stored: Stored | None, c_action: float, config: Config
+) -> tuple[PhasePoint, Operators, Health]:
     """`_echo_block` for `config.learning.chunk` sequences at a time; their gradients add up."""
     batch, chunk = end.s.shape[0], config.learning.chunk
     if chunk is None:
-        return _echo_block(operators, end, stored, config)
+        return _echo_block(operators, end, stored, c_action, config)
 
     def step(gradient, piece):
-        start, local, health = _echo_block(operators, *piece, config)
+        start, local, health = _echo_block(operators, *piece, c_action, config)
         return jax.tree.map(jnp.add, gradient, local), (start, health)
 
     pieces = jax.tree.map(lambda x: x.reshape(batch // chunk, chunk, *x.shape[1:]), (end, stored))
@@ -146,14 +161,13 @@ def _echo_in_chunks(
     return start, gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge))
 
 
-def _free_phase(operators: block.Operators, s: Array, model: ModelConfig):
-    """Run all blocks; keep what the echoes need, and the action of each block."""
+def _free_phase(operators: Operators, s: Array, model: ModelConfig):
+    """Run all blocks; keep what the echoes need, and what was observed of each block."""
 
     def step(state, operators):
-        s, p = block.apply(operators, *state, model)
-        action = jnp.mean(block.action(operators, state[0], s, model))
+        (s, p), observed = block.apply(operators, *state, model)
         stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
-        return (s, p), (stored, action)
+        return (s, p), (stored, observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), operators)
 

@@ -1,7 +1,7 @@
 """One block: context, charts and retrieval give a kick, and a Hamiltonian flow follows it.
 
-`prepare` turns raw parameters into the operators that the block applies, once a step and for all blocks: whitening
-is folded into the charts, softplus is taken. `kick` and its adjoint are the part that is not Hamiltonian.
+`operators` turns parameters into what blocks apply. `kick` and its adjoint are the part that is not Hamiltonian; `action`
+measures the flow.
 """
 
 from typing import NamedTuple
@@ -11,66 +11,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.config import ModelConfig
-from lior_jax.model.parameters import Block
+from lior_jax.model.operators import Operators
 from lior_jax.physics import integrators
-from lior_jax.physics.action import path_action
-from lior_jax.physics.geometry import whiten, whiten_adjoint
-from lior_jax.physics.hamiltonian import Hamiltonian
-from lior_jax.physics.numerics import correlate, project, project_back, rms_normalize, rms_normalize_adjoint, softplus_adjoint
-from lior_jax.physics.retrieval import Couplings, retrieve, retrieve_adjoint
+from lior_jax.physics.action import length, length_adjoint
+from lior_jax.physics.kernel import convolve, convolve_adjoint
+from lior_jax.physics.numerics import contract, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
+from lior_jax.physics.retrieval import retrieve, retrieve_adjoint
 from lior_jax.physics.taps import taps, taps_adjoint
 
 
-class Operators(NamedTuple):
-    """What a block applies: `query` and `key` `[H, n + r, d]` give whitened chart points; couplings, curvature and
-    inverse mass are positive; the rest as in `Block`."""
+class Observation(NamedTuple):
+    """Of one block's free run, means over sequences and positions: `action` `[H]`, along the flow; `moment` `[H, n, n]`,
+    `E[xxᵀ]` of the keys in whitened coordinates, where the frame is derived from it."""
 
-    taps: Array
-    query: Array
-    key: Array
-    value: Array
-    output: Array
-    couplings: Couplings
-    hamiltonian: Hamiltonian
-
-
-def prepare(blocks: Block) -> Operators:
-    """Operators of all blocks, stacked like `blocks`."""
-    positive = jax.nn.softplus
-    whiten_heads = jax.vmap(jax.vmap(whiten))
-    hamiltonian = blocks.hamiltonian
-    return Operators(
-        taps=blocks.taps,
-        query=whiten_heads(blocks.metric, blocks.query),
-        key=whiten_heads(blocks.metric, blocks.key),
-        value=blocks.value,
-        output=blocks.output,
-        couplings=jax.tree.map(positive, blocks.couplings),
-        hamiltonian=hamiltonian._replace(
-            curvature=positive(hamiltonian.curvature), inverse_mass=positive(hamiltonian.inverse_mass)
-        ),
-    )
-
-
-def prepare_adjoint(blocks: Block, cotangent: Operators) -> Block:
-    """Adjoint of `prepare`: cotangents of the raw parameters, the metric's from its queries and its keys."""
-    whiten_heads_adjoint = jax.vmap(jax.vmap(whiten_adjoint))
-    metric_by_query, c_query = whiten_heads_adjoint(blocks.metric, blocks.query, cotangent.query)
-    metric_by_key, c_key = whiten_heads_adjoint(blocks.metric, blocks.key, cotangent.key)
-    raw, c_hamiltonian = blocks.hamiltonian, cotangent.hamiltonian
-    return Block(
-        taps=cotangent.taps,
-        query=c_query,
-        key=c_key,
-        value=cotangent.value,
-        output=cotangent.output,
-        metric=jax.tree.map(jnp.add, metric_by_query, metric_by_key),
-        couplings=jax.tree.map(softplus_adjoint, blocks.couplings, cotangent.couplings),
-        hamiltonian=c_hamiltonian._replace(
-            curvature=softplus_adjoint(raw.curvature, c_hamiltonian.curvature),
-            inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
-        ),
-    )
+    action: Array
+    moment: Array | None
 
 
 def schedule(config: ModelConfig) -> integrators.Schedule:
@@ -80,10 +36,18 @@ def schedule(config: ModelConfig) -> integrators.Schedule:
     )
 
 
-def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tuple[Array, Array]:
+def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tuple[tuple[Array, Array], Observation]:
     """Send `(s, p)`, each `[B, L, d]`, through one block."""
-    p = entering_momentum(p, config) + kick(operators, s, config)
-    return integrators.flow(operators.hamiltonian, s, p, schedule(config), config.precision)
+    kicked, moment = kick(operators, s, config)
+    s, p, observed = integrators.flow(
+        operators.hamiltonian,
+        s,
+        entering_momentum(p, config) + kicked,
+        schedule(config),
+        config.precision,
+        observe=lambda before, after: jnp.mean(action(operators, before, after, config), (0, 1)),
+    )
+    return (s, p), Observation(observed, moment)
 
 
 def entering_momentum(p: Array, config: ModelConfig) -> Array:
@@ -91,13 +55,39 @@ def entering_momentum(p: Array, config: ModelConfig) -> Array:
     return p if config.carry_momentum else jnp.zeros_like(p)
 
 
-def kick(operators: Operators, s: Array, config: ModelConfig) -> Array:
-    """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`."""
-    direction, _ = rms_normalize(s)
-    context = taps(operators.taps, direction)
+class _Seen(NamedTuple):
+    """What a block makes of a state on the way to its kick."""
+
+    direction: Array
+    inverse: Array
+    remembered: Array | None
+    context: Array
+    query: Array
+    key: Array
+    value: Array
+    resilience: Array | None
+
+
+def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
+    direction, inverse = rms_normalize(s)
+    context, remembered = taps(operators.taps, direction), None
+    if operators.memory is not None:
+        remembered = convolve(operators.memory.by_lag, _split(direction, config), config.precision).reshape(s.shape)
+        context = context + operators.memory.gain[None, None] * remembered
     query, key, value = (_to_heads(context, chart, config) for chart in _charts(operators))
-    retrieved = retrieve(query, key, value, operators.couplings, config.precision)
-    return _from_heads(retrieved, operators.output, config)
+    weight = resilience(operators.resilience, query, inverse)
+    return _Seen(direction, inverse, remembered, context, query, key, value, weight)
+
+
+def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array | None]:
+    """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
+    seen = _see(operators, s, config)
+    retrieved = retrieve(seen.query, seen.key, seen.value, seen.resilience, operators.couplings, config.precision)
+    moment = None
+    if config.frame == "derived":
+        rigid = seen.key[..., : config.chart_dim]
+        moment = contract("blhm,blhn->hmn", rigid, rigid, config.precision) / (s.shape[0] * s.shape[1])
+    return _from_heads(retrieved, operators.output, config), moment
 
 
 def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: ModelConfig) -> tuple[Array, Array, Operators]:
@@ -109,41 +99,94 @@ def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: Model
     Returns:
         The kick, the cotangent of `s`, and the cotangents of the operators (of the Hamiltonian: zeros).
     """
-    direction, inverse = rms_normalize(s)
-    context = taps(operators.taps, direction)
-    query, key, value = (_to_heads(context, chart, config) for chart in _charts(operators))
+    seen = _see(operators, s, config)
     c_retrieved = _to_heads(cotangent, operators.output, config)
-    retrieved, (*c_points, c_couplings) = retrieve_adjoint(
-        query, key, value, operators.couplings, c_retrieved, config.precision
+    retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
+        seen.query, seen.key, seen.value, seen.resilience, operators.couplings, c_retrieved, config.precision
     )
+    c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
+        operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience
+    )
+    c_points = (c_query + c_query_by_law, c_key, c_value)
 
     c_context = sum(_from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
-    c_taps, c_direction = taps_adjoint(operators.taps, direction, c_context)
-    c_query, c_key, c_value = (_correlate_heads(c, context, config) for c in c_points)
+    c_taps, c_direction = taps_adjoint(operators.taps, seen.direction, c_context)
+    c_memory = None
+    if operators.memory is not None:
+        c_remembered = operators.memory.gain[None, None] * c_context
+        c_by_lag, c_channels = convolve_adjoint(
+            operators.memory.by_lag, _split(seen.direction, config), _split(c_remembered, config), config.precision
+        )
+        c_direction = c_direction + c_channels.reshape(s.shape)
+        c_memory = operators.memory._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.remembered, (0, 1)))
+
+    c_charts = (_correlate_heads(c, seen.context, config) for c in c_points)
     gradient = Operators(
-        taps=c_taps,
-        query=c_query,
-        key=c_key,
-        value=c_value,
+        c_taps,
+        *c_charts,
         output=_correlate_heads(retrieved, cotangent, config),
-        couplings=c_couplings,
         hamiltonian=jax.tree.map(jnp.zeros_like, operators.hamiltonian),
+        couplings=c_couplings,
+        memory=c_memory,
+        resilience=c_law,
     )
     kicked = _from_heads(retrieved, operators.output, config)
-    return kicked, rms_normalize_adjoint(direction, inverse, c_direction), gradient
+    return kicked, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law, gradient
 
 
 def action(operators: Operators, before: Array, after: Array, config: ModelConfig) -> Array:
-    """LIoR action of the move from one state to another, each `[B, L, d]`: `[B, L]`.
+    """LIoR action of the move from one state to another, each `[B, L, d]`: `[B, L, H]`.
 
-    It is the metric length of the straight path of the position's chart points `A_q ŝ`, all heads added up.
+    It is the metric length of the straight path of the position's chart points `A_q ŝ`, weighed by the resilience where
+    the move begins.
     """
-    points = [_to_heads(rms_normalize(s)[0], operators.query, config) for s in (before, after)]
-    return jnp.sum(path_action(jnp.stack(points)), axis=-1)
+    (begin, inverse), (end, _) = rms_normalize(before), rms_normalize(after)
+    moved = length(_to_heads(end - begin, operators.query, config))
+    weight = resilience(operators.resilience, _points(operators, begin, config), inverse)
+    return moved if weight is None else weight * moved
+
+
+class ActionGradient(NamedTuple):
+    """Cotangents of what the action depends on beside the states."""
+
+    query: Array
+    resilience: Law
+
+
+def action_adjoint(
+    operators: Operators, before: Array, after: Array, cotangent: float, config: ModelConfig
+) -> tuple[Array, Array, ActionGradient]:
+    """Adjoint of `cotangent × Σ action`, over sequences, positions and heads: cotangents of both states, and the rest."""
+    (begin, inverse), (end, inverse_end) = rms_normalize(before), rms_normalize(after)
+    displacement = _to_heads(end - begin, operators.query, config)
+    points = _points(operators, begin, config)
+    weight = resilience(operators.resilience, points, inverse)
+    moved = length(displacement)
+    c_moved = jnp.full_like(moved, cotangent) if weight is None else cotangent * weight
+    c_displacement = length_adjoint(displacement, c_moved)
+    c_end = _from_heads(c_displacement, operators.query, config)
+    c_query = _correlate_heads(c_displacement, end - begin, config)
+    c_begin, c_before, c_law = -c_end, 0.0, None
+    if operators.resilience is not None:
+        c_law, c_points, c_before = resilience_adjoint(operators.resilience, points, begin, inverse, cotangent * moved)
+        c_begin = c_begin + _from_heads(c_points, operators.query, config)
+        c_query = c_query + _correlate_heads(c_points, begin, config)
+    c_before = c_before + rms_normalize_adjoint(begin, inverse, c_begin)
+    return c_before, rms_normalize_adjoint(end, inverse_end, c_end), ActionGradient(c_query, c_law)
+
+
+def _points(operators: Operators, direction: Array, config: ModelConfig) -> Array | None:
+    """The chart points `A_q ŝ`, where anything depends on them."""
+    return None if operators.resilience is None else _to_heads(direction, operators.query, config)
 
 
 def _charts(operators: Operators) -> tuple[Array, Array, Array]:
     return operators.query, operators.key, operators.value
+
+
+def _split(x: Array, config: ModelConfig) -> Array:
+    """Channels `[B, L, d]` by head: `[B, L, H, v]`."""
+    return x.reshape(*x.shape[:-1], config.heads, -1)
 
 
 def _to_heads(x: Array, chart: Array, config: ModelConfig) -> Array:

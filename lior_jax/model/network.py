@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.config import ModelConfig
-from lior_jax.model import block
+from lior_jax.model import block, operators
 from lior_jax.model.parameters import Params
 from lior_jax.physics.numerics import Precision, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
 
@@ -50,14 +50,15 @@ def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Pr
     return loss, c_weights, rms_normalize_adjoint(direction, inverse, c_direction)
 
 
-def final_state(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
-    """`(s, p)` after the last block, each `[B, L, d]`."""
+def run(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, block.Observation]:
+    """The state after the last block, `[B, L, d]`, and what was observed of each block, `[N, …]`."""
 
-    def step(state, operators):
-        return block.apply(operators, *state, config), None
+    def step(state, applied):
+        return block.apply(applied, *state, config)
 
     s = embed(params.embedding, tokens)
-    return lax.scan(step, (s, jnp.zeros_like(s)), block.prepare(params.blocks))[0]
+    (s, _), observed = lax.scan(step, (s, jnp.zeros_like(s)), operators.prepare(params, tokens.shape[1], config))
+    return s, observed
 
 
 def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
@@ -71,13 +72,19 @@ def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
     Returns:
         `[B, L, V]`.
     """
-    s, _ = final_state(params, tokens, config)
+    s, _ = run(params, tokens, config)
     return readout(params.readout, s, config.precision)
 
 
 def token_losses(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:
     """Nats of each of `targets` `[B, L]`, given `tokens` up to its position: `[B, L]`."""
     return cross_entropy(logits(params, tokens, config), targets)
+
+
+def actions(params: Params, tokens: Array, config: ModelConfig) -> Array:
+    """Mean LIoR action of each block's flow, heads added up: `[N]`."""
+    _, observed = run(params, tokens, config)
+    return jnp.sum(observed.action, -1)
 
 
 def loss(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:

@@ -1,7 +1,8 @@
 """Parameters of the network: their shapes, their initial values, and which of them weight decay may touch.
 
 Shapes: `V` vocabulary, `d` width, `N` blocks, `H` heads, `n` chart dimension, `r` low rank, `v = d / H` value
-dimension, `τ` taps, `M` potential units. Everything inside `blocks` has a leading axis `N`.
+dimension, `τ` taps, `M` potential units, `C` curvature terms. Everything inside `blocks` and `carried` has a leading
+axis `N`. A part that the configuration leaves out is None.
 """
 
 from typing import NamedTuple
@@ -13,15 +14,34 @@ from jax import Array
 
 from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
+from lior_jax.physics import action
+from lior_jax.physics.action import ActionState
+from lior_jax.physics.frames import Derived, initial_derived, max_rotor_layers
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
+from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import softplus_inverse
-from lior_jax.physics.retrieval import Couplings
+from lior_jax.physics.products import Gates
+from lior_jax.physics.resilience import Constitutive, Curvature
+
+
+class Memory(NamedTuple):
+    """The context's LIoR memory: a `kernel` for the channels of each head, and the `gain` `[d]` of its result."""
+
+    kernel: Kernel
+    gain: Array
+
+
+class FieldState(NamedTuple):
+    """The prompt's field state: the propagating `kernel` of each head, and the `gate` `[H]` of its read-out."""
+
+    kernel: Kernel
+    gate: Array
 
 
 class Block(NamedTuple):
-    """Parameters of a block. `couplings`, `metric` and the `curvature` and `inverse_mass` of `hamiltonian` are raw:
-    softplus makes them positive (`block.prepare`)."""
+    """Parameters of a block. `metric`, the kernels, `inverse_temperature` and the `curvature` and `inverse_mass` of
+    `hamiltonian` are raw (`operators.prepare`)."""
 
     taps: Array
     """`[τ, d]`."""
@@ -35,14 +55,31 @@ class Block(NamedTuple):
     """`[H, v, d]`, A_o."""
     metric: Metric
     """Of each head, with a leading axis `H`."""
-    couplings: Couplings
-    """`[H]` each."""
+    inverse_temperature: Array
+    """`[H]`, β by softplus."""
     hamiltonian: Hamiltonian
     """`units` `[2, M, d]`, `bias` `[M]`, `curvature` `[]`, `inverse_mass` `[d]`."""
+    lag_prior: Kernel | None
+    """Of each head; its amplitudes are logarithms (`kernel.log_prior`)."""
+    memory: Memory | None
+    field: FieldState | None
+    products: Gates | None
+    """Gates `[H]` and raw 2-form `[H, n + r, n + r]`."""
+    resilience: Constitutive | Curvature | None
+
+
+class Carried(NamedTuple):
+    """What a model carries from step to step beside what it learns: running statistics, saved with the parameters.
+
+    `frame` of each head `[N, H, …]`; `action` `[N, H]`, the LIoR integral and the fractional order.
+    """
+
+    frame: Derived | None
+    action: ActionState | None
 
 
 class Params(NamedTuple):
-    """All parameters of the network."""
+    """All parameters of the network, and what is carried beside them."""
 
     embedding: Array
     """`[V, d]`."""
@@ -50,6 +87,8 @@ class Params(NamedTuple):
     """Stacked, `[N, …]`."""
     readout: Array
     """`[V, d]`, W_out."""
+    carried: Carried
+    """Not learned: its part of a gradient is zero."""
 
 
 def init(key: Array, config: ModelConfig) -> Params:
@@ -66,19 +105,22 @@ def init(key: Array, config: ModelConfig) -> Params:
         embedding=jax.random.normal(embedding_key, shape),
         blocks=jax.vmap(lambda block_key: _init_block(block_key, config))(jax.random.split(blocks_key, config.blocks)),
         readout=0.02 * jax.random.normal(readout_key, shape),
+        carried=_init_carried(config),
     )
+
+
+def _raw(value: float | np.ndarray, *shape: int) -> Array:
+    """What softplus makes `value` of."""
+    return jnp.broadcast_to(jnp.asarray(softplus_inverse(value), jnp.float32), shape or np.shape(value))
 
 
 def _init_block(key: Array, config: ModelConfig) -> Block:
     d, heads, n, rank, units = config.width, config.heads, config.chart_dim, config.metric_rank, config.potential_units
     v = d // heads
-    keys = iter(jax.random.split(key, 7))
+    keys = iter(jax.random.split(key, 9))
 
     def normal(*shape: int, scale: float) -> Array:
         return scale * jax.random.normal(next(keys), shape)
-
-    def raw(value: float, *shape: int) -> Array:
-        return jnp.full(shape, softplus_inverse(value))
 
     # The kick and the force of N blocks add up in the state: each is scaled so that the sum stays of order one.
     depth_scale = 1 / np.sqrt(config.blocks)
@@ -91,36 +133,94 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
         output=normal(heads, v, d, scale=d**-0.5 * depth_scale),
         metric=Metric(
             # Not all equal, or every frame would be the same metric and the angles would have no gradient.
-            stiffness=jnp.tile(jnp.asarray(softplus_inverse(np.geomspace(0.5, 2.0, n))), (heads, 1)),
-            scale=raw(1.0, heads),
-            angles=jnp.zeros((heads, config.rotor_layers, n // 2)),
+            stiffness=_raw(np.geomspace(0.5, 2.0, n))[None].repeat(heads, 0),
+            scale=_raw(1.0, heads),
+            angles=jnp.zeros((heads, rotor_layers(config), n // 2)),
             low_rank=normal(heads, n, rank, scale=n**-0.5),
-            low_rank_stiffness=raw(0.1, heads, rank),
+            low_rank_stiffness=_raw(0.1, heads, rank),
         ),
-        couplings=Couplings(
-            inverse_temperature=raw(1.0, heads),
-            # From about two positions to about the whole context.
-            lag_rate=jnp.asarray(softplus_inverse(np.geomspace(0.5, 1 / config.context, heads))),
-            lag_order=raw(0.1, heads),
-        ),
+        inverse_temperature=_raw(1.0, heads),
         hamiltonian=Hamiltonian(
             units=normal(2, units, d, scale=d**-0.5) * jnp.array([1.0, depth_scale])[:, None, None],
             bias=jnp.zeros(units),
-            curvature=raw(0.01),
-            inverse_mass=raw(1.0, d),
+            curvature=_raw(0.01),
+            inverse_mass=_raw(1.0, d),
         ),
+        lag_prior=_init_kernel(config, amplitude=(-3.0, 0.0, -3.0), order=0.1) if config.lag_prior else None,
+        memory=_init_memory(config) if config.memory else None,
+        # A gate of zero: the field state starts silent, and its kernel learns once the gate has moved.
+        field=FieldState(_init_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads)) if config.field else None,
+        products=_init_products(config, normal) if config.products else None,
+        resilience=_init_resilience(config, normal),
     )
 
 
+def rotor_layers(config: ModelConfig) -> int:
+    """Layers of learned rotors: none in a frame that is not learned, all that a small block has, or as configured."""
+    if config.frame != "rotor":
+        return 0
+    return max_rotor_layers(config.metric_block) if config.metric == "block_rot" else config.rotor_layers
+
+
+def _init_kernel(config: ModelConfig, amplitude: tuple[float, float, float], order: float) -> Kernel:
+    """Memories of the heads, from about two positions to about the whole context."""
+    heads = config.heads
+    reach = np.geomspace(0.5, 1 / config.context, heads)
+    return Kernel(
+        amplitude=jnp.tile(jnp.array(amplitude), (heads, 1)),
+        rate=_raw(np.stack([4 * reach, reach, reach], -1)),
+        order=jnp.full(heads, np.log(order / (1 - order)), jnp.float32),
+        frequency=jnp.asarray(2 * np.pi * reach, jnp.float32),
+        phase=jnp.zeros(heads),
+    )
+
+
+def _init_memory(config: ModelConfig) -> Memory:
+    # The modes add up to about one: the power law alone, a₁ Δ^{−½}, is about five at lag 0.
+    return Memory(_init_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
+
+
+def _init_products(config: ModelConfig, normal) -> Gates:
+    heads, m = config.heads, config.chart_dim + config.metric_rank
+    wedge = "wedge" in config.products
+    return Gates(
+        tensor=jnp.zeros(heads) if "tensor" in config.products else None,
+        area=jnp.zeros(heads) if wedge else None,
+        form=normal(heads, m, m, scale=0.1 / m) if wedge else None,
+        spinor=jnp.zeros(heads) if "spinor" in config.products else None,
+    )
+
+
+def _init_resilience(config: ModelConfig, normal) -> Constitutive | Curvature | None:
+    """Resilience starts at 1, but for ε."""
+    heads, n, terms = config.heads, config.chart_dim, config.curvature_terms
+    if config.resilience == "constitutive":
+        return Constitutive(jnp.zeros(heads))
+    if config.resilience == "curvature":
+        # B^c = g₀ has tr(g₀⁻¹ B^c) / n = 1: a space of constant curvature. The terms differ by a little noise.
+        constant = jnp.asarray(config.geometry.metric, jnp.float32)[None, None]
+        forms = constant + normal(heads, terms, n, n, scale=0.3)
+        return Curvature(forms, jnp.zeros((heads, terms, n + config.metric_rank)), jnp.full((heads, terms), 1 / terms))
+    return None
+
+
+def _init_carried(config: ModelConfig) -> Carried:
+    shape = config.blocks, config.heads
+    frame = None
+    if config.frame == "derived":
+        frame = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), initial_derived(config.chart_dim))
+    return Carried(frame, action.initial(config.fractional_order, *shape) if config.adaptive_order else None)
+
+
 def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Number of learned parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params._replace(carried=None)))
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the matrices that weight decay may shrink; False for metric parameters, biases, taps and scalars."""
+    """True for the matrices that weight decay may shrink; False for metrics, kernels, gates, biases, taps and scalars."""
     mask = jax.tree.map(lambda _: False, params)
     blocks = mask.blocks._replace(
         query=True, key=True, value=True, output=True, hamiltonian=mask.blocks.hamiltonian._replace(units=True)
     )
-    return Params(embedding=True, blocks=blocks, readout=True)
+    return mask._replace(embedding=True, blocks=blocks, readout=True)

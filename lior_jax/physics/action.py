@@ -1,19 +1,69 @@
-"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience."""
+"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience, and what it does to memory.
 
+Source: the audit's `lior_step`, and DESIGN.md section 3.
+"""
+
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+LENGTH_EPSILON = 1e-4
 
-def path_action(points: Array) -> Array:
-    """Action of paths given by whitened points, with `R = 1`: `Σ_k ‖x_{k+1} − x_k‖`.
+# Time, in units of τ, in which the order forgets its past, and how strongly it answers to the action.
+RELAXATION_TIME = 100.0
+GAIN = 1.0
 
-    The sum is exact for geodesics between the points and a lower bound for any other path through them. It does
-    not depend on how the path is parametrised by τ.
+# How near α may come to 0 and 1, where a kernel would have no order.
+EDGE = 1e-3
+
+
+def length(displacement: Array) -> Array:
+    """`sqrt(‖x‖² + ε)` of whitened displacements `[..., m]`: the action of a straight move with `R = 1`, `[...]`.
+
+    It does not depend on how the move is parametrised by τ, and is smooth where nothing moves.
+    """
+    return jnp.sqrt(jnp.sum(displacement**2, -1) + LENGTH_EPSILON)
+
+
+def length_adjoint(displacement: Array, cotangent: Array) -> Array:
+    """Adjoint of `length`."""
+    return (cotangent / length(displacement))[..., None] * displacement
+
+
+class ActionState(NamedTuple):
+    """Carried from step to step, `[...]` each: `integral` `I = ∫ cost dτ`, `elapsed` time τ, fractional `order` α in (0, 1)."""
+
+    integral: Array
+    elapsed: Array
+    order: Array
+
+
+def initial(order: float, *shape: int) -> ActionState:
+    """Nothing accumulated yet."""
+    return ActionState(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape, order))
+
+
+def step(cost: Array, dtau: float, state: ActionState) -> ActionState:
+    """`dI/dτ = cost`, and the order's answer.
+
+    The order relaxes towards the logistic function of the cost's excess over its average so far, `cost / (I/τ) − 1`:
+    above-average action raises α, which shortens a memory that falls like `Δ^{−α}`; below-average action lengthens it. The
+    relaxation is exact for a cost that stands still during the step, so α stays in (0, 1) whatever the step.
 
     Args:
-        points: `[K + 1, …, m]`, whitened chart points in the order of τ.
-
-    Returns:
-        `[…]`.
+        cost: `[...]`, the integrand, not negative.
+        dtau: length of the step in units of τ.
+        state: shaped like `cost`.
     """
-    return jnp.sum(jnp.linalg.norm(jnp.diff(points, axis=0), axis=-1), axis=0)
+    integral, elapsed = state.integral + cost * dtau, state.elapsed + dtau
+    excess = cost * elapsed / jnp.maximum(integral, jnp.finfo(cost.dtype).tiny) - 1
+    target = jnp.clip(jax.nn.sigmoid(GAIN * excess), EDGE, 1 - EDGE)
+    order = target + (state.order - target) * jnp.exp(-dtau / RELAXATION_TIME)
+    return ActionState(integral, elapsed, order)
+
+
+def prior_shift(state: ActionState) -> Array:
+    """`ln(α / (1 − α))`, which moves the raw order of a lag prior (`kernel.log_prior`): `[...]`."""
+    return jnp.log(state.order) - jnp.log1p(-state.order)

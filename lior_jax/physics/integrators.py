@@ -4,7 +4,8 @@
 difference alone, the cotangents of the start point and of every parameter of the Hamiltonian.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,35 +42,61 @@ def schedule(coefficients: tuple[float, ...], steps: int, step_size: float, fina
     )
 
 
+Observe = Callable[[Array, Array], Any]
+"""Of the states before and after a drift, a tree of what is summed over all drifts."""
+
+Source = Callable[[Array, Array], tuple[Array, Array, Any]]
+"""A cost's part in one drift: from the states before and after it, the cotangents of both, and a tree of others that is
+summed over all drifts."""
+
+
 def flow(
-    hamiltonian: Hamiltonian, s: Array, p: Array, times: Schedule, precision: Precision = "float32"
-) -> tuple[Array, Array]:
-    """Follow the Hamiltonian flow from `(s, p)`, each `[B, L, d]`, every position by itself."""
+    hamiltonian: Hamiltonian,
+    s: Array,
+    p: Array,
+    times: Schedule,
+    precision: Precision = "float32",
+    observe: Observe = lambda before, after: None,
+) -> tuple[Array, Array, Any]:
+    """Follow the Hamiltonian flow from `(s, p)`, each `[B, L, d]`, every position by itself.
+
+    Returns:
+        State and momentum at the end, and the sum of what `observe` returned.
+    """
 
     def step(state, lengths):
         s, p = state
         kick, drift = lengths
         p = p + kick * force(hamiltonian, s, precision)
-        return (s + drift * velocity(hamiltonian, p), p), None
+        after = s + drift * velocity(hamiltonian, p)
+        return (after, p), observe(s, after)
 
-    (s, p), _ = lax.scan(step, (s, p), _lengths(times, s.dtype))
+    (s, p), observed = lax.scan(step, (s, p), _lengths(times, s.dtype))
     if times.final_kick:
         p = p + times.final_kick * force(hamiltonian, s, precision)
-    return s, p
+    return s, p, _sum(observed)
 
 
 def echo(
-    hamiltonian: Hamiltonian, s: Pair, p: Pair, span: Array, times: Schedule, precision: Precision = "float32"
-) -> tuple[Pair, Pair, Hamiltonian]:
+    hamiltonian: Hamiltonian,
+    s: Pair,
+    p: Pair,
+    span: Array,
+    times: Schedule,
+    precision: Precision = "float32",
+    source: Source | None = None,
+) -> tuple[Pair, Pair, Hamiltonian, Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
     Args:
         s, p: the pair at the end, `[B, L, d]` each.
         span: `[B, L, 1]`, the distance of the two nudges, `slope` being the difference divided by it.
         times: as given to `flow`.
+        source: a cost along the path; it nudges the pair again before and after every drift.
 
     Returns:
-        The pair at the start, and `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks and drifts.
+        The pair at the start, `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks and drifts, and the sum of the
+        source's other cotangents.
     """
     contrast = jax.tree.map(jnp.zeros_like, hamiltonian)
 
@@ -84,14 +111,25 @@ def echo(
     def step(state, lengths):
         s, p, contrast = state
         kick, drift = lengths
+        others = None
+        if source is not None:
+            before = s.mean - drift * velocity(hamiltonian, p.mean)
+            c_before, c_after, others = source(before, s.mean)
+            p = p._replace(slope=p.slope + c_after)
         s = jax.tree.map(lambda x, y: x - drift * velocity(hamiltonian, y), s, p)
         contrast = contrast._replace(inverse_mass=contrast.inverse_mass + drift * drift_contrast(p))
+        if source is not None:
+            p = p._replace(slope=p.slope + c_before)
         p, contrast = unkick(s, p, contrast, kick)
-        return (s, p, contrast), None
+        return (s, p, contrast), others
 
-    (s, p, contrast), _ = lax.scan(step, (s, p, contrast), _lengths(times, span.dtype), reverse=True)
-    return s, p, contrast
+    (s, p, contrast), others = lax.scan(step, (s, p, contrast), _lengths(times, span.dtype), reverse=True)
+    return s, p, contrast, _sum(others)
 
 
 def _lengths(times: Schedule, dtype: jnp.dtype) -> tuple[Array, Array]:
     return jnp.asarray(times.kicks, dtype), jnp.asarray(times.drifts, dtype)
+
+
+def _sum(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.sum(x, 0), tree)

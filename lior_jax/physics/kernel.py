@@ -155,7 +155,8 @@ def spread(by_lag: Array) -> Array:
     # A row of twice the length, walked with a stride one shorter: each row of the result starts one lag later.
     row = jnp.concatenate([by_lag[:, :1], jnp.zeros_like(by_lag), by_lag[:, :0:-1]], -1)
     rows = jnp.tile(row, (1, length))[:, : length * (2 * length - 1)]
-    return rows.reshape(heads, length, 2 * length - 1)[:, :, :length]
+    # Made once, and not element by element inside every loop that uses it.
+    return lax.optimization_barrier(rows.reshape(heads, length, 2 * length - 1)[:, :, :length])
 
 
 def sum_by_lag(pairs: Array) -> Array:

@@ -1,9 +1,11 @@
 """Geodesic retrieval: Boltzmann weights of the metric distance from a query to every earlier key.
 
-    cost_ij = R_i sqrt(max(g(k_j − q_i, k_j − q_i), 0) + ε),   w_ij ∝ K(i − j) exp(−β cost_ij),   y_i = Σ_{j≤i} w_ij v_j
+    cost_ij = R_i sqrt(max(g(k_j − q_i, k_j − q_i), 0) + ε)
+    w_ij ∝ K(i − j) exp(−β cost_ij + products_ij),   y_i = Σ_{j≤i} (w_ij + F(i − j) ⟨q_i, k_j⟩) v_j
 
-Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidean distance and costs one matrix
-product. The resilience `R` is 1. Source: the audit's `retrieval_step`, and DESIGN.md section 2.5.
+Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidean distance, and one matrix product
+`G = q̃k̃ᵀ` gives distances, geometric products and the read-out of the prompt's field state, whose propagator is `F`.
+Source: the audit's `retrieval_step`, and DESIGN.md section 2.5.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions.
 """
@@ -14,17 +16,63 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.physics import products
+from lior_jax.physics.kernel import spread, sum_by_lag
 from lior_jax.physics.numerics import Precision, contract
+from lior_jax.physics.products import Gates
 
 COST_EPSILON = 1e-4
 
 
 class Couplings(NamedTuple):
-    """What a head weighs by: `inverse_temperature` β, and the lag prior's `lag_rate` ξ and `lag_order` δ, each `[H]`."""
+    """What a head weighs by; None for what is left out.
+
+    `inverse_temperature` `[H]` = β; `log_prior` `[H, L]`, `ln K` by lag; `products`, gates and 2-form (antisymmetric);
+    `field` `[H, L]`, the propagator `F` of the field state by lag, gate included.
+    """
 
     inverse_temperature: Array
-    lag_rate: Array
-    lag_order: Array
+    log_prior: Array | None = None
+    products: Gates | None = None
+    field: Array | None = None
+
+
+class _Pairs(NamedTuple):
+    """Of every query with every key: `[B, H, L, L]`; the squared norms `[B, H, L, 1]` and `[B, H, 1, L]`."""
+
+    squared: Array
+    cost: Array
+    weight: Array
+    product: Array | None = None
+    q_squared: Array | None = None
+    k_squared: Array | None = None
+
+    def mixing(self, couplings: Couplings) -> Array:
+        """What each value is multiplied by."""
+        return self.weight if couplings.field is None else self.weight + spread(couplings.field)[None] * self.product
+
+
+def _pairs(queries: Array, keys: Array, resilience: Array | None, couplings: Couplings, precision: Precision) -> _Pairs:
+    near_queries, near_keys = _centre(queries, keys)
+    near_product = contract("bihm,bjhm->bhij", near_queries, near_keys, precision)
+    squared = jnp.maximum(_squares(near_queries)[..., None] + _squares(near_keys)[:, :, None] - 2 * near_product, 0)
+    cost = geodesic_cost(squared, resilience)
+    scores = jnp.zeros_like(cost) if couplings.log_prior is None else spread(couplings.log_prior)[None]
+    scores = scores - couplings.inverse_temperature[None, :, None, None] * cost
+    if couplings.products is None and couplings.field is None:
+        return _Pairs(squared, cost, weights(scores))
+
+    # ⟨q, k⟩ = ⟨q − o, k − o⟩ + ⟨q − o, o⟩ + ⟨o, k⟩ with the first key o.
+    origin = keys[:, :1]
+    product = near_product + _dots(near_queries, origin)[..., None] + _dots(origin, keys)[:, :, None]
+    q_squared, k_squared = _squares(queries)[..., None], _squares(keys)[:, :, None]
+    if couplings.products is not None:
+        scores = scores + products.score(couplings.products, product, q_squared, k_squared)
+        if couplings.products.form is not None:
+            turned = _turn(queries, couplings.products.form, precision)
+            # Centring the keys changes a row of scores by a constant, which Boltzmann weights do not see.
+            scores = scores + contract("bihm,bjhm->bhij", turned, near_keys, precision)
+    return _Pairs(squared, cost, weights(scores), product, q_squared, k_squared)
 
 
 def squared_distance(queries: Array, keys: Array, precision: Precision = "float32") -> Array:
@@ -35,94 +83,139 @@ def squared_distance(queries: Array, keys: Array, precision: Precision = "float3
     to the last bit.
     """
     queries, keys = _centre(queries, keys)
-    query_norms, key_norms = (jnp.sum(x * x, -1).transpose(0, 2, 1) for x in (queries, keys))
-    norms = query_norms[..., None] + key_norms[:, :, None]
-    return jnp.maximum(norms - 2 * contract("bihm,bjhm->bhij", queries, keys, precision), 0)
+    product = contract("bihm,bjhm->bhij", queries, keys, precision)
+    return jnp.maximum(_squares(queries)[..., None] + _squares(keys)[:, :, None] - 2 * product, 0)
 
 
 def _centre(queries: Array, keys: Array) -> tuple[Array, Array]:
     return queries - keys[:, :1], keys - keys[:, :1]
 
 
-def geodesic_cost(squared: Array) -> Array:
-    """`sqrt(g + ε)`: the length of the displacement, smooth at zero."""
-    return jnp.sqrt(squared + COST_EPSILON)
+def _squares(x: Array) -> Array:
+    """Squared norms of `[B, L, H, m]`: `[B, H, L]`."""
+    return jnp.sum(x * x, -1).transpose(0, 2, 1)
 
 
-def lag_features(length: int, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Lag `Δ = i − j` and `ln(1 + Δ)`, each `[L, L]`, zero above the diagonal."""
-    position = jnp.arange(length)
-    lag = jnp.maximum(position[:, None] - position[None], 0).astype(dtype)
-    return lag, jnp.log1p(lag)
+def _dots(x: Array, y: Array) -> Array:
+    """Dot products of `[B, L, H, m]` and `[B, 1, H, m]`: `[B, H, L]`."""
+    return jnp.sum(x * y, -1).transpose(0, 2, 1)
 
 
-def log_prior(couplings: Couplings, length: int) -> Array:
-    """`ln K(Δ)` of the lag kernel `K(Δ) = (1 + Δ)^{−δ} e^{−ξΔ}`, a power law with an exponential cut-off: `[H, L, L]`."""
-    lag, log_lag = lag_features(length, couplings.lag_rate.dtype)
-    return -couplings.lag_rate[:, None, None] * lag[None] - couplings.lag_order[:, None, None] * log_lag[None]
+def _turn(queries: Array, form: Array, precision: Precision) -> Array:
+    """`Ωᵀ q`, so that its dot product with `k` is `qᵀ Ω k`: `[B, L, H, m]`."""
+    return contract("bihm,hmn->bihn", queries, form, precision)
 
 
-def weights(cost: Array, inverse_temperature: Array, prior: Array) -> Array:
-    """Causal Boltzmann weights `w_ij ∝ exp(prior_ij − β_h cost_ij)` for `j ≤ i`, zero for `j > i`.
+def geodesic_cost(squared: Array, resilience: Array | None = None) -> Array:
+    """`R sqrt(g + ε)`: the length of the displacement, smooth at zero, weighed by the query's resilience `[B, L, H]`."""
+    length = jnp.sqrt(squared + COST_EPSILON)
+    return length if resilience is None else _rows(resilience) * length
 
-    Args:
-        cost: `[B, H, L, L]`.
-        inverse_temperature: `[H]`, β.
-        prior: `[H, L, L]`, added to the exponent.
-    """
-    scores = prior[None] - inverse_temperature[None, :, None, None] * cost
-    causal = jnp.tril(jnp.ones(cost.shape[-2:], bool))
+
+def _rows(x: Array) -> Array:
+    """`[B, L, H]` as a factor of each row of `[B, H, L, L]`."""
+    return x.transpose(0, 2, 1)[..., None]
+
+
+def weights(scores: Array) -> Array:
+    """Causal Boltzmann weights `w_ij ∝ exp(scores_ij)` for `j ≤ i`, zero for `j > i`: `[B, H, L, L]`."""
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
     return jax.nn.softmax(jnp.where(causal[None, None], scores, -jnp.inf), axis=-1)
 
 
-def retrieve(queries: Array, keys: Array, values: Array, couplings: Couplings, precision: Precision = "float32") -> Array:
+def retrieve(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    resilience: Array | None,
+    couplings: Couplings,
+    precision: Precision = "float32",
+) -> Array:
     """What each query retrieves from the positions up to its own.
 
     Args:
         queries, keys: whitened chart points, `[B, L, H, m]`.
         values: `[B, L, H, v]`.
-        couplings: each `[H]`.
+        resilience: `R` of every query, `[B, L, H]`; None for 1.
+        couplings: what the heads weigh by.
 
     Returns:
         `[B, L, H, v]`.
     """
-    cost = geodesic_cost(squared_distance(queries, keys, precision))
-    weight = weights(cost, couplings.inverse_temperature, log_prior(couplings, queries.shape[1]))
-    return contract("bhij,bjhv->bihv", weight, values, precision)
+    pairs = _pairs(queries, keys, resilience, couplings, precision)
+    return contract("bhij,bjhv->bihv", pairs.mixing(couplings), values, precision)
 
 
 def retrieve_adjoint(
-    queries: Array, keys: Array, values: Array, couplings: Couplings, cotangent: Array, precision: Precision = "float32"
-) -> tuple[Array, tuple[Array, Array, Array, Couplings]]:
+    queries: Array,
+    keys: Array,
+    values: Array,
+    resilience: Array | None,
+    couplings: Couplings,
+    cotangent: Array,
+    precision: Precision = "float32",
+) -> tuple[Array, tuple[Array, Array, Array, Array | None, Couplings]]:
     """`retrieve` and its adjoint in one pass.
 
     Args:
         cotangent: `[B, L, H, v]`, of what `retrieve` returns; the others as there.
 
     Returns:
-        What `retrieve` returns, and the cotangents of queries, keys, values and couplings.
+        What `retrieve` returns, and the cotangents of queries, keys, values, resilience and couplings.
     """
     beta = couplings.inverse_temperature
-    squared = squared_distance(queries, keys, precision)
-    cost = geodesic_cost(squared)
-    weight = weights(cost, beta, log_prior(couplings, queries.shape[1]))
-    retrieved = contract("bhij,bjhv->bihv", weight, values, precision)
+    pairs = _pairs(queries, keys, resilience, couplings, precision)
+    mixing = pairs.mixing(couplings)
+    retrieved = contract("bhij,bjhv->bihv", mixing, values, precision)
 
-    c_values = contract("bhij,bihv->bjhv", weight, cotangent, precision)
-    c_weight = contract("bihv,bjhv->bhij", cotangent, values, precision)
-    c_score = weight * (c_weight - jnp.sum(weight * c_weight, -1, keepdims=True))
-    lag, log_lag = lag_features(queries.shape[1], cost.dtype)
-    score_by_lag = jnp.sum(c_score, axis=0)
-    c_couplings = Couplings(
-        inverse_temperature=-jnp.sum(c_score * cost, axis=(0, 2, 3)),
-        lag_rate=-jnp.sum(score_by_lag * lag[None], axis=(1, 2)),
-        lag_order=-jnp.sum(score_by_lag * log_lag[None], axis=(1, 2)),
-    )
+    c_values = contract("bhij,bihv->bjhv", mixing, cotangent, precision)
+    c_mixing = contract("bihv,bjhv->bhij", cotangent, values, precision)
+    c_score = pairs.weight * (c_mixing - jnp.sum(pairs.weight * c_mixing, -1, keepdims=True))
 
-    # d cost / d squared = 1 / (2 cost); the 2 goes with the gradient 2 (q − k) of the squared distance.
-    pull = jnp.where(squared > 0, -beta[None, :, None, None] * c_score / cost, 0)
-    queries, keys = _centre(queries, keys)
-    row, column = jnp.sum(pull, -1).transpose(0, 2, 1)[..., None], jnp.sum(pull, -2).transpose(0, 2, 1)[..., None]
-    c_queries = row * queries - contract("bhij,bjhm->bihm", pull, keys, precision)
-    c_keys = column * keys - contract("bhij,bihm->bjhm", pull, queries, precision)
-    return retrieved, (c_queries, c_keys, c_values, c_couplings)
+    c_temperature = -jnp.sum(c_score * pairs.cost, axis=(0, 2, 3))
+    c_length = -beta[None, :, None, None] * c_score
+    c_resilience = None
+    length = geodesic_cost(pairs.squared)
+    if resilience is not None:
+        c_resilience = jnp.sum(c_length * length, -1).transpose(0, 2, 1)
+        c_length = _rows(resilience) * c_length
+    # d length / d squared = 1 / (2 length); the 2 goes with the gradient 2 (q − k) of the squared distance.
+    pull = jnp.where(pairs.squared > 0, c_length / length, 0)
+    near_queries, near_keys = _centre(queries, keys)
+    c_queries = _columns(jnp.sum(pull, -1)) * near_queries
+    c_keys = _columns(jnp.sum(pull, -2)) * near_keys
+    c_product, c_field, c_products = -pull, None, None
+
+    if couplings.products is not None:
+        by_product = products.score_adjoint(couplings.products, pairs.product, pairs.q_squared, pairs.k_squared, c_score)
+        c_products, c_by_product, c_q_squared, c_k_squared = by_product
+        c_queries = c_queries + 2 * _columns(c_q_squared[..., 0]) * queries
+        c_keys = c_keys + 2 * _columns(c_k_squared[:, :, 0]) * keys
+        if couplings.products.form is not None:
+            turned = _turn(queries, couplings.products.form, precision)
+            c_turned = contract("bhij,bjhm->bihm", c_score, near_keys, precision)
+            c_form = contract("bihm,bihn->hmn", queries, c_turned, precision)
+            c_queries = c_queries + contract("bihn,hmn->bihm", c_turned, couplings.products.form, precision)
+            c_keys = c_keys + contract("bhij,bihm->bjhm", c_score, turned, precision)
+            c_products = c_products._replace(form=c_form)
+    else:
+        c_by_product = None
+    if couplings.field is not None:
+        c_field = sum_by_lag(jnp.sum(c_mixing * pairs.product, 0))  # which leaves out what lies above the diagonal
+        by_field = spread(couplings.field)[None] * c_mixing
+        c_by_product = by_field if c_by_product is None else c_by_product + by_field
+    if c_by_product is not None:
+        c_product = c_product + c_by_product
+        origin = keys[:, :1]
+        c_queries = c_queries + _columns(jnp.sum(c_by_product, -1)) * origin
+        c_keys = c_keys + _columns(jnp.sum(c_by_product, -2)) * origin
+
+    c_queries = c_queries + contract("bhij,bjhm->bihm", c_product, near_keys, precision)
+    c_keys = c_keys + contract("bhij,bihm->bjhm", c_product, near_queries, precision)
+    c_prior = None if couplings.log_prior is None else sum_by_lag(jnp.sum(c_score, 0))
+    return retrieved, (c_queries, c_keys, c_values, c_resilience, Couplings(c_temperature, c_prior, c_products, c_field))
+
+
+def _columns(x: Array) -> Array:
+    """`[B, H, L]` as a factor of `[B, L, H, m]`."""
+    return x.transpose(0, 2, 1)[..., None]

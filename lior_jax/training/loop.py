@@ -97,7 +97,8 @@ def train_step(state: State, batch: tuple[jax.Array, jax.Array], config: Config)
     """One echo estimate and one optimiser step."""
     gradient, info = learning.estimate(state.params, batch, config)
     updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
-    return State(optax.apply_updates(state.params, updates), optimizer), info
+    params = optax.apply_updates(state.params, updates)._replace(carried=info.carried)
+    return State(params, optimizer), info
 
 
 def initial_state(key: jax.Array, config: Config) -> State:
@@ -160,7 +161,9 @@ class _Loop:
             self.clock = step, now
         if step % self.config.training.log_every:
             return
-        values = {name: np.asarray(value) for name, value in info._asdict().items()}
+        values = {name: np.asarray(value) for name, value in info._asdict().items() if name != "carried"}
+        if info.carried.action is not None:
+            values["fractional_order"] = np.asarray(info.carried.action.order).mean(-1)
         values["learning_rate"] = np.asarray(make_schedule(self.config)(step - 1))
         if step > self.clock[0]:
             tokens = (step - self.clock[0]) * self.config.training.batch_size * self.config.model.context

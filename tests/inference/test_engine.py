@@ -51,7 +51,7 @@ def test_characters_of_several_bytes_are_streamed_whole(engine):
     params = model.init(jax.random.key(0), config)
     # A model that always continues with the two bytes of é: each of them points at the other.
     first, second = "é".encode()
-    states = model.network.final_state(params, np.array([[first, second, first]]), config)[0][0]
+    states = model.network.run(params, np.array([[first, second, first]]), config)[0][0]
     directions = states / np.linalg.norm(states, axis=-1, keepdims=True)
     readout = np.zeros((256, config.width), np.float32)
     readout[second], readout[first] = directions[2] * 50, directions[1] * 50

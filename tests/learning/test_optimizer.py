@@ -9,12 +9,12 @@ from lior_jax.config import Config, OptimizerConfig, TrainingConfig
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import decay_mask
 from tests import oracles
-from tests.oracles import named_leaves, random_params, small_config
+from tests.oracles import EVERYTHING, named_leaves, random_params, small_config
 
 
-def config_with(steps=100, **changes) -> Config:
+def config_with(steps=100, model=None, **changes) -> Config:
     values = {"learning_rate": 2e-2, "warmup_steps": 10, "final_fraction": 0.1} | changes
-    return small_config(width=4, potential_units=2, blocks=1).model_copy(
+    return small_config(width=4, potential_units=2, blocks=1, **(model or {})).model_copy(
         update={"optimizer": OptimizerConfig(**values), "training": TrainingConfig(steps=steps)}
     )
 
@@ -34,9 +34,11 @@ def test_schedule_without_warm_up_starts_at_the_peak():
     np.testing.assert_allclose(make_schedule(config_with(warmup_steps=0))(0), 2e-2, rtol=1e-6)
 
 
-def test_decay_touches_only_matrices():
-    """Without a gradient, one step shrinks the decayed leaves by the share `lr · wd` and leaves the others alone."""
-    config = config_with(warmup_steps=0, weight_decay=0.3)
+@pytest.mark.parametrize("model", [{}, *EVERYTHING.values()], ids=["plain", *EVERYTHING])
+def test_decay_touches_only_matrices(model):
+    """Without a gradient, one step shrinks the decayed leaves by the share `lr · wd` and leaves the others alone, what is
+    carried among them."""
+    config = config_with(warmup_steps=0, weight_decay=0.3, model=model)
     params = random_params(config.model)
     optimizer = learning.make_optimizer(config)
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
@@ -44,6 +46,7 @@ def test_decay_touches_only_matrices():
     for name, change in named_leaves(updates).items():
         np.testing.assert_allclose(change, -2e-2 * 0.3 * before[name] * mask[name], rtol=1e-5, err_msg=name)
     assert 0 < sum(x.item() for x in mask.values()) < len(mask)
+    assert not any(mask[name] for name in mask if name.startswith("carried"))
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, 1e6])

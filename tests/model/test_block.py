@@ -6,115 +6,180 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lior_jax.config import ModelConfig
-from lior_jax.model import block
-from lior_jax.physics.geometry import max_rotor_layers
-from tests import oracles
+from lior_jax.model import block, operators
+from tests import dense, oracles
 from tests.oracles import (
+    EVERYTHING,
+    PARTS,
     SMALL,
     assert_trees_close,
     check_adjoint,
+    model_changes,
     normal,
     random_like,
     random_params,
     small_config,
-    trained_looking,
+    to64,
+    to_numpy,
 )
 
-
-@st.composite
-def model_configs(draw):
-    heads, n = draw(st.integers(1, 3)), draw(st.integers(2, 6))
-    changes = {
-        "heads": heads,
-        "width": heads * draw(st.integers(2, 4)),
-        "chart_dim": n,
-        "metric_rank": draw(st.integers(0, 3)),
-        "rotor_layers": draw(st.integers(0, min(max_rotor_layers(n), 3))),
-        "taps": draw(st.integers(1, 8)),
-        "potential_units": draw(st.integers(1, 5)),
-        "blocks": draw(st.integers(1, 3)),
-    }
-    return ModelConfig(**(SMALL | changes))
+apply = jax.jit(block.apply, static_argnames="config")
+kick = jax.jit(block.kick, static_argnames="config")
+action = jax.jit(block.action, static_argnames="config")
+LAWS = {
+    "unit": {},
+    "constitutive": PARTS["constitutive"],
+    "curvature": PARTS["curvature"],
+    "rankless": PARTS["curvature"] | {"metric_rank": 0, "heads": 1},
+}
+each_law = pytest.mark.parametrize("changes", LAWS.values(), ids=LAWS)
 
 
-EDGE = ModelConfig(**(SMALL | {"metric_rank": 0, "rotor_layers": 0, "taps": 8, "heads": 1}))
+def random_operators(config, length=5, seed=0):
+    """Normal leaves of one block's operators. Some that the model keeps positive may be negative; the adjoints do not care."""
+    shapes = jax.eval_shape(lambda: operators.prepare(random_params(config), length, config))
+    return jax.tree.map(lambda x: x[0], random_like(shapes, seed))
 
 
-@settings(max_examples=4)
-@given(config=model_configs(), seed=st.integers(0, 999))
-@example(config=EDGE, seed=0)
-def test_prepare_adjoint(config, seed):
-    """Raw parameters of all blocks at once."""
-    params = random_params(config, seed)
-    check_adjoint(block.prepare, lambda blocks, cotangent: (block.prepare_adjoint(blocks, cotangent),), (params.blocks,))
+def prepared(config, length=5, seed=0, index=0):
+    """Operators of one block of a model with nothing special about it."""
+    made = jax.jit(operators.prepare, static_argnums=(1, 2))(random_params(config, seed, scale=0.4), length, config)
+    return jax.tree.map(lambda x: x[index], made)
 
 
-@settings(max_examples=4)
-@given(config=model_configs(), length=st.integers(1, 7), seed=st.integers(0, 999))
-@example(config=EDGE, length=5, seed=0)
-def test_kick_adjoint(config, length, seed):
-    """State and operators; taps may reach before the first position."""
-    # Couplings may be negative here; the adjoint does not care.
-    operators = random_like(jax.eval_shape(lambda: block.prepare(random_params(config).blocks)), seed)
-    operators = jax.tree.map(lambda x: x[0], operators)
-    s = normal(np.random.default_rng(seed), 2, length, config.width)
-
-    def adjoint(operators, s, cotangent):
-        _, c_s, c_operators = block.kick_adjoint(operators, s, cotangent, config)
-        return c_operators, c_s
-
-    check_adjoint(lambda operators, s: block.kick(operators, s, config), adjoint, (operators, s))
+def states(config, length=5, count=2, seed=0):
+    return normal(np.random.default_rng(seed), count, 2, length, config.width)
 
 
-def block_operators(config, seed=0, index=0):
-    return jax.tree.map(lambda x: x[index], jax.jit(block.prepare)(trained_looking(config, seed).blocks))
+# --- the kick --------------------------------------------------------------------------------------------------------
 
 
-def test_kick_adjoint_returns_the_kick():
-    config = small_config().model
-    operators, s = block_operators(config), normal(np.random.default_rng(0), 2, 5, config.width)
-    kicked, _, gradient = jax.jit(block.kick_adjoint, static_argnums=3)(operators, s, jnp.ones_like(s), config)
-    assert_trees_close(kicked, jax.jit(block.kick, static_argnums=2)(operators, s, config), 1e-5)
+def check_kick_adjoint(changes, length=5, seed=0):
+    config = ModelConfig(**(SMALL | changes))
+
+    def adjoint(made, s, cotangent):
+        _, c_s, c_made = block.kick_adjoint(made, s, cotangent, config)
+        return c_made, c_s
+
+    args = random_operators(config, length, seed), states(config, length, 1, seed)[0]
+    check_adjoint(lambda made, s: block.kick(made, s, config)[0], adjoint, args)
+
+
+@pytest.mark.parametrize("name", ["memory", "constitutive", "curvature", "no_prior", *EVERYTHING])
+def test_kick_adjoint(name):
+    """State and operators; the Hamiltonian has no part in it."""
+    check_kick_adjoint((PARTS | EVERYTHING)[name])
+
+
+@settings(max_examples=3)
+@given(changes=model_changes(), length=st.integers(1, 7), seed=st.integers(0, 999))
+@example(changes={"metric_rank": 0, "rotor_layers": 0, "taps": 8, "heads": 1}, length=5, seed=0)
+def test_kick_adjoint_of_any_shape(changes, length, seed):
+    """Taps may reach before the first position."""
+    check_kick_adjoint(changes, length, seed)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_kick_adjoint_returns_the_kick(name):
+    config = small_config(**EVERYTHING[name]).model
+    made, s = prepared(config), states(config)[0]
+    kicked, _, gradient = jax.jit(block.kick_adjoint, static_argnums=3)(made, s, jnp.ones_like(s), config)
+    assert_trees_close(kicked, kick(made, s, config=config)[0], 1e-5)
     assert not any(x.any() for x in jax.tree.leaves(gradient.hamiltonian))
 
 
-def test_operators_are_positive():
-    """Even from raw parameters that are far below zero."""
-    params = trained_looking(small_config().model, spread=3.0)
-    operators = jax.jit(block.prepare)(params.blocks)
-    hamiltonian = operators.hamiltonian
-    for leaf in (*operators.couplings, hamiltonian.curvature, hamiltonian.inverse_mass):
-        assert (np.asarray(leaf) > 0).all()
+# --- the action ------------------------------------------------------------------------------------------------------
 
 
-def test_prepared_charts_carry_the_metric(float64):
-    """`‖W A_q x‖² = g(A_q x, A_q x)`, with the dense metric of each head and block."""
-    config = small_config().model
-    blocks = oracles.to64(trained_looking(config).blocks)
-    operators = jax.jit(block.prepare)(blocks)
-    x = np.random.default_rng(1).standard_normal(config.width)
-    for folded, chart in ((operators.query, blocks.query), (operators.key, blocks.key)):
-        for index in range(config.blocks):
-            for h in range(config.heads):
-                g = oracles.dense_metric(jax.tree.map(lambda leaf, at=(index, h): leaf[at], blocks.metric))
-                point = np.asarray(chart[index, h]) @ x
-                np.testing.assert_allclose(np.square(folded[index, h] @ x).sum(), point @ g @ point, rtol=1e-10)
+@each_law
+def test_action_is_its_formula(changes, float64):
+    """Of every head and position: resilience where the move begins, times the length of the chart point's move."""
+    config = small_config(**changes).model
+    params = to64(random_params(config, scale=0.4))
+    before, after = states(config)
+    made = dense.at(dense.prepare(params, 5, config), 1)
+    law = dense.at(to_numpy(params.blocks.resilience), 1)
+    expected = dense.action(law, made.query, np.asarray(before), np.asarray(after), config)
+    made = jax.tree.map(jnp.asarray, made)
+    np.testing.assert_allclose(action(made, before, after, config=config), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("carry", [True, False])
-def test_the_last_kick_is_left_out_only_where_nobody_sees_it(carry):
-    times = block.schedule(small_config(carry_momentum=carry, step_size=0.4).model)
-    assert times.final_kick == (0.2 if carry else 0.0)
+@each_law
+def test_action_adjoint(changes):
+    """Both states, the chart and the law, for a cost that is a share of the sum over all heads and positions. A position that
+    does not move has an adjoint too."""
+    config = small_config(**changes).model
+    before, after = states(config)
+    after = after.at[0, 1].set(before[0, 1])
+    made, share = random_operators(config), -0.7
+
+    def cost(query, law, before, after):
+        return jnp.sum(block.action(made._replace(query=query, resilience=law), before, after, config))
+
+    def adjoint(query, law, before, after, cotangent):
+        given = made._replace(query=query, resilience=law)
+        c_before, c_after, others = block.action_adjoint(given, before, after, share, config)
+        return jax.tree.map(lambda x: x * cotangent / share, (others.query, others.resilience, c_before, c_after))
+
+    check_adjoint(cost, adjoint, (made.query, made.resilience, before, after))
 
 
-@pytest.mark.parametrize("carry", [True, False])
-def test_momentum_is_carried_or_not(carry, float64):
-    config = small_config(carry_momentum=carry).model
-    operators = oracles.to64(block_operators(config))
-    rng = np.random.default_rng(2)
-    s, p = normal(rng, 2, 5, config.width), normal(rng, 2, 5, config.width)
-    apply = jax.jit(block.apply, static_argnums=3)
-    with_p, without = apply(operators, s, p, config), apply(operators, s, 0 * p, config)
-    assert (np.asarray(with_p[0]) != np.asarray(without[0])).all() == carry
-    if not carry:
+def test_action_is_resilience_times_length(float64):
+    """A head of resilience 1 measures the length alone; others weigh it by the state's magnitude where the move begins."""
+    config = small_config(**PARTS["constitutive"], heads=3).model
+    made, (before, after) = to64(prepared(config)), states(config)
+    made = made._replace(resilience=made.resilience._replace(exponent=jnp.array([0.0, 1.0, 2.0])))
+    bare = action(made._replace(resilience=None), before, after, config=config)
+    ratio = np.asarray(action(made, before, after, config=config) / bare)
+    size = np.sqrt(np.mean(np.square(before), -1))
+    np.testing.assert_allclose(ratio, np.stack([np.ones_like(size), size, size**2], -1), rtol=1e-5)
+
+
+# --- the block -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_the_last_kick_is_left_out_only_where_nobody_sees_it(carries):
+    times = block.schedule(small_config(carry_momentum=carries, step_size=0.4).model)
+    assert times.final_kick == (0.2 if carries else 0.0)
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_momentum_is_carried_or_not(carries, float64):
+    config = small_config(carry_momentum=carries).model
+    made, (s, p) = to64(prepared(config)), states(config, seed=2)
+    (with_p, _), (without, _) = (apply(made, s, x, config=config) for x in (p, 0 * p))
+    assert (np.asarray(with_p[0]) != np.asarray(without[0])).all() == carries
+    if not carries:
         assert_trees_close(with_p, without, 0.0)
+
+
+def test_observed_action_is_summed_over_the_flow(float64):
+    """And a mean over sequences and positions."""
+    config = small_config(**PARTS["constitutive"], leapfrog_steps=3, step_size=0.5).model
+    made, (s, p) = to64(prepared(config)), states(config)
+    _, observed = apply(made, s, p, config=config)
+
+    (p, _), s, expected = kick(made, s, config=config), np.asarray(s), 0.0
+    p, inverse_mass = np.asarray(p), np.asarray(made.hamiltonian.inverse_mass)
+    for _ in range(3):
+        p = p + 0.25 * oracles.dense_force(made.hamiltonian, s)
+        before, s = s, s + 0.5 * inverse_mass * p
+        p = p + 0.25 * oracles.dense_force(made.hamiltonian, s)
+        expected += np.mean(action(made, before, s, config=config), (0, 1))
+    np.testing.assert_allclose(observed.action, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("frame", ["rotor", "derived"])
+def test_keys_moment_is_observed_where_a_frame_follows_it(frame, float64):
+    """Of the first `n` whitened coordinates, those along the frame's axes: `W A_k ŝ` where the context is the state alone."""
+    config = small_config(frame=frame).model
+    made, s = to64(prepared(config)), states(config)[0]
+    made = made._replace(taps=jnp.zeros_like(made.taps).at[0].set(1.0))
+    _, moment = kick(made, s, config=config)
+    if frame == "rotor":
+        assert moment is None
+        return
+    keys = np.einsum("bld,hmd->blhm", oracles.rms_hat(np.asarray(s)), made.key)[..., : config.chart_dim]
+    expected = np.mean(keys[..., :, None] * keys[..., None, :], (0, 1))
+    np.testing.assert_allclose(moment, expected, rtol=1e-10)

@@ -21,7 +21,7 @@ def start(batch=2, length=3, d=5, seed=0):
 
 def run(hamiltonian, s, p, times):
     """Schedules hold arrays, so they cannot be static arguments: one compilation for each call."""
-    return jax.jit(lambda *args: flow(*args, times))(hamiltonian, s, p)
+    return jax.jit(lambda *args: flow(*args, times)[:2])(hamiltonian, s, p)
 
 
 # --- schedules as data -----------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_energy_does_not_drift(float64):
     """1000 steps: the error of the energy oscillates, and its means over the first and the last quarter agree."""
     ham, (s, p) = random_hamiltonian(5, 7), start(batch=3)
     times = schedule(VELOCITY_VERLET, 5, 0.02)
-    few_steps = jax.jit(lambda s, p: flow(ham, s, p, times))
+    few_steps = jax.jit(lambda s, p: flow(ham, s, p, times)[:2])
     measure = jax.jit(lambda s, p: energy(ham, s, p))
     energies = [measure(s, p)]
     for _ in range(200):
@@ -147,7 +147,7 @@ def test_flow_is_symplectic(final_kick, float64):
     ham, times = random_hamiltonian(d, 6), schedule(VELOCITY_VERLET, 3, 0.5, final_kick)
 
     def map_(z):
-        s, p = flow(ham, z[None, None, :d], z[None, None, d:], times)
+        s, p, _ = flow(ham, z[None, None, :d], z[None, None, d:], times)
         return jnp.concatenate([s[0, 0], p[0, 0]])
 
     jacobian = np.asarray(jax.jit(jax.jacfwd(map_))(normal(np.random.default_rng(1), 2 * d)))
@@ -156,26 +156,50 @@ def test_flow_is_symplectic(final_kick, float64):
     np.testing.assert_allclose(jacobian.T @ omega @ jacobian, omega, atol=1e-12)
 
 
+@pytest.mark.parametrize("final_kick", [True, False])
+def test_what_is_observed_is_summed_over_the_drifts(final_kick, float64):
+    """Of the states before and after each of them; the kicks are not seen. It changes nothing of the flow."""
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    times = schedule(TWO_STAGE, 2, 0.4, final_kick)
+
+    def observe(before, after):
+        return {"ends": jnp.sum(before * after**2), "move": after - before}
+
+    *ends, observed = jax.jit(lambda *args: flow(*args, times, observe=observe))(ham, s, p)
+    assert_trees_close(tuple(ends), run(ham, s, p, times), 1e-14)
+    assert flow(ham, s, p, times)[2] is None
+
+    x, expected = np.asarray(s), 0.0
+    p = np.asarray(p)
+    for kick, drift in zip(times.kicks, times.drifts, strict=True):
+        p = p + kick * oracles.dense_force(ham, x)
+        before, x = x, x + drift * np.asarray(ham.inverse_mass) * p
+        expected += np.sum(before * x**2)
+    np.testing.assert_allclose(observed["ends"], expected, rtol=1e-12)
+    np.testing.assert_allclose(observed["move"], x - np.asarray(s), atol=1e-12)
+
+
 # --- echo ------------------------------------------------------------------------------------------------------------
 
 
-def echo_of(ham, s, p, times, c_s, c_p, size):
-    """Free run, push, echo. Returns the start as rebuilt, and the cotangents of the start and of the Hamiltonian."""
+def echo_of(ham, s, p, times, c_s, c_p, size, source=None):
+    """Free run, push, echo. Returns the start as rebuilt, the cotangents of the Hamiltonian and of the start, and what the
+    source adds up."""
 
     @jax.jit
     def rollout(ham, s, p, span):
-        s_end, p_end = flow(ham, s, p, times)
-        return echo(ham, Pair(s_end, -c_p), Pair(p_end, c_s), span, times)
+        s_end, p_end, _ = flow(ham, s, p, times)
+        return echo(ham, Pair(s_end, -c_p), Pair(p_end, c_s), span, times, source=source)
 
     # Every position has its own span.
     span = size * jnp.asarray(np.random.default_rng(9).uniform(0.5, 2.0, (*s.shape[:2], 1)))
-    s_pair, p_pair, contrast = rollout(ham, s, p, span)
-    return (s_pair.mean, p_pair.mean), (contrast, p_pair.slope, -s_pair.slope)
+    s_pair, p_pair, contrast, others = rollout(ham, s, p, span)
+    return (s_pair.mean, p_pair.mean), (contrast, p_pair.slope, -s_pair.slope), others
 
 
 def echo_case(times):
     ham, (s, p), (c_s, c_p) = random_hamiltonian(5, 7), start(), start(seed=1)
-    expected = jax.jit(lambda *args: jax.vjp(lambda *args: flow(*args, times), *args)[1]((c_s, c_p)))(ham, s, p)
+    expected = jax.jit(lambda *args: jax.vjp(lambda *args: flow(*args, times)[:2], *args)[1]((c_s, c_p)))(ham, s, p)
     return ham, s, p, c_s, c_p, expected
 
 
@@ -184,9 +208,53 @@ def echo_case(times):
 def test_echo_is_the_adjoint_of_the_flow(coefficients, steps, final_kick, float64):
     times = schedule(coefficients, steps, 0.4, final_kick)
     ham, s, p, c_s, c_p, expected = echo_case(times)
-    rebuilt, actual = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
+    rebuilt, actual, others = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
     assert_trees_close(actual, expected, 1e-6)
     assert_trees_close(rebuilt, (s, p), 1e-6)
+    assert others is None
+
+
+def path_cost(weight, before, after):
+    """Not symmetric in the ends of a drift, not quadratic, and with a parameter of its own."""
+    return jnp.sum(jnp.sin(weight * after) * before + 0.3 * (after - 2 * before) ** 2)
+
+
+@pytest.mark.parametrize("final_kick", [True, False])
+@pytest.mark.parametrize(("coefficients", "steps"), [(VELOCITY_VERLET, 1), (VELOCITY_VERLET, 2), (TWO_STAGE, 3)])
+def test_echo_with_a_source_is_the_adjoint_of_flow_and_path(coefficients, steps, final_kick, float64):
+    """A cost of the end plus a cost of every drift: state, momentum, masses, potential, and the source's own parameter."""
+    times = schedule(coefficients, steps, 0.4, final_kick)
+    ham, (s, p), (c_s, c_p) = random_hamiltonian(5, 7), start(), start(seed=1)
+    weight = normal(np.random.default_rng(2), 1, 1, 5)
+
+    def cost(ham, s, p, weight):
+        s, p, path = flow(ham, s, p, times, observe=lambda *ends: path_cost(weight, *ends))
+        return jnp.sum(c_s * s + c_p * p) + path
+
+    def source(before, after):
+        c_weight, c_before, c_after = jax.grad(path_cost, (0, 1, 2))(weight, before, after)
+        return c_before, c_after, {"weight": c_weight}
+
+    *expected, c_weight = jax.jit(jax.grad(cost, (0, 1, 2, 3)))(ham, s, p, weight)
+    rebuilt, actual, others = echo_of(ham, s, p, times, c_s, c_p, 1e-4, source)
+    assert_trees_close(actual, tuple(expected), 1e-6)
+    assert_trees_close(others, {"weight": c_weight}, 1e-6)
+    assert_trees_close(rebuilt, (s, p), 1e-6)
+
+
+def test_a_path_alone_has_an_adjoint(float64):
+    """Without any push at the end. The span is then only the scale of the pushes on the way."""
+    times = schedule(VELOCITY_VERLET, 2, 0.4, final_kick=False)
+    ham, (s, p) = random_hamiltonian(5, 7), start()
+    zero, one = jnp.zeros_like(s), jnp.ones((1, 1, 5))
+
+    def cost(ham, s, p):
+        return flow(ham, s, p, times, observe=lambda *ends: path_cost(one, *ends))[2]
+
+    expected = jax.jit(jax.grad(cost, (0, 1, 2)))(ham, s, p)
+    source = jax.grad(path_cost, (1, 2))
+    _, actual, _ = echo_of(ham, s, p, times, zero, zero, 1e-4, lambda *ends: (*source(one, *ends), None))
+    assert_trees_close(actual, expected, 1e-6)
 
 
 def test_echo_has_order_two_in_the_span(float64):
@@ -195,7 +263,7 @@ def test_echo_has_order_two_in_the_span(float64):
     ham, s, p, c_s, c_p, expected = echo_case(times)
     errors = []
     for size in (0.02, 0.01):
-        _, actual = echo_of(ham, s, p, times, c_s, c_p, size)
+        _, actual, _ = echo_of(ham, s, p, times, c_s, c_p, size)
         errors.append(oracles.whole_agreement(actual, expected).relative_error)
     assert 3.6 < errors[0] / errors[1] < 4.4, errors
 
@@ -205,7 +273,7 @@ def test_echo_undoes_the_flow_exactly(float64):
     times = schedule(VELOCITY_VERLET, 6, 0.4, final_kick=False)
     ham, (s, p) = random_hamiltonian(5, 7), start()
     zero = jnp.zeros_like(s)
-    rebuilt, (contrast, *cotangents) = echo_of(ham, s, p, times, zero, zero, 1e-3)
+    rebuilt, (contrast, *cotangents), _ = echo_of(ham, s, p, times, zero, zero, 1e-3)
     assert_trees_close(rebuilt, (s, p), 1e-12)
     # Not exactly zero: the compiler may round the two runs differently, and 1e-16 over the span is 1e-13.
     assert max(np.abs(x).max() for x in jax.tree.leaves((contrast, cotangents))) < 1e-10
@@ -214,6 +282,6 @@ def test_echo_undoes_the_flow_exactly(float64):
 def test_echo_is_linear_in_the_push(float64):
     times = schedule(VELOCITY_VERLET, 2, 0.4)
     ham, s, p, c_s, c_p, _ = echo_case(times)
-    _, once = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
-    _, twice = echo_of(ham, s, p, times, -2 * c_s, -2 * c_p, 1e-4)
+    _, once, _ = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
+    _, twice, _ = echo_of(ham, s, p, times, -2 * c_s, -2 * c_p, 1e-4)
     assert_trees_close(twice, jax.tree.map(lambda x: -2 * x, once), 1e-6)

@@ -2,45 +2,78 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lior_jax.physics import geometry, retrieval
+from lior_jax.physics.products import Gates, two_form
 from lior_jax.physics.retrieval import Couplings, retrieve, retrieve_adjoint
-from tests import oracles
+from tests import dense, oracles
 from tests.oracles import check_adjoint, normal
 
+# What a head may weigh by beside the distance.
+EACH = ("prior", "resilience", "tensor", "area", "form", "spinor", "field")
+NONE, ALL = (), EACH
+CASES = {"none": NONE} | {name: (name,) for name in EACH} | {"all": ALL}
+each_case = pytest.mark.parametrize("parts", CASES.values(), ids=CASES)
 
-def random_inputs(batch=2, length=6, heads=2, m=3, v=4, seed=0):
-    """Queries, keys, values, couplings; couplings differ between heads."""
+
+def random_inputs(parts=NONE, batch=2, length=6, heads=2, m=3, v=4, seed=0):
+    """Queries, keys, values, resilience, couplings; couplings differ between heads and have both signs."""
     rng = np.random.default_rng(seed)
-    couplings = Couplings(*(jnp.asarray(rng.uniform(0.1, high, heads)) for high in (3.0, 0.5, 1.5)))
-    return (
-        normal(rng, batch, length, heads, m),
-        normal(rng, batch, length, heads, m),
-        normal(rng, batch, length, heads, v),
-        couplings,
-    )
+    points = normal(rng, batch, length, heads, m), normal(rng, batch, length, heads, m), normal(rng, batch, length, heads, v)
+    temperature = jnp.asarray(rng.uniform(0.1, 3.0, heads))
+    weight = jnp.asarray(rng.uniform(0.3, 2.0, (batch, length, heads)))
+    made = {name: normal(rng, heads, scale=0.5) for name in ("tensor", "area", "spinor")}
+    made |= {name: normal(rng, heads, length) for name in ("prior", "field")}
+    made["form"] = two_form(normal(rng, heads, m, m, scale=0.5))
+    made = {name: x for name, x in made.items() if name in parts}
+    gates = Gates(*(made.get(name) for name in ("tensor", "area", "form", "spinor")))
+    couplings = Couplings(temperature, made.get("prior"), gates if set(parts) & set(Gates._fields) else None, made.get("field"))
+    return *points, weight if "resilience" in parts else None, couplings
 
 
-@pytest.mark.parametrize(("length", "heads"), [(6, 2), (1, 1), (9, 3)])
-def test_retrieval_is_its_displacement_form(length, heads, float64):
-    inputs = random_inputs(length=length, heads=heads)
-    expected, expected_weights = oracles.dense_retrieve(*inputs)
+def boltzmann(queries, keys, weight, couplings):
+    """The weights themselves: what is retrieved of values that are the unit vectors of the positions."""
+    batch, length, heads, _ = keys.shape
+    values = jnp.broadcast_to(jnp.eye(length)[None, :, None], (batch, length, heads, length))
+    return np.asarray(retrieve(queries, keys, values, weight, couplings)).transpose(0, 2, 1, 3)
+
+
+@each_case
+def test_retrieval_is_its_displacement_form(parts, float64):
+    """Displacements, bivectors and fields one by one."""
+    inputs = random_inputs(parts)
+    expected, _ = dense.retrieve(*inputs)
     np.testing.assert_allclose(retrieve(*inputs), expected, atol=1e-11)
-    queries, keys, _, couplings = inputs
-    cost = retrieval.geodesic_cost(retrieval.squared_distance(queries, keys))
-    weights = retrieval.weights(cost, couplings.inverse_temperature, retrieval.log_prior(couplings, length))
-    np.testing.assert_allclose(weights, expected_weights, atol=1e-11)
+
+
+@pytest.mark.parametrize(("length", "heads"), [(1, 1), (9, 3)])
+@pytest.mark.parametrize("parts", [NONE, ALL], ids=["none", "all"])
+def test_retrieval_of_other_shapes(length, heads, parts, float64):
+    inputs = random_inputs(parts, length=length, heads=heads, seed=1)
+    np.testing.assert_allclose(retrieve(*inputs), dense.retrieve(*inputs)[0], atol=1e-11)
+
+
+@each_case
+def test_every_part_is_seen(parts, float64):
+    """What is there changes the result, by more than any rounding."""
+    *inputs, weight, couplings = random_inputs(parts)
+    bare = retrieve(*inputs, None, Couplings(couplings.inverse_temperature))
+    changed = np.abs(retrieve(*inputs, weight, couplings) - bare).max()
+    assert changed > 0.05 if parts else changed == 0
 
 
 def test_whitened_distance_is_the_metric_of_the_displacement(float64):
     metric, rng = oracles.random_metric(4, 3, 2), np.random.default_rng(1)
     queries, keys = normal(rng, 1, 5, 1, 4), normal(rng, 1, 5, 1, 4)
     whitened = [geometry.whiten(metric, x[0, :, 0].T).T[None, :, None] for x in (queries, keys)]
-    displacement = queries[0, :, None, 0] - keys[0, None, :, 0]
-    expected = geometry.quad_form(metric, displacement)
+    displacement = np.asarray(queries[0, :, None, 0] - keys[0, None, :, 0])
+    expected = np.einsum("ijm,mn,ijn->ij", displacement, oracles.dense_metric(metric), displacement)
     np.testing.assert_allclose(retrieval.squared_distance(*whitened)[0, 0], expected, atol=1e-11)
+
+
+# --- points far from the origin --------------------------------------------------------------------------------------
 
 
 def test_close_points_far_from_the_origin():
@@ -54,18 +87,75 @@ def test_close_points_far_from_the_origin():
     np.testing.assert_allclose(squared[:, 0], expected, rtol=1e-4, atol=1e-8)
 
 
-def test_retrieval_of_near_duplicates_in_float32():
-    queries, keys, values, couplings = random_inputs(seed=3)
+@pytest.mark.parametrize("parts", [NONE, ("prior", "resilience"), ("form",)], ids=["none", "prior", "form"])
+def test_retrieval_of_near_duplicates_in_float32(parts):
+    """300 from the origin and 0.1 apart. The 2-form, too, is exact: of `qᵀ Ω k` it needs only what differs between keys."""
+    queries, keys, values, weight, couplings = random_inputs(parts, seed=3)
     close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
-    expected, _ = oracles.dense_retrieve(*close, values, couplings._replace(inverse_temperature=jnp.array([20.0, 5.0])))
-    result = retrieve(*close, values, couplings._replace(inverse_temperature=jnp.array([20.0, 5.0])))
-    np.testing.assert_allclose(result, expected, atol=1e-4)
+    couplings = couplings._replace(inverse_temperature=jnp.array([20.0, 5.0]))
+    if couplings.products is not None:
+        couplings = couplings._replace(products=couplings.products._replace(form=0.1 * couplings.products.form))
+    expected, _ = dense.retrieve(*close, values, weight, couplings)
+    np.testing.assert_allclose(retrieve(*close, values, weight, couplings), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["tensor", "field"])
+def test_distances_stay_exact_beside_products(part):
+    """A gate of zero asks for the uncentred product, and must not spoil the distance by it."""
+    queries, keys, values, _, couplings = random_inputs((part,), seed=3)
+    close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
+    silent = jax.tree.map(jnp.zeros_like, couplings)._replace(inverse_temperature=jnp.array([20.0, 5.0]))
+    expected, _ = dense.retrieve(*close, values, None, silent)
+    np.testing.assert_allclose(retrieve(*close, values, None, silent), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [("tensor",), ("area", "spinor"), ("field",)], ids=["tensor", "area", "field"])
+def test_products_are_measured_from_the_origin(parts, float64):
+    """However distances are centred: moved by 5 along every axis, products are others, and still those of the definition."""
+    queries, keys, *rest = random_inputs(parts, seed=4)
+    moved = retrieve(queries + 5.0, keys + 5.0, *rest)
+    np.testing.assert_allclose(moved, dense.retrieve(queries + 5.0, keys + 5.0, *rest)[0], atol=1e-9)
+    assert np.abs(moved - retrieve(queries, keys, *rest)).max() > 0.05
+
+
+def test_uncentred_product_in_float32():
+    """A field of one reads the values times the product itself, 4e5 here: right to float32's last digits."""
+    rng = np.random.default_rng(5)
+    queries, keys = ((300 + rng.standard_normal((1, 6, 1, 4))).astype(np.float32) for _ in range(2))
+    values = jnp.eye(6, dtype=jnp.float32)[None, :, None]
+    couplings = Couplings(jnp.ones(1), field=jnp.ones((1, 6)))
+    read = np.asarray(retrieve(jnp.asarray(queries), jnp.asarray(keys), values, None, couplings))[0, :, 0]
+    expected = np.tril(queries[0, :, 0].astype(np.float64) @ keys[0, :, 0].astype(np.float64).T)
+    np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1.0)  # Boltzmann weights add at most one
+
+
+@pytest.mark.parametrize("parts", [NONE, ("prior", "resilience")], ids=["none", "prior"])
+def test_translation_changes_nothing(parts, float64):
+    """Of distances."""
+    queries, keys, *rest = random_inputs(parts, seed=4)
+    np.testing.assert_allclose(retrieve(queries + 5.0, keys + 5.0, *rest), retrieve(queries, keys, *rest), atol=1e-11)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_the_past_never_sees_the_future(parts):
+    """To the last bit: later queries, keys, values and their resilience change nothing before them."""
+    *inputs, couplings = random_inputs(parts, length=6)
+    before = retrieve(*inputs, couplings)
+    later = [None if x is None else x.at[:, 4:].multiply(-7.0).at[:, 4:].add(3.0) for x in inputs[:3]]
+    weight = None if inputs[3] is None else inputs[3].at[:, 4:].multiply(3.0)
+    after = retrieve(*later, weight, couplings)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert (np.asarray(before[:, 4:]) != np.asarray(after[:, 4:])).all()
 
 
 def test_weights_are_causal_probabilities():
-    queries, keys, _, couplings = random_inputs()
-    cost = retrieval.geodesic_cost(retrieval.squared_distance(30 * queries, 30 * keys))
-    weights = np.asarray(retrieval.weights(cost, 10 * couplings.inverse_temperature, retrieval.log_prior(couplings, 6)))
+    """Whatever is added to the scores; the field reads beside them."""
+    queries, keys, _, weight, couplings = random_inputs(ALL)
+    couplings = couplings._replace(inverse_temperature=10 * couplings.inverse_temperature, field=None)
+    weights = boltzmann(30 * queries, 30 * keys, weight, couplings)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     assert (weights >= 0).all()
     above = np.triu(np.ones((6, 6), bool), 1)
@@ -73,79 +163,98 @@ def test_weights_are_causal_probabilities():
     assert (weights[:, :, 0, 0] == 1).all()
 
 
-def test_the_past_never_sees_the_future():
-    """To the last bit: later queries, keys and values change nothing before them."""
-    queries, keys, values, couplings = random_inputs(length=6)
-    before = retrieve(queries, keys, values, couplings)
-    after = retrieve(*(x.at[:, 4:].add(7.0) for x in (queries, keys, values)), couplings)
-    np.testing.assert_array_equal(before[:, :4], after[:, :4])
-    assert (np.asarray(before[:, 4:]) != np.asarray(after[:, 4:])).all()
-
-
-def test_lag_prior_closed_form(float64):
-    couplings = Couplings(jnp.ones(2), lag_rate=jnp.array([0.3, 0.01]), lag_order=jnp.array([0.2, 1.5]))
-    prior = np.exp(np.asarray(retrieval.log_prior(couplings, 7)))
-    for h in range(2):
-        for i in range(7):
-            for j in range(i + 1):
-                expected = (1.0 + i - j) ** -couplings.lag_order[h] * np.exp(-couplings.lag_rate[h] * (i - j))
-                np.testing.assert_allclose(prior[h, i, j], expected, rtol=1e-12)
+def test_weights_of_given_scores():
+    scores = jnp.log(jnp.array([[1.0, 9.0, 9.0], [3.0, 1.0, 9.0], [1.0, 2.0, 5.0]]))[None, None]
+    expected = np.array([[1, 0, 0], [0.75, 0.25, 0], [0.125, 0.25, 0.625]])
+    np.testing.assert_allclose(retrieval.weights(scores)[0, 0], expected, rtol=1e-6)
 
 
 def test_colder_and_nearer_weigh_more(float64):
-    """Three keys at distances 0, 1, 2 and no prior: weights fall by `e^−β` per unit of distance (the epsilon aside)."""
+    """Three keys at distances 0, 1, 2 and no prior: weights fall by `e^−βR` per unit of distance (the epsilon aside)."""
     keys = jnp.array([2.0, 1.0, 0.0])[None, :, None, None]
     queries = jnp.zeros_like(keys)
-    cost = retrieval.geodesic_cost(retrieval.squared_distance(queries, keys))
-    for beta in (0.5, 3.0):
-        weights = retrieval.weights(cost, jnp.array([beta]), jnp.zeros((1, 3, 3)))[0, 0, 2]
-        np.testing.assert_allclose(weights[1] / weights[0], np.exp(beta), rtol=1e-3)
-        np.testing.assert_allclose(weights[2] / weights[1], np.exp(beta * 0.99), rtol=1e-3)  # sqrt(ε) = 0.01 at zero
+    for beta, resilience in ((0.5, None), (3.0, None), (0.5, 4.0)):
+        weight = None if resilience is None else jnp.full((1, 3, 1), resilience)
+        fall = np.exp(beta * (resilience or 1.0))
+        weights = boltzmann(queries, keys, weight, Couplings(jnp.array([beta])))[0, 0, 2]
+        np.testing.assert_allclose(weights[1] / weights[0], fall, rtol=1e-3)
+        np.testing.assert_allclose(weights[2] / weights[1], fall**0.99, rtol=1e-3)  # sqrt(ε) = 0.01 at zero
 
 
-def test_translation_changes_nothing(float64):
-    queries, keys, values, couplings = random_inputs(seed=4)
-    moved = retrieve(queries + 5.0, keys + 5.0, values, couplings)
-    np.testing.assert_allclose(moved, retrieve(queries, keys, values, couplings), atol=1e-11)
+def test_prior_weighs_by_lag(float64):
+    """Where all points coincide the weights are the prior alone, and lag 0 is the position itself."""
+    points, prior = jnp.ones((1, 4, 1, 2)), np.log([[1.0, 0.5, 0.2, 0.3]])
+    weights = boltzmann(points, points, None, Couplings(jnp.ones(1), jnp.asarray(prior)))[0, 0]
+    np.testing.assert_allclose(weights[3], [0.15, 0.1, 0.25, 0.5], rtol=1e-12)
+    np.testing.assert_allclose(weights[1], [1 / 3, 2 / 3, 0, 0], rtol=1e-12)
+
+
+def test_resilience_is_the_querys(float64):
+    """A query of great resilience sees only what is near; its own keys are as visible to others as before."""
+    queries, keys, values, weight, couplings = random_inputs(("resilience",), seed=9)
+    before, after = (retrieve(queries, keys, values, w, couplings) for w in (weight, weight.at[:, 3].multiply(5.0)))
+    others = np.array([0, 1, 2, 4, 5])
+    np.testing.assert_array_equal(np.asarray(before)[:, others], np.asarray(after)[:, others])
+    assert (np.asarray(before)[:, 3] != np.asarray(after)[:, 3]).all()
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_coarse_products_stay_close(precision):
-    """bfloat16 has 8 bits: products of order one err by about 1e-2."""
-    inputs = random_inputs(seed=5)
-    np.testing.assert_allclose(retrieve(*inputs, precision), oracles.dense_retrieve(*inputs)[0], atol=3e-2)
+@pytest.mark.parametrize("parts", [NONE, ALL], ids=["none", "all"])
+def test_coarse_products_stay_close(precision, parts):
+    """bfloat16 has 8 bits: each of its products of order one errs by about 1e-2."""
+    inputs = random_inputs(parts, seed=5)
+    expected = dense.retrieve(*inputs)[0]
+    tolerance = 3e-2 if parts == NONE else 1e-2 * np.abs(expected).max()
+    np.testing.assert_allclose(retrieve(*inputs, precision), expected, atol=tolerance)
 
 
+# --- the adjoint -----------------------------------------------------------------------------------------------------
+
+
+def check(inputs):
+    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args)[1], inputs, tol=1e-7)
+
+
+@each_case
+def test_retrieve_adjoint(parts):
+    """Queries, keys, values, resilience and every coupling."""
+    check(random_inputs(parts))
+
+
+@settings(max_examples=6)
 @given(
+    parts=st.sets(st.sampled_from(EACH)),
     length=st.integers(1, 7),
     heads=st.integers(1, 3),
     m=st.integers(1, 4),
     v=st.integers(1, 3),
     seed=st.integers(0, 999),
 )
-@example(length=6, heads=2, m=3, v=4, seed=0)
-def test_retrieve_adjoint(length, heads, m, v, seed):
-    """Queries, keys, values and all three couplings."""
-    inputs = random_inputs(2, length, heads, m, v, seed)
-    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args)[1], inputs, tol=1e-7)
+@example(parts=set(ALL), length=1, heads=1, m=1, v=1, seed=0)
+@example(parts=set(ALL), length=7, heads=3, m=4, v=2, seed=1)
+def test_retrieve_adjoint_on_any_shape(parts, length, heads, m, v, seed):
+    check(random_inputs(parts, 2, length, heads, m, v, seed))
 
 
-def test_retrieve_adjoint_with_coincident_points():
-    """A query on top of a key: the distance has a kink there without the epsilon, and its gradient is zero with it."""
-    queries, keys, values, couplings = random_inputs(seed=6)
+@pytest.mark.parametrize("parts", [NONE, ("prior", "resilience", "tensor", "form", "field")], ids=["none", "most"])
+def test_retrieve_adjoint_with_coincident_points(parts):
+    """A query on top of a key: the distance has a kink there without the epsilon, and its gradient is zero with it. (Area and
+    spinor have kinks of their own, at parallel and at opposite vectors.)"""
+    queries, keys, *rest = random_inputs(parts, seed=6)
     queries = queries.at[:, 3].set(keys[:, 1]).at[:, 2].set(keys[:, 2]).at[:, 0].set(keys[:, 0])
     keys = keys.at[:, 4].set(keys[:, 0])
-    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args)[1], (queries, keys, values, couplings), tol=1e-7)
+    check((queries, keys, *rest))
 
 
 def test_retrieve_adjoint_returns_the_forward_result():
-    inputs = random_inputs(seed=7)
+    inputs = random_inputs(ALL, seed=7)
     retrieved, _ = retrieve_adjoint(*inputs, jnp.ones_like(inputs[2]))
-    np.testing.assert_allclose(retrieved, retrieve(*inputs), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(retrieved, retrieve(*inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_forces_between_queries_and_keys_balance(float64):
-    """Only displacements matter, so the cotangents of all queries and keys of a sequence add up to zero."""
-    *inputs, couplings = random_inputs(seed=8)
-    _, (c_queries, c_keys, _, _) = jax.jit(retrieve_adjoint)(*inputs, couplings, inputs[2] ** 2)
+    """Only displacements matter without products, so the cotangents of all queries and keys of a sequence add up to zero."""
+    inputs = random_inputs(("prior", "resilience"), seed=8)
+    _, (c_queries, c_keys, *_) = jax.jit(retrieve_adjoint)(*inputs, inputs[2] ** 2)
+    assert np.abs(c_queries).max() > 0.1
     np.testing.assert_allclose(jnp.sum(c_queries + c_keys, axis=1), 0.0, atol=1e-12)

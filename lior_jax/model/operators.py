@@ -1,0 +1,203 @@
+"""From parameters to what the blocks apply: once a step and for all blocks, so that a block repeats none of it.
+
+Whitening is folded into the charts, kernels become their values by lag, gates are folded into what they open, and
+everything that must be positive is.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lior_jax.config import ModelConfig
+from lior_jax.model.parameters import Block, Carried, FieldState, Memory, Params
+from lior_jax.physics import action, kernel
+from lior_jax.physics.frames import Derived, follow
+from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
+from lior_jax.physics.hamiltonian import Hamiltonian
+from lior_jax.physics.numerics import softplus_adjoint
+from lior_jax.physics.products import Gates, two_form, two_form_adjoint
+from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
+from lior_jax.physics.retrieval import Couplings
+
+FRAME_RATE = 0.01
+"""Share of each step's points in the covariance of a derived frame."""
+
+
+class ContextMemory(NamedTuple):
+    """`by_lag` `[H, L]`, the memory kernel's values; `gain` `[d]`."""
+
+    by_lag: Array
+    gain: Array
+
+
+class Operators(NamedTuple):
+    """What a block applies: `query` and `key` `[H, n + r, d]` give whitened chart points, `value` and `output` are as in
+    `Block`; couplings, curvature and inverse mass are positive. A part that is left out is None."""
+
+    taps: Array
+    query: Array
+    key: Array
+    value: Array
+    output: Array
+    hamiltonian: Hamiltonian
+    couplings: Couplings
+    memory: ContextMemory | None
+    resilience: Law
+
+
+def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
+    """Operators of all blocks, stacked like `params.blocks`, for sequences of `length` positions."""
+    positive = jax.nn.softplus
+    blocks = params.blocks
+    hamiltonian = blocks.hamiltonian
+    by_lag = jax.vmap(partial(kernel.values, length=length))
+    log_prior = field = memory = None
+    if blocks.lag_prior is not None:
+        log_prior = jax.vmap(partial(kernel.log_prior, length=length))(blocks.lag_prior, _prior_shift(params))
+    if blocks.field is not None:
+        field = blocks.field.gate[..., None] * by_lag(blocks.field.kernel) / _products_scale(config)
+    if blocks.memory is not None:
+        memory = ContextMemory(by_lag(blocks.memory.kernel), blocks.memory.gain)
+    return Operators(
+        taps=blocks.taps,
+        query=_whiten_charts(params, blocks.query, config),
+        key=_whiten_charts(params, blocks.key, config),
+        value=blocks.value,
+        output=blocks.output,
+        hamiltonian=hamiltonian._replace(
+            curvature=positive(hamiltonian.curvature), inverse_mass=positive(hamiltonian.inverse_mass)
+        ),
+        couplings=Couplings(positive(blocks.inverse_temperature), log_prior, _prepare_products(blocks.products, config), field),
+        memory=memory,
+        resilience=_prepare_resilience(blocks.resilience, config),
+    )
+
+
+def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -> Block:
+    """Adjoint of `prepare`: cotangents of the raw parameters, the metric's from its queries and its keys."""
+    blocks, couplings = params.blocks, cotangent.couplings
+    metric_by_query, c_query = _whiten_charts_adjoint(params, blocks.query, cotangent.query, config)
+    metric_by_key, c_key = _whiten_charts_adjoint(params, blocks.key, cotangent.key, config)
+    raw, c_hamiltonian = blocks.hamiltonian, cotangent.hamiltonian
+    by_lag_adjoint = jax.vmap(kernel.values_adjoint)
+    c_prior = c_memory = c_field = None
+    if blocks.lag_prior is not None:
+        c_prior = jax.vmap(kernel.log_prior_adjoint)(blocks.lag_prior, _prior_shift(params), couplings.log_prior)
+    if blocks.memory is not None:
+        c_memory = Memory(by_lag_adjoint(blocks.memory.kernel, cotangent.memory.by_lag), cotangent.memory.gain)
+    if blocks.field is not None:
+        by_lag = jax.vmap(partial(kernel.values, length=couplings.field.shape[-1]))(blocks.field.kernel)
+        c_read = couplings.field / _products_scale(config)
+        c_kernel = by_lag_adjoint(blocks.field.kernel, blocks.field.gate[..., None] * c_read)
+        c_field = FieldState(c_kernel, jnp.sum(c_read * by_lag, -1))
+    return Block(
+        taps=cotangent.taps,
+        query=c_query,
+        key=c_key,
+        value=cotangent.value,
+        output=cotangent.output,
+        metric=jax.tree.map(jnp.add, metric_by_query, metric_by_key),
+        inverse_temperature=softplus_adjoint(blocks.inverse_temperature, couplings.inverse_temperature),
+        hamiltonian=c_hamiltonian._replace(
+            curvature=softplus_adjoint(raw.curvature, c_hamiltonian.curvature),
+            inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
+        ),
+        lag_prior=c_prior,
+        memory=c_memory,
+        field=c_field,
+        products=_prepare_products_adjoint(couplings.products, config),
+        resilience=_prepare_resilience_adjoint(blocks.resilience, cotangent.resilience, config),
+    )
+
+
+def carry(params: Params, actions: Array, moment: Array | None, config: ModelConfig) -> Carried:
+    """What is carried on after a step.
+
+    Args:
+        actions: `[N, H]`, mean action of each block's flow.
+        moment: `[N, H, n, n]`, the keys' moment in whitened coordinates, if the frame is derived.
+    """
+    frame, state = params.carried
+    if frame is not None:
+        # Back from the stretched axes of the frame to the chart: z = Q (Ω Λ^½)⁻¹ x.
+        stretch = jax.vmap(jax.vmap(rigidity))(params.blocks.metric)
+        relaxed = moment / (stretch[..., :, None] * stretch[..., None, :])
+        chart = frame.axes @ relaxed @ jnp.swapaxes(frame.axes, -1, -2)
+        frame = jax.vmap(jax.vmap(partial(follow, rate=FRAME_RATE, block=_block(config))))(frame, chart)
+    if state is not None:
+        tau = config.leapfrog_steps * config.step_size
+        state = action.step(actions / tau, tau, state)
+    return Carried(frame, state)
+
+
+def _block(config: ModelConfig) -> int | None:
+    return config.metric_block if config.metric == "block_rot" else None
+
+
+def _frame(params: Params, config: ModelConfig) -> Array | None:
+    """The frame of each head, where it is not made of rotors."""
+    derived: Derived | None = params.carried.frame
+    return None if derived is None else derived.axes
+
+
+def _base(config: ModelConfig) -> Array | None:
+    """The whitening of the base metric, but for the identity."""
+    return None if config.base_metric is None else jnp.asarray(config.geometry.whitening, jnp.float32)
+
+
+def _whiten_charts(params: Params, charts: Array, config: ModelConfig) -> Array:
+    base = _base(config)
+    charts = charts if base is None else jnp.einsum("mn,bhnd->bhmd", base.astype(charts.dtype), charts)
+    whiten_heads = jax.vmap(jax.vmap(partial(whiten, block=_block(config))))
+    return whiten_heads(params.blocks.metric, charts, _frame(params, config))
+
+
+def _whiten_charts_adjoint(params: Params, charts: Array, cotangent: Array, config: ModelConfig):
+    base = _base(config)
+    charts = charts if base is None else jnp.einsum("mn,bhnd->bhmd", base.astype(charts.dtype), charts)
+    adjoint = jax.vmap(jax.vmap(partial(whiten_adjoint, block=_block(config))))
+    c_metric, c_charts = adjoint(params.blocks.metric, charts, cotangent, _frame(params, config))
+    return c_metric, c_charts if base is None else jnp.einsum("mn,bhmd->bhnd", base.astype(charts.dtype), c_charts)
+
+
+def _prior_shift(params: Params) -> Array:
+    state = params.carried.action
+    return jnp.zeros_like(params.blocks.inverse_temperature) if state is None else action.prior_shift(state)
+
+
+def _products_scale(config: ModelConfig) -> float:
+    """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
+    return float(np.sqrt(config.chart_dim + config.metric_rank))
+
+
+def _prepare_products(gates: Gates | None, config: ModelConfig) -> Gates | None:
+    if gates is None:
+        return None
+    scaled = jax.tree.map(lambda x: x / _products_scale(config), gates)
+    return scaled if gates.form is None else scaled._replace(form=two_form(scaled.form))
+
+
+def _prepare_products_adjoint(cotangent: Gates | None, config: ModelConfig) -> Gates | None:
+    if cotangent is None:
+        return None
+    if cotangent.form is not None:
+        cotangent = cotangent._replace(form=two_form_adjoint(cotangent.form))
+    return jax.tree.map(lambda x: x / _products_scale(config), cotangent)
+
+
+def _prepare_resilience(raw: Constitutive | Curvature | None, config: ModelConfig) -> Law:
+    if not isinstance(raw, Curvature):
+        return raw
+    inverse = jnp.asarray(config.geometry.inverse, raw.level.dtype)
+    return jax.vmap(partial(collapse, inverse=inverse))(raw)
+
+
+def _prepare_resilience_adjoint(raw: Constitutive | Curvature | None, cotangent: Law, config: ModelConfig):
+    if not isinstance(raw, Curvature):
+        return cotangent
+    inverse = jnp.asarray(config.geometry.inverse, raw.level.dtype)
+    return jax.vmap(lambda curvature, c: collapse_adjoint(curvature, inverse, c))(raw, cotangent)

@@ -1,0 +1,248 @@
+"""The network in plain float64 numpy, each formula spelled out from DESIGN.md: displacements one by one, bivectors and
+curvature tensors with all their components, the field state as the matrix that it is, every half-kick."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from scipy.special import gamma
+
+from lior_jax.config import ModelConfig
+from lior_jax.model import Params
+from lior_jax.model.operators import ContextMemory, Operators
+from lior_jax.physics.action import LENGTH_EPSILON
+from lior_jax.physics.geometry import Metric
+from lior_jax.physics.kernel import Kernel
+from lior_jax.physics.numerics import RMS_EPSILON
+from lior_jax.physics.products import PRODUCT_EPSILON
+from lior_jax.physics.resilience import CURVATURE_EPSILON, Collapsed, Constitutive, Curvature
+from lior_jax.physics.retrieval import COST_EPSILON, Couplings
+from tests.oracles import dense_force, dense_frame, rms_hat, softplus, to_numpy
+
+
+def at(tree: Any, *index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def power_law(order: np.ndarray, lag: np.ndarray) -> np.ndarray:
+    """`Δ^{−δ} = Γ(δ)^{-1} ∫ u^δ e^{−uΔ} dy` with `u = e^y`: one pole at each of y = −10.5 … 2.5; what lies below y = −11,
+    `∫₀^v u^{δ−1} du = v^δ / δ` of it at Δ = 0, is one more that decays at its mean rate `v δ / (δ + 1)`."""
+    v = np.exp(-11.0)
+    poles = sum(u**order * np.exp(-u * lag) for u in np.exp(np.arange(-10.5, 3.0)))
+    return (poles + v**order / order * np.exp(-v * order / (order + 1) * lag)) / gamma(order)
+
+
+def kernel_values(kernel: Kernel, length: int) -> np.ndarray:
+    """`a₀ e^{−βΔ} − a₁ Δ^{−δ} e^{−ξΔ} + a₂ cos(ωΔ + φ) e^{−ζΔ}` of kernels with any leading axes: `[..., L]`."""
+    lag = np.arange(float(length))
+    (a0, a1, a2), (beta, xi, zeta) = (np.moveaxis(x, -1, 0)[..., None] for x in (kernel.amplitude, softplus(kernel.rate)))
+    wave = np.cos(kernel.frequency[..., None] * lag + kernel.phase[..., None])
+    power = power_law(logistic(kernel.order)[..., None], lag)
+    return a0 * np.exp(-beta * lag) - a1 * power * np.exp(-xi * lag) + a2 * wave * np.exp(-zeta * lag)
+
+
+def log_prior(kernel: Kernel, fractional: np.ndarray, length: int) -> np.ndarray:
+    """`ln(e^{a₀ − βΔ} + e^{a₁ − ξΔ} (1 + Δ)^{−δ} + e^{a₂ − ζΔ} (1 + ½ cos(ωΔ + φ)))`, the odds of δ being those of the
+    learned order times those of the fractional order: `[..., L]`."""
+    lag = np.arange(float(length))
+    a, rate = np.moveaxis(kernel.amplitude, -1, 0)[..., None], np.moveaxis(softplus(kernel.rate), -1, 0)[..., None]
+    odds = np.exp(kernel.order) * fractional / (1 - fractional)
+    power = (1 + lag) ** -(odds / (1 + odds))[..., None]
+    wave = 1 + 0.5 * np.cos(kernel.frequency[..., None] * lag + kernel.phase[..., None])
+    return np.log(sum(np.exp(a[i] - rate[i] * lag) * shape for i, shape in enumerate((1.0, power, wave))))
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+def base_of(config: ModelConfig) -> np.ndarray:
+    """`g₀`."""
+    return np.eye(config.chart_dim) if config.base_metric is None else np.array(config.base_metric)
+
+
+def frame_of(angles: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """`Q` of rotors; in blocks, a layer's angles are those of the first block, then of the next."""
+    n = config.chart_dim
+    size = config.metric_block if config.metric == "block_rot" else n
+    q, half = np.zeros((n, n)), size // 2
+    for index, start in enumerate(range(0, n - size + 1, size)):
+        own = slice(start, start + size)
+        q[own, own] = dense_frame(angles[:, index * half : (index + 1) * half], size)
+    return q
+
+
+def whitening(metric: Metric, frame: np.ndarray | None, config: ModelConfig) -> np.ndarray:
+    """`W = [Ω Λ^½ Qᵀ ; D^½ Uᵀ] B` of one head, `[n + r, n]`, with `g₀ = Bᵀ B`."""
+    q = frame_of(metric.angles, config) if frame is None else frame
+    rigid = softplus(metric.scale) * np.diag(np.sqrt(softplus(metric.stiffness))) @ q.T
+    soft = np.diag(np.sqrt(softplus(metric.low_rank_stiffness))) @ metric.low_rank.T
+    return np.concatenate([rigid, soft]) @ np.linalg.cholesky(base_of(config)).T
+
+
+def resilience(law: Constitutive | Curvature | None, points: np.ndarray, s: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """`R` at whitened points `[..., H, m]` of states `[..., d]`: `[..., H]`. The curvature has all its `n⁴` components."""
+    if law is None:
+        return np.ones(points.shape[:-1])
+    if isinstance(law, Constitutive):
+        return (np.mean(s * s, -1, keepdims=True) + RMS_EPSILON) ** (law.exponent / 2)
+    kappa = law.level + np.einsum("...hm,hcm->...hc", points, law.slope)
+    tensor = np.einsum("...hc,hcmr,hcns->...hmnrs", kappa, law.forms, law.forms)
+    return np.sqrt(np.abs(contraction(tensor, config)) + CURVATURE_EPSILON)
+
+
+def contraction(tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """`K_μνρσ R_μνρσ` with `K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²` of `[..., n, n, n, n]`: `[...]`."""
+    inverse = np.linalg.inv(base_of(config))
+    kernel = np.einsum("mr,ns->mnrs", inverse, inverse) / config.chart_dim**2
+    return (kernel * tensor).sum((-4, -3, -2, -1))
+
+
+def action(law, charts: np.ndarray, before: np.ndarray, after: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """`R sqrt(‖x − x′‖² + ε)` of the move of the chart points `x = W A_q ŝ` from one state to another, `R` where it begins,
+    for folded charts `W A_q` `[H, m, d]`: `[B, L, H]`."""
+    begin, end = (np.einsum("bld,hmd->blhm", rms_hat(s), charts) for s in (before, after))
+    return resilience(law, begin, before, config) * np.sqrt(np.sum((end - begin) ** 2, -1) + LENGTH_EPSILON)
+
+
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieve(queries, keys, values, weight, couplings: Couplings) -> tuple[np.ndarray, np.ndarray]:
+    """Retrieval of whitened queries and keys `[B, L, H, m]`, with resilience `weight` `[B, L, H]` or None. Returns what is
+    retrieved `[B, L, H, v]`, and the Boltzmann weights `[B, H, L, L]`."""
+    queries, keys, values, weight, couplings = to_numpy((queries, keys, values, weight, couplings))
+    batch, length, heads, _ = queries.shape
+    retrieved, weights = np.zeros(values.shape), np.zeros((batch, heads, length, length))
+    for b, h, i in np.ndindex(batch, heads, length):
+        q, k, v = queries[b, i, h], keys[b, : i + 1, h], values[b, : i + 1, h]
+        lag = i - np.arange(i + 1)
+        cost = np.sqrt(np.sum((k - q) ** 2, -1) + COST_EPSILON) * (1.0 if weight is None else weight[b, i, h])
+        scores = -couplings.inverse_temperature[h] * cost
+        if couplings.log_prior is not None:
+            scores = scores + couplings.log_prior[h, lag]
+        for name, gate in {} if couplings.products is None else couplings.products._asdict().items():
+            if gate is not None:
+                scores = scores + np.array([gate[h] * PRODUCTS[name](q, x) for x in k] if name != "form" else k @ gate[h].T @ q)
+        boltzmann = np.exp(scores - scores.max())
+        weights[b, h, i, : i + 1] = boltzmann / boltzmann.sum()
+        retrieved[b, i, h] = weights[b, h, i, : i + 1] @ v
+        if couplings.field is not None:
+            field = sum(couplings.field[h, i - j] * np.outer(v[j], k[j]) for j in range(i + 1))
+            retrieved[b, i, h] += field @ q
+    return retrieved, weights
+
+
+def _area(q: np.ndarray, k: np.ndarray) -> float:
+    """`‖q ∧ k‖ = sqrt(½ Σ_mn (q_m k_n − q_n k_m)²)`."""
+    wedge = np.outer(q, k) - np.outer(k, q)
+    return np.sqrt(0.5 * np.sum(wedge**2) + PRODUCT_EPSILON)
+
+
+def _spinor(q: np.ndarray, k: np.ndarray) -> float:
+    """`‖q‖ ‖k‖ cos(θ/2) = sqrt(r (r + ⟨q, k⟩) / 2)`."""
+    r = np.sqrt(np.sum(q * q) * np.sum(k * k) + PRODUCT_EPSILON)
+    return np.sqrt(r * (r + q @ k) / 2 + PRODUCT_EPSILON)
+
+
+PRODUCTS = {"tensor": np.dot, "area": _area, "spinor": _spinor}
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
+    """What the blocks apply: positive, whitened and by lag; the curvature's terms contracted one by one."""
+    params = to_numpy(params)
+    blocks, (frame, state) = params.blocks, params.carried
+    heads = np.ndindex(config.blocks, config.heads)
+    axes = [None if frame is None else frame.axes[head] for head in heads]
+    heads = np.ndindex(config.blocks, config.heads)
+    w = np.stack([whitening(at(blocks.metric, *head), q, config) for head, q in zip(heads, axes, strict=True)])
+    w = w.reshape(config.blocks, config.heads, *w.shape[1:])
+    scale = np.sqrt(config.chart_dim + config.metric_rank)
+
+    prior = memory = field = gates = None
+    if blocks.lag_prior is not None:
+        prior = log_prior(blocks.lag_prior, np.array(0.5) if state is None else state.order, length)
+    if blocks.memory is not None:
+        memory = ContextMemory(kernel_values(blocks.memory.kernel, length), blocks.memory.gain)
+    if blocks.field is not None:
+        field = blocks.field.gate[..., None] * kernel_values(blocks.field.kernel, length) / scale
+    if blocks.products is not None:
+        gates = jax.tree.map(lambda x: x / scale, blocks.products)
+        gates = gates if gates.form is None else gates._replace(form=gates.form - np.swapaxes(gates.form, -1, -2))
+    law = blocks.resilience
+    if isinstance(law, Curvature):
+        square = contraction(np.einsum("...mr,...ns->...mnrs", law.forms, law.forms), config)
+        law = Collapsed(np.einsum("bhc,bhcm->bhm", square, law.slope), np.einsum("bhc,bhc->bh", square, law.level))
+    return Operators(
+        taps=blocks.taps,
+        query=w @ blocks.query,
+        key=w @ blocks.key,
+        value=blocks.value,
+        output=blocks.output,
+        hamiltonian=blocks.hamiltonian._replace(
+            curvature=softplus(blocks.hamiltonian.curvature), inverse_mass=softplus(blocks.hamiltonian.inverse_mass)
+        ),
+        couplings=Couplings(softplus(blocks.inverse_temperature), prior, gates, field),
+        memory=memory,
+        resilience=law,
+    )
+
+
+class Pass(NamedTuple):
+    """`logits` `[B, L, V]`; `states` before each block and after the last one; `actions` `[N, H]`, means over positions;
+    `moments` `[N, H, n, n]`, `E[zzᵀ]` of the keys `z = B A_k c` in the coordinates that the frame turns."""
+
+    logits: np.ndarray
+    states: list[np.ndarray]
+    actions: np.ndarray
+    moments: np.ndarray
+
+
+def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
+    """The whole forward pass."""
+    params, tokens = to_numpy(params), np.asarray(tokens)
+    operators, base = prepare(params, tokens.shape[1], config), np.linalg.cholesky(base_of(config)).T
+    s = params.embedding[tokens]
+    p, states, actions, moments = np.zeros_like(s), [s], [], []
+    for index in range(config.blocks):
+        block, law = at(operators, index), at(params.blocks.resilience, index)
+        context = context_of(block, rms_hat(s))
+        query, key, value = (np.einsum("bld,hmd->blhm", context, chart) for chart in (block.query, block.key, block.value))
+        retrieved, _ = retrieve(query, key, value, resilience(law, query, s, config), block.couplings)
+        if not config.carry_momentum:
+            p = np.zeros_like(s)
+        p = p + np.einsum("blhv,hvd->bld", retrieved, block.output)
+
+        acted = 0.0
+        for _ in range(config.leapfrog_steps):
+            p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
+            before, s = s, s + config.step_size * block.hamiltonian.inverse_mass * p
+            p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
+            acted = acted + action(law, block.query, before, s, config)
+        states.append(s)
+        actions.append(acted.mean((0, 1)))
+        z = np.einsum("mn,hnd,bld->blhm", base, params.blocks.key[index], context)
+        moments.append(np.einsum("blhm,blhn->hmn", z, z) / tokens.size)
+    return Pass(rms_hat(s) @ params.readout.T, states, np.array(actions), np.array(moments))
+
+
+def context_of(block: Operators, direction: np.ndarray) -> np.ndarray:
+    """Taps and memory, one lag after another: `Σ_j (κ_j + gain K_h(j)) ⊙ û_{t−j}`, each channel with its head's kernel."""
+    context, length = np.zeros_like(direction), direction.shape[1]
+    for lag in range(length):
+        weight = block.taps[lag] if lag < len(block.taps) else 0.0
+        if block.memory is not None:
+            heads = block.memory.by_lag[:, lag]
+            weight = weight + block.memory.gain * np.repeat(heads, direction.shape[-1] // len(heads))
+        context[:, lag:] += weight * direction[:, : length - lag]
+    return context

@@ -81,15 +81,21 @@ def _batch(sequences: int, context: int) -> tuple[jax.Array, jax.Array]:
 def _autodiff(shapes: ModelConfig, remat: bool = False) -> Callable[..., Any]:
     loss = model.loss
     if remat:
-        from lior_jax.model import block, network
+        from lior_jax.model import block, network, operators
 
         def loss(params, tokens, targets, shapes):
-            step = jax.checkpoint(lambda state, operators: (block.apply(operators, *state, shapes), None))
+            step = jax.checkpoint(lambda state, applied: (block.apply(applied, *state, shapes)[0], None))
             s = network.embed(params.embedding, tokens)
-            (s, _), _ = jax.lax.scan(step, (s, jnp.zeros_like(s)), block.prepare(params.blocks))
+            prepared = operators.prepare(params, tokens.shape[1], shapes)
+            (s, _), _ = jax.lax.scan(step, (s, jnp.zeros_like(s)), prepared)
             return jnp.mean(network.cross_entropy(network.readout(params.readout, s, shapes.precision), targets))
 
-    return lambda params, batch: jax.value_and_grad(loss)(params, *batch, shapes)
+    def loss_and_gradient(params, batch):
+        learned = params._replace(carried=None)  # what is carried is not differentiated
+        value = jax.value_and_grad(lambda x: loss(x._replace(carried=params.carried), *batch, shapes))
+        return value(learned)
+
+    return loss_and_gradient
 
 
 def _echo(shapes: ModelConfig, **learning_options: Any) -> Callable[..., Any]:
@@ -97,7 +103,7 @@ def _echo(shapes: ModelConfig, **learning_options: Any) -> Callable[..., Any]:
 
     def loss_and_gradient(params, batch):
         gradient, info = learning.estimate(params, batch, config)
-        return info.loss, gradient
+        return info.loss, gradient._replace(carried=None)
 
     return loss_and_gradient
 

@@ -1,0 +1,139 @@
+"""Every part of the physics off and on: the same small model, equal steps, several seeds, one table.
+
+    python benchmarks/ablation.py --set data.path=tinyshakespeare.txt     the table of the README
+    python benchmarks/ablation.py --only memory,field --seeds 1           a quick look
+
+Each row changes the reference by the settings it names and nothing else. A difference is taken seed by seed, which share their
+data and most of their initial parameters; its spread is the standard deviation over the seeds. Times are medians of training
+steps, taken in turn row by row so that a drift of the machine's speed touches all alike.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lior_jax import config as configuration
+from lior_jax import model
+from lior_jax.config import Config
+from lior_jax.inference import scoring
+from lior_jax.training import data, loop
+from lior_jax.training.data import Corpus
+
+REFERENCE = """
+data: {tokenizer: char}
+model: {context: 128, width: 128, blocks: 3, potential_units: 256, metric: diag_rot, frame: rotor, resilience: unit,
+        lag_prior: true, memory: false, field: false, products: [], leapfrog_steps: 1, carry_momentum: false}
+learning: {chunk: 4}
+optimizer: {learning_rate: 4e-3, warmup_steps: 40}
+training: {steps: 400, batch_size: 8}
+"""
+
+ROWS: dict[str, list[str]] = {
+    "reference": [],
+    "block_rot, blocks of 2": ["model.metric=block_rot"],
+    "block_rot, blocks of 4": ["model.metric=block_rot", "model.metric_block=4"],
+    "no rotors: coordinate axes": ["model.rotor_layers=0"],
+    "frame derived": ["model.frame=derived"],
+    "frame learned_lowrank": ["model.frame=learned_lowrank"],
+    "resilience constitutive": ["model.resilience=constitutive"],
+    "resilience curvature": ["model.resilience=curvature"],
+    "kernel memory": ["model.memory=true"],
+    "no lag prior": ["model.lag_prior=false"],
+    "adaptive order": ["model.adaptive_order=true"],
+    "action in the cost, weight 0.01": ["learning.action_weight=0.01"],
+    "field state": ["model.field=true"],
+    "product tensor": ["model.products=[tensor]"],
+    "product wedge": ["model.products=[wedge]"],
+    "product spinor": ["model.products=[spinor]"],
+    "all three products": ["model.products=[tensor, wedge, spinor]"],
+    "2 leapfrog steps of 0.5": ["model.leapfrog_steps=2", "model.step_size=0.5"],
+    "2 leapfrog steps of 0.7": ["model.leapfrog_steps=2", "model.step_size=0.7"],
+    "4 leapfrog steps of 0.25": ["model.leapfrog_steps=4", "model.step_size=0.25"],
+    "carried momentum": ["model.carry_momentum=true"],
+    "field state, kernel memory": ["model.field=true", "model.memory=true"],
+    "field state, kernel memory, product wedge": ["model.field=true", "model.memory=true", "model.products=[wedge]"],
+    "field state, frame derived": ["model.field=true", "model.frame=derived"],
+    "field state, frame derived, kernel memory": ["model.field=true", "model.frame=derived", "model.memory=true"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="(3)")
+    parser.add_argument("--only", default="", help="rows whose name contains one of these words, beside the reference")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
+    parser.add_argument("--out", type=Path, help="keep finished runs in this file, one JSON object each, and go on from it")
+    arguments = parser.parse_args()
+
+    words = [word.strip() for word in arguments.only.split(",") if word.strip()]
+    chosen = {name: row for name, row in ROWS.items() if not words or name == "reference" or any(w in name for w in words)}
+    configs = {name: configuration.parse(REFERENCE, "the ablation", [*arguments.set, *row]) for name, row in chosen.items()}
+    corpus = data.load(configs["reference"])
+    configs = {name: loop.with_vocabulary(config, corpus) for name, config in configs.items()}
+
+    lines = arguments.out.read_text().splitlines() if arguments.out and arguments.out.exists() else []
+    nats = {(run["row"], run["seed"]): run["nats"] for run in map(json.loads, lines)}
+    for name, config in configs.items():
+        for seed in range(arguments.seeds):
+            if (name, seed) in nats:
+                continue
+            nats[name, seed] = _train(config, corpus, seed)
+            print(f"{name:42} seed {seed}  {nats[name, seed]:.4f} nats/char", flush=True)
+            if arguments.out:
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"row": name, "seed": seed, "nats": nats[name, seed]}) + "\n")
+        jax.clear_caches()  # the next row compiles its own programs
+    losses = {name: np.array([nats[name, seed] for seed in range(arguments.seeds)]) for name in configs}
+    _print_table(configs, losses, _time(configs, corpus))
+
+
+def _start(config: Config, seed: int) -> loop.State:
+    return jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(seed), config)
+
+
+def _batch(config: Config, corpus: Corpus, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    return data.batch_at(corpus.train, seed, step, config.training.batch_size, config.model.context)
+
+
+def _train(config: Config, corpus: Corpus, seed: int) -> float:
+    """Train, and validate on the whole validation part. The seed stays out of the configuration, which is compiled in."""
+    state = _start(config, seed)
+    for step in range(config.training.steps):
+        state, info = loop.train_step(state, _batch(config, corpus, seed, step), config)
+    if not np.isfinite(info.loss):
+        return float("nan")
+    windows = scoring.cover(corpus.validation, config.model.context)
+    return scoring.mean_nats(state.params, windows, config.model) / corpus.characters_per_token
+
+
+def _time(configs: dict[str, Config], corpus: Corpus, repeat: int = 15) -> dict[str, float]:
+    states = {name: _start(config, 0) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    for step in range(repeat + 1):
+        for name, config in configs.items():
+            batch = _batch(config, corpus, 0, step)
+            begin = time.perf_counter()
+            states[name], _ = jax.block_until_ready(loop.train_step(states[name], batch, config))
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(values[1:])) for name, values in seconds.items()}  # the first one compiles
+
+
+def _print_table(configs: dict[str, Config], losses: dict[str, np.ndarray], seconds: dict[str, float]) -> None:
+    print("\n| row | nats/char | spread | difference | its spread | time | parameters |")
+    print("|---|---|---|---|---|---|---|")
+    spread = {"ddof": 1 if len(losses["reference"]) > 1 else 0}
+    for name, nats in losses.items():
+        difference = nats - losses["reference"]
+        parameters = model.count(jax.eval_shape(lambda config=configs[name]: model.init(jax.random.key(0), config.model)))
+        print(
+            f"| {name} | {nats.mean():.4f} | {nats.std(**spread):.4f} | {difference.mean():+.4f} | "
+            f"{difference.std(**spread):.4f} | {seconds[name] / seconds['reference']:.2f} | {parameters:,} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -30,9 +30,11 @@ class Mutation(NamedTuple):
 
 
 NUMERICS, GEOMETRY, TAPS = "physics/test_numerics.py", "physics/test_geometry.py", "physics/test_taps.py"
+FRAMES, RESILIENCE, PRODUCTS = "physics/test_frames.py", "physics/test_resilience.py", "physics/test_products.py"
+KERNEL, FIELD, BANK = "physics/test_kernel.py", "physics/test_field.py", "physics/test_bank.py"
 RETRIEVAL, HAMILTONIAN = "physics/test_retrieval.py", "physics/test_hamiltonian.py"
 INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
-BLOCK, NETWORK = "model/test_block.py", "model/test_network.py"
+BLOCK, NETWORK, OPERATORS = "model/test_block.py", "model/test_network.py", "model/test_operators.py"
 ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "learning/test_optimizer.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
@@ -43,40 +45,130 @@ MUTATIONS = [
     Mutation("physics/numerics.py", "jax.nn.sigmoid(raw)", "jax.nn.sigmoid(-raw)", f"{NUMERICS} -k softplus"),
     Mutation("physics/numerics.py", "preferred_element_type=dtype", "preferred_element_type=None", f"{NUMERICS} -k bfloat16"),
     Mutation(
-        "physics/geometry.py",
+        "physics/frames.py",
         "c_first * second - c_second * first",
         "c_second * first - c_first * second",
-        f"{GEOMETRY} -k rotate_adjoint",
+        f"{FRAMES} -k rotate_adjoint",
     ),
     Mutation(
-        "physics/geometry.py",
+        "physics/frames.py",
         "rotated = _turn(rotated, planes, cos, -sin)",
         "rotated = _turn(rotated, planes, cos, sin)",
-        f"{GEOMETRY} -k rotate_adjoint",
+        f"{FRAMES} -k rotate_adjoint",
     ),
-    Mutation("physics/geometry.py", "cos * second - sin * first", "cos * second + sin * first", f"{GEOMETRY} -k frame"),
+    Mutation("physics/frames.py", "cos * second - sin * first", "cos * second + sin * first", f"{FRAMES} -k rotation"),
     Mutation(
         "physics/geometry.py",
-        "positive(metric.scale) * jnp.sqrt(positive(metric.stiffness))[:, None] * rotated",
-        "positive(metric.scale) * positive(metric.stiffness)[:, None] * rotated",
+        "jax.nn.softplus(metric.scale) * jnp.sqrt(jax.nn.softplus(metric.stiffness))",
+        "jax.nn.softplus(metric.scale) * jax.nn.softplus(metric.stiffness)",
         f"{GEOMETRY} -k formula",
     ),
     Mutation("physics/geometry.py", "c_root / (2 * root[:, 0])", "c_root / root[:, 0]", f"{GEOMETRY} -k whiten_adjoint"),
     Mutation(
-        "physics/geometry.py", "[order[0], order[-1], *order[1:-1]]", "[order[-1], *order[:-1]]", f"{GEOMETRY} -k every_plane"
+        "physics/frames.py", "[order[0], order[-1], *order[1:-1]]", "[order[-1], *order[:-1]]", f"{FRAMES} -k exactly_once"
     ),
+    Mutation("physics/frames.py", "[i + start, j + start]", "[i + start, (j + start + 2) % n]", f"{FRAMES} -k block"),
+    Mutation(
+        "physics/frames.py",
+        "axes * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[None].astype(axes.dtype)",
+        "axes",
+        f"{FRAMES} -k flip",
+    ),
+    Mutation(
+        "physics/frames.py",
+        "axes, upper = jnp.linalg.qr((covariance + ridge) @ derived.axes)",
+        "axes, upper = jnp.linalg.eigh(covariance)[1][:, ::-1], jnp.ones_like(covariance)",
+        f"{FRAMES} -k jump",
+    ),
+    Mutation("physics/frames.py", "(moment - derived.covariance)", "(moment + derived.covariance)", f"{FRAMES} -k exponential"),
+    Mutation("physics/frames.py", "ridge = 1e-4", "ridge = -1e-4", f"{FRAMES} -k nothing_moves"),
+    Mutation(
+        "physics/geometry.py",
+        "jnp.zeros_like(metric.angles), frame @ c_rotated",
+        "jnp.zeros_like(metric.angles), frame.T @ c_rotated",
+        f"{GEOMETRY} -k given_frame",
+    ),
+    Mutation(
+        "physics/geometry.py",
+        "whitening=np.linalg.cholesky(metric).T",
+        "whitening=np.linalg.cholesky(metric)",
+        f"{GEOMETRY} -k precomputed",
+    ),
+    Mutation(
+        "physics/resilience.py",
+        "cotangent * jnp.sign(_collapsed(law, points)) /",
+        "cotangent /",
+        f"{RESILIENCE} -k adjoint_of_curvature",
+    ),
+    Mutation(
+        "physics/resilience.py",
+        "jnp.sqrt(jnp.abs(_collapsed(law, points)) +",
+        "jnp.sqrt(jnp.maximum(_collapsed(law, points), 0) +",
+        f"{RESILIENCE} -k dense",
+    ),
+    Mutation("physics/resilience.py", "c_exponent = -jnp.sum", "c_exponent = jnp.sum", f"{RESILIENCE} -k constitutive_law"),
+    Mutation("physics/products.py", "(2 * r + product) * c_half", "(2 * r - product) * c_half", f"{PRODUCTS} -k score_adjoint"),
+    Mutation(
+        "physics/products.py",
+        "Rotor(jnp.cos(angle / 2), jnp.sin(angle / 2) * plane)",
+        "Rotor(jnp.cos(angle), jnp.sin(angle) * plane)",
+        f"{PRODUCTS} -k rotor",
+    ),
+    Mutation(
+        "physics/products.py",
+        "return raw - jnp.swapaxes(raw, -1, -2)",
+        "return jnp.swapaxes(raw, -1, -2) - raw",
+        f"{PRODUCTS} -k two_form",
+    ),
+    Mutation("physics/kernel.py", "nodes * delta - gammaln(delta)", "nodes * delta + gammaln(delta)", f"{KERNEL} -k power_law"),
+    Mutation("physics/kernel.py", "delta / (1 + delta)  # the tail", "delta  # the tail", f"{KERNEL} -k each_mode"),
+    Mutation("physics/kernel.py", "rate[:, 2:] - 1j * kernel", "rate[:, 2:] + 1j * kernel", f"{KERNEL} -k each_mode"),
+    Mutation(
+        "physics/kernel.py",
+        "digamma(1 + delta) - lag * np.exp",
+        "digamma(1 + delta) + lag * np.exp",
+        f"{KERNEL} -k values_adjoint",
+    ),
+    Mutation(
+        "physics/kernel.py", "c_angle = -c_modes[:, 2] * 0.5", "c_angle = -c_modes[:, 2]", f"{KERNEL} -k log_prior_adjoint"
+    ),
+    Mutation(
+        "physics/kernel.py",
+        "jax.nn.sigmoid(kernel.order + shift)[:, None]",
+        "jax.nn.sigmoid(kernel.order - shift)[:, None]",
+        f"{KERNEL} -k shift",
+    ),
+    Mutation("physics/kernel.py", "row[:, :length:-1]", "row[:, length + 1 :]", f"{KERNEL} -k sum_by_lag"),
+    Mutation(
+        "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
+    ),
+    Mutation("physics/kernel.py", "* charge + x[:, :, None]", "* (charge + x[:, :, None])", f"{KERNEL} -k charge"),
+    Mutation("physics/bank.py", "fade[:, None] * mean +", "mean +", BANK),
+    Mutation("physics/bank.py", "jnp.where(inside[None], -beta", "jnp.where(inside[None] | True, -beta", BANK),
+    Mutation("physics/field.py", "np.exp(-1j * angle)", "np.exp(1j * angle)", FIELD),
+    Mutation("physics/field.py", "(lag - 1 + order) / lag", "(lag - 1 - order) / lag", FIELD),
+    Mutation("physics/field.py", "field + believed * (evidence - field)", "field - believed * (evidence - field)", FIELD),
+    Mutation("physics/field.py", "total = total - memory(", "total = total + memory(", FIELD),
+    Mutation("physics/field_state.py", "-jnp.imag(reader)], -1)", "jnp.imag(reader)], -1)", FIELD),
     Mutation("physics/taps.py", "_delay(cotangent, -lag)", "_delay(cotangent, lag)", f"{TAPS} -k adjoint"),
     Mutation("physics/taps.py", "[pad, x[:, :-steps]]", "[x[:, steps:], pad]", f"{TAPS} -k convolution"),
     Mutation(
         "physics/retrieval.py",
-        "weight * (c_weight - jnp.sum(weight * c_weight, -1, keepdims=True))",
-        "weight * c_weight",
+        "pairs.weight * (c_mixing - jnp.sum(pairs.weight * c_mixing, -1, keepdims=True))",
+        "pairs.weight * c_mixing",
         f"{RETRIEVAL} -k retrieve_adjoint",
     ),
-    Mutation("physics/retrieval.py", "row * queries - ", "row * queries + ", f"{RETRIEVAL} -k retrieve_adjoint"),
-    Mutation("physics/retrieval.py", "c_score / cost, 0)", "c_score / (2 * cost), 0)", f"{RETRIEVAL} -k retrieve_adjoint"),
-    Mutation("physics/retrieval.py", "lag_order=-jnp.sum", "lag_order=jnp.sum", f"{RETRIEVAL} -k retrieve_adjoint"),
-    Mutation("physics/retrieval.py", " - couplings.lag_order", " + couplings.lag_order", f"{RETRIEVAL} -k lag_prior"),
+    Mutation("physics/retrieval.py", "= -pull, None, None", "= pull, None, None", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "c_length / length, 0)", "c_length / (2 * length), 0)", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "-beta[None, :, None, None] * c_score", "beta[None, :, None, None] * c_score", RETRIEVAL),
+    Mutation("physics/retrieval.py", "2 * _columns(c_q_squared", "_columns(c_q_squared", f"{RETRIEVAL} -k adjoint"),
+    Mutation(
+        "physics/retrieval.py",
+        "by_field = spread(couplings.field)[None] *",
+        "by_field = -spread(couplings.field)[None] *",
+        RETRIEVAL,
+    ),
+    Mutation("physics/retrieval.py", "+ _dots(origin, keys)[:, :, None]", "", RETRIEVAL),
     Mutation(
         "physics/retrieval.py",
         "return queries - keys[:, :1], keys - keys[:, :1]",
@@ -91,8 +183,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/retrieval.py",
-        "jnp.tril(jnp.ones(cost.shape[-2:], bool))",
-        "jnp.tril(jnp.ones(cost.shape[-2:], bool), 1)",
+        "jnp.tril(jnp.ones(scores.shape[-2:], bool))",
+        "jnp.tril(jnp.ones(scores.shape[-2:], bool), 1)",
         f"{NETWORK} -k future",
     ),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
@@ -133,18 +225,26 @@ MUTATIONS = [
     ),
     Mutation("physics/integrators.py", "x - length * f, p", "x + length * f, p", f"{INTEGRATORS} -k adjoint_of_the_flow"),
     Mutation("physics/integrators.py", "+ drift * drift_contrast", "+ drift_contrast", f"{INTEGRATORS} -k adjoint_of_the_flow"),
-    Mutation("physics/action.py", "jnp.sum(jnp.linalg.norm", "jnp.mean(jnp.linalg.norm", ACTION),
+    Mutation("physics/action.py", "(cotangent / length(displacement))", "cotangent", f"{ACTION} -k adjoint"),
+    Mutation("physics/action.py", "GAIN * excess", "-GAIN * excess", ACTION),
+    Mutation("physics/integrators.py", "slope=p.slope + c_after", "slope=p.slope - c_after", INTEGRATORS),
+    Mutation("physics/integrators.py", "slope=p.slope + c_before", "slope=p.slope - c_before", INTEGRATORS),
     # --- model -------------------------------------------------------------------------------------------------------
     Mutation(
-        "model/block.py",
+        "model/operators.py",
         "jax.tree.map(jnp.add, metric_by_query, metric_by_key)",
         "metric_by_query",
-        f"{BLOCK} -k prepare_adjoint",
+        f"{OPERATORS} -k prepare_adjoint",
     ),
     Mutation("model/block.py", "final_kick=config.carry_momentum", "final_kick=False", f"{NETWORK} -k dense"),
     Mutation("model/block.py", "return p if config.carry_momentum else", "return p if True else", f"{NETWORK} -k dense"),
-    Mutation("model/block.py", "c_direction), gradient", "c_context), gradient", f"{BLOCK} -k kick_adjoint"),
-    Mutation("model/block.py", "return jnp.sum(path_action", "return jnp.mean(path_action", f"{ECHO} -k test_info"),
+    Mutation("model/block.py", "c_direction) + c_s_by_law", "c_direction)", f"{BLOCK} -k kick_adjoint"),
+    Mutation("model/block.py", "c_query + c_query_by_law", "c_query", f"{BLOCK} -k kick_adjoint"),
+    Mutation(
+        "model/block.py", "c_begin, c_before, c_law = -c_end", "c_begin, c_before, c_law = c_end", f"{BLOCK} -k action_adjoint"
+    ),
+    Mutation("model/operators.py", "action.step(actions / tau, tau, state)", "action.step(actions, tau, state)", OPERATORS),
+    Mutation("model/operators.py", "frame.axes @ relaxed @ jnp", "relaxed @ jnp", OPERATORS),
     Mutation("model/network.py", ".at[tokens].add(", ".at[tokens].set(", f"{NETWORK} -k embed_adjoint"),
     Mutation("model/network.py", ") - one_hot) / targets.size", ") - one_hot)", f"{NETWORK} -k readout_loss_adjoint"),
     Mutation("model/network.py", "(jax.nn.softmax(logits) - one_hot)", "(one_hot - jax.nn.softmax(logits))", GRADIENT_AT_INIT),

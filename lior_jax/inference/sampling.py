@@ -22,7 +22,9 @@ def boltzmann_logits(logits: Array, temperature: Array, top_k: Array, top_p: Arr
     scaled = logits / jnp.where(cold, 1, temperature)
     descending = jax.nn.softmax(scaled[order])
     rank = jnp.arange(logits.shape[0])
-    keep = (rank < jnp.where(top_k > 0, top_k, logits.shape[0])) & (jnp.cumsum(descending) - descending < top_p)
+    # Rounding lets the sum reach 1 before the last token.
+    nucleus = (jnp.cumsum(descending) - descending < top_p) | (top_p >= 1)
+    keep = (rank < jnp.where(top_k > 0, top_k, logits.shape[0])) & nucleus
     keep = jnp.where(cold, rank == 0, keep | (rank == 0))
     return jnp.where(jnp.zeros_like(keep).at[order].set(keep), scaled, -jnp.inf)
 

@@ -20,6 +20,7 @@ from lior_jax.model import block, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Carried, Params
 from lior_jax.physics import integrators
+from lior_jax.physics.hamiltonian import velocity
 
 
 class Info(NamedTuple):
@@ -122,11 +123,24 @@ def _echo_block(
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
     model = config.model
     sides = nudge.SIDES[config.learning.nudge]
-    epsilon = nudge.strength(config.learning.nudge_size, end.s, end.c_s, end.c_p)
+    pulls = [end.c_s, end.c_p]
+    if c_action:
+        # The path's own pushes: every drift's about as strong as the last one's.
+        before = end.s - model.step_size * velocity(operators.hamiltonian, end.p)
+        _, c_after, _ = block.action_adjoint(operators, before, end.s, c_action * model.leapfrog_steps, model)
+        pulls.append(c_after)
+    epsilon = nudge.strength(config.learning.nudge_size, end.s, *pulls)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
     source = partial(block.action_adjoint, operators, cotangent=c_action, config=model) if c_action else None
     s_pair, p_pair, contrast, by_action = integrators.echo(
-        operators.hamiltonian, s_pair, p_pair, span, block.schedule(model), model.precision, source
+        operators.hamiltonian,
+        s_pair,
+        p_pair,
+        span,
+        block.schedule(model),
+        model.precision,
+        source,
+        nudge.middle(epsilon, sides),
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 

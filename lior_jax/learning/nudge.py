@@ -9,15 +9,15 @@ from lior_jax.physics.hamiltonian import Pair
 SIDES = {"centred": (1.0, -1.0), "one_sided": (1.0, 0.0)}
 
 
-def strength(size: float, s: Array, c_s: Array, c_p: Array) -> Array:
+def strength(size: float, s: Array, *pulls: Array) -> Array:
     """ε of every position, `[B, L, 1]`: `ε₀ rms(s) / rms(λ)`, so that each is pushed by the same share of its state.
 
     Args:
         size: ε₀.
         s: `[B, L, d]`, the state that is pushed.
-        c_s, c_p: `[B, L, d]`, the cotangents `λ_s` and `λ_p` that push it.
+        pulls: `[B, L, d]`, what pushes it: the cotangents `λ_s` and `λ_p`, and those that a cost along the path adds.
     """
-    push = jnp.sum(c_s * c_s + c_p * c_p, axis=-1, keepdims=True)
+    push = jnp.sum(sum(pull * pull for pull in pulls), axis=-1, keepdims=True)
     scale = jnp.sum(s * s, axis=-1, keepdims=True)
     # A position without a pull (λ = 0) is not pushed whatever ε is; it only must not become infinite.
     tiny = jnp.finfo(s.dtype).tiny
@@ -28,10 +28,15 @@ def nudged_pair(
     s: Array, p: Array, c_s: Array, c_p: Array, epsilon: Array, sides: tuple[float, float]
 ) -> tuple[Pair, Pair, Array]:
     """The two nudged end points `(s ∓ β ε λ_p, p ± β ε λ_s)`, as pairs, and their span `(β₊ − β₋) ε`."""
-    middle = 0.5 * (sides[0] + sides[1]) * epsilon
-    return Pair(s - middle * c_p, -c_p), Pair(p + middle * c_s, c_s), (sides[0] - sides[1]) * epsilon
+    shift = middle(epsilon, sides)
+    return Pair(s - shift * c_p, -c_p), Pair(p + shift * c_s, c_s), (sides[0] - sides[1]) * epsilon
+
+
+def middle(epsilon: Array, sides: tuple[float, float]) -> Array:
+    """How far the mean of the two runs is pushed."""
+    return 0.5 * (sides[0] + sides[1]) * epsilon
 
 
 def without_nudge(x: Pair, epsilon: Array, sides: tuple[float, float]) -> Array:
     """The run without a push, from a nudged pair: exact if one side is free, else the mean, right to O(ε²)."""
-    return x.mean - 0.5 * (sides[0] + sides[1]) * epsilon * x.slope
+    return x.mean - middle(epsilon, sides) * x.slope

@@ -197,10 +197,11 @@ def _init_resilience(config: ModelConfig, normal) -> Constitutive | Curvature | 
     if config.resilience == "constitutive":
         return Constitutive(jnp.zeros(heads))
     if config.resilience == "curvature":
-        # B^c = g₀ has tr(g₀⁻¹ B^c) / n = 1: a space of constant curvature. The terms differ by a little noise.
-        constant = jnp.asarray(config.geometry.metric, jnp.float32)[None, None]
+        # B^c near g₀, a space of constant curvature, with a little noise so that the terms differ; their levels make up for it.
+        constant, inverse = (jnp.asarray(x, jnp.float32)[None, None] for x in config.geometry[:2])
         forms = constant + normal(heads, terms, n, n, scale=0.3)
-        return Curvature(forms, jnp.zeros((heads, terms, n + config.metric_rank)), jnp.full((heads, terms), 1 / terms))
+        trace = jnp.sum(forms * inverse, (-2, -1)) / n
+        return Curvature(forms, jnp.zeros((heads, terms, n + config.metric_rank)), 1 / (terms * trace**2))
     return None
 
 

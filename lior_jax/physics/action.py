@@ -42,7 +42,7 @@ class ActionState(NamedTuple):
 
 def initial(order: float, *shape: int) -> ActionState:
     """Nothing accumulated yet."""
-    return ActionState(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape, order))
+    return ActionState(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape, order, jnp.float32))
 
 
 def step(cost: Array, dtau: float, state: ActionState) -> ActionState:

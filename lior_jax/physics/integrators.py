@@ -85,6 +85,7 @@ def echo(
     times: Schedule,
     precision: Precision = "float32",
     source: Source | None = None,
+    middle: Array | float = 0.0,
 ) -> tuple[Pair, Pair, Hamiltonian, Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
@@ -93,6 +94,7 @@ def echo(
         span: `[B, L, 1]`, the distance of the two nudges, `slope` being the difference divided by it.
         times: as given to `flow`.
         source: a cost along the path; it nudges the pair again before and after every drift.
+        middle: `[B, L, 1]`, the nudge of the pair's mean, 0 if the two runs are pushed to opposite sides.
 
     Returns:
         The pair at the start, `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks and drifts, and the sum of the
@@ -115,11 +117,11 @@ def echo(
         if source is not None:
             before = s.mean - drift * velocity(hamiltonian, p.mean)
             c_before, c_after, others = source(before, s.mean)
-            p = p._replace(slope=p.slope + c_after)
+            p = Pair(p.mean + middle * c_after, p.slope + c_after)
         s = jax.tree.map(lambda x, y: x - drift * velocity(hamiltonian, y), s, p)
         contrast = contrast._replace(inverse_mass=contrast.inverse_mass + drift * drift_contrast(p))
         if source is not None:
-            p = p._replace(slope=p.slope + c_before)
+            p = Pair(p.mean + middle * c_before, p.slope + c_before)
         p, contrast = unkick(s, p, contrast, kick)
         return (s, p, contrast), others
 

@@ -55,7 +55,7 @@ class _Pairs(NamedTuple):
 def _pairs(queries: Array, keys: Array, resilience: Array | None, couplings: Couplings, precision: Precision) -> _Pairs:
     near_queries, near_keys = _centre(queries, keys)
     near_product = contract("bihm,bjhm->bhij", near_queries, near_keys, precision)
-    squared = jnp.maximum(_squares(near_queries)[..., None] + _squares(near_keys)[:, :, None] - 2 * near_product, 0)
+    squared = _expand(near_queries, near_keys, near_product)
     cost = geodesic_cost(squared, resilience)
     scores = jnp.zeros_like(cost) if couplings.log_prior is None else spread(couplings.log_prior)[None]
     scores = scores - couplings.inverse_temperature[None, :, None, None] * cost
@@ -84,6 +84,11 @@ def squared_distance(queries: Array, keys: Array, precision: Precision = "float3
     """
     queries, keys = _centre(queries, keys)
     product = contract("bihm,bjhm->bhij", queries, keys, precision)
+    return _expand(queries, keys, product)
+
+
+def _expand(queries: Array, keys: Array, product: Array) -> Array:
+    """`q² + k² − 2 q·k`, which rounding must not make negative."""
     return jnp.maximum(_squares(queries)[..., None] + _squares(keys)[:, :, None] - 2 * product, 0)
 
 

@@ -34,3 +34,10 @@ def float64():
     """Double precision while the test runs. The product is float32, so the mode is never switched on globally."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Every compiled program holds memory maps, and the kernel allows a process some 65,000: XLA crashes beyond."""
+    yield
+    jax.clear_caches()

@@ -38,6 +38,7 @@ def main() -> None:
     batch = _batch(arguments.batch, arguments.context)
     coarse = shapes.model_copy(update={"precision": "bfloat16"})
     carried = shapes.model_copy(update={"carry_momentum": True})
+    tf32 = shapes.model_copy(update={"precision": "tf32"})
     chunk = 4 if arguments.batch % 4 == 0 else 1
     rows = {
         "autodiff": _autodiff(shapes),
@@ -51,6 +52,8 @@ def main() -> None:
         "echo, carried momentum": _echo(carried),
         f"echo, carried momentum, {chunk} at once": _echo(carried, chunk=chunk),
     }
+    if jax.default_backend() == "gpu":  # elsewhere it is float32
+        rows |= {"autodiff, TF32 products": _autodiff(tf32), "echo, TF32 products": _echo(tf32)}
     params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), shapes)
     compiled = {name: jax.jit(function).lower(params, batch).compile() for name, function in rows.items()}
     gradients = {name: program(params, batch)[1] for name, program in compiled.items()}

@@ -39,7 +39,13 @@ def schedule(config: ModelConfig) -> integrators.Schedule:
 def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tuple[tuple[Array, Array], Observation]:
     """Send `(s, p)`, each `[B, L, d]`, through one block."""
     kicked, moment = kick(operators, s, config)
-    s, p, observed = integrators.flow(
+    s, p, observed = move(operators, s, p, kicked, config)
+    return (s, p), Observation(observed, moment)
+
+
+def move(operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
+    """The flow of each position by itself after its kick: state and momentum `[B, L, d]`, and the mean action `[H]`."""
+    return integrators.flow(
         operators.hamiltonian,
         s,
         entering_momentum(p, config) + kicked,
@@ -47,7 +53,6 @@ def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tupl
         config.precision,
         observe=lambda before, after: jnp.mean(action(operators, before, after, config), (0, 1)),
     )
-    return (s, p), Observation(observed, moment)
 
 
 def entering_momentum(p: Array, config: ModelConfig) -> Array:
@@ -74,9 +79,24 @@ def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
     if operators.memory is not None:
         remembered = convolve(operators.memory.by_lag, _split(direction, config), config.precision).reshape(s.shape)
         context = context + operators.memory.gain[None, None] * remembered
+    return _Seen(direction, inverse, remembered, context, *chart(operators, context, inverse, config))
+
+
+def chart(
+    operators: Operators, context: Array, inverse: Array, config: ModelConfig
+) -> tuple[Array, Array, Array, Array | None]:
+    """Whitened queries and keys `[B, L, H, m]`, values `[B, L, H, v]`, and the queries' resilience, of contexts `[B, L, d]`.
+
+    Args:
+        inverse: `[B, L, 1]`, one over the root mean square of the state.
+    """
     query, key, value = (_to_heads(context, chart, config) for chart in _charts(operators))
-    weight = resilience(operators.resilience, query, inverse)
-    return _Seen(direction, inverse, remembered, context, query, key, value, weight)
+    return query, key, value, resilience(operators.resilience, query, inverse)
+
+
+def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
+    """The kick `A_o y` `[B, L, d]` of what was retrieved, `[B, L, H, v]`."""
+    return _from_heads(retrieved, operators.output, config)
 
 
 def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array | None]:
@@ -87,7 +107,7 @@ def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Ar
     if config.frame == "derived":
         rigid = seen.key[..., : config.chart_dim]
         moment = contract("blhm,blhn->hmn", rigid, rigid, config.precision) / (s.shape[0] * s.shape[1])
-    return _from_heads(retrieved, operators.output, config), moment
+    return push(operators, retrieved, config), moment
 
 
 def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: ModelConfig) -> tuple[Array, Array, Operators]:
@@ -130,7 +150,7 @@ def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: Model
         memory=c_memory,
         resilience=c_law,
     )
-    kicked = _from_heads(retrieved, operators.output, config)
+    kicked = push(operators, retrieved, config)
     return kicked, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law, gradient
 
 

@@ -59,7 +59,7 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     if blocks.lag_prior is not None:
         log_prior = jax.vmap(partial(kernel.log_prior, length=length))(blocks.lag_prior, _prior_shift(params))
     if blocks.field is not None:
-        field = blocks.field.gate[..., None] * by_lag(blocks.field.kernel) / _products_scale(config)
+        field = field_gain(blocks.field.gate, config)[..., None] * by_lag(blocks.field.kernel)
     if blocks.memory is not None:
         memory = ContextMemory(by_lag(blocks.memory.kernel), blocks.memory.gain)
     return Operators(
@@ -167,6 +167,11 @@ def _whiten_charts_adjoint(params: Params, charts: Array, cotangent: Array, conf
 def _prior_shift(params: Params) -> Array:
     state = params.carried.action
     return jnp.zeros_like(params.blocks.inverse_temperature) if state is None else action.prior_shift(state)
+
+
+def field_gain(gate: Array, config: ModelConfig) -> Array:
+    """What the field state's kernel is multiplied by, from its raw `gate`."""
+    return gate / _products_scale(config)
 
 
 def _products_scale(config: ModelConfig) -> float:

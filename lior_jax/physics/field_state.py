@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.errors import UserError
-from lior_jax.physics.kernel import Poles, spread
+from lior_jax.physics.kernel import Poles, decay_by_lag, fade, spread
 from lior_jax.physics.numerics import Precision, contract
 
 
@@ -66,22 +66,35 @@ def encode_chunked(
     read = []
     if whole:
         chunks = tuple(x[:, :whole].reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1) for x in inputs)
-        state, first = lax.scan(lambda state, x: _encode_chunk(system, state, *x, precision), state, chunks)
+        state, first = lax.scan(lambda state, x: encode_more(system, state, *x, precision=precision), state, chunks)
         read.append(first.swapaxes(0, 1).reshape(values.shape[0], whole, *values.shape[2:]))
     if whole < length:
-        state, rest = _encode_chunk(system, state, *(x[:, whole:] for x in inputs), precision)
+        state, rest = encode_more(system, state, *(x[:, whole:] for x in inputs), precision=precision)
         read.append(rest)
     return state, jnp.concatenate(read, axis=1)
 
 
-def _encode_chunk(
-    system: Poles, state: Array, queries: Array, keys: Array, values: Array, precision: Precision
+def encode_more(
+    system: Poles,
+    state: Array,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array | None = None,
+    precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """One chunk of `C` positions. Complex sums are spelled out in real parts side by side, `2P` of them, because only real
-    products can be had in every precision."""
-    length, poles = queries.shape[1], system.rate.shape[1]
-    lag = jnp.arange(length, dtype=jnp.real(system.rate).dtype)[:, None, None]
-    decay = jnp.exp(-system.rate[None] * lag)  # [C, H, P]
+    """A chunk of `C` further positions after those that the state remembers.
+
+    Args:
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace. All by default.
+
+    Returns:
+        The state after each sequence's last position, and `y` `[B, C, H, v]`.
+    """
+    # Complex sums are spelled out in real parts side by side, `2P` of them: only real products can be had in every precision.
+    poles = system.rate.shape[1]
+    lengths = jnp.full(queries.shape[0], queries.shape[1]) if lengths is None else lengths
+    decay = decay_by_lag(system, queries.shape[1])
     own = encode(queries, keys, values, jnp.sum(jnp.real(system.weight[None] * decay), -1).T, precision)
 
     # Re(a b) = Re a Re b − Im a Im b. A position is one step further from the state than from the chunk's first key.
@@ -90,7 +103,8 @@ def _encode_chunk(
     parts = jnp.concatenate([jnp.real(state), jnp.imag(state)], axis=2)
     earlier = contract("bihpm,bhpvm->bihv", reader * queries[:, :, :, None], parts, precision)
 
-    writer = jnp.concatenate([jnp.real(decay), jnp.imag(decay)], -1)[None, ::-1, :, :, None]
+    kept, writer = fade(system, queries.shape[1], lengths)
+    writer = jnp.concatenate([jnp.real(writer), jnp.imag(writer)], -1)[..., None]
     written = contract("bjhv,bjhpm->bhpvm", values, writer * keys[:, :, :, None], precision)
-    state = jnp.exp(-length * system.rate)[None, :, :, None, None] * state
+    state = kept[..., None, None] * state
     return state + lax.complex(written[:, :, :poles], written[:, :, poles:]), own + earlier

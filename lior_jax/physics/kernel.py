@@ -217,6 +217,42 @@ def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]
     return charge, _read(system, charge)
 
 
+def convolve_more(
+    system: Poles, charge: Array, x: Array, lengths: Array, precision: Precision = "float32"
+) -> tuple[Array, Array]:
+    """A chunk of `C` further positions of `convolve`.
+
+    Args:
+        charge: `[B, H, P, v]`, of the positions before the chunk.
+        x: `[B, C, H, v]`.
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace.
+
+    Returns:
+        The charge after each sequence's last position, and `y` `[B, C, H, v]`.
+    """
+    decay = decay_by_lag(system, x.shape[1])
+    own = convolve(jnp.sum(jnp.real(system.weight[None] * decay), -1).T, x, precision)
+    # A position is one step further from the charge than from the chunk's first input.
+    earlier = jnp.einsum("ihp,bhpv->bihv", (system.weight * jnp.exp(-system.rate))[None] * decay, charge)
+    kept, written = fade(system, x.shape[1], lengths)
+    charge = kept[..., None] * charge + jnp.einsum("bjhp,bjhv->bhpv", written, x.astype(written.dtype))
+    return charge, own + jnp.real(earlier)
+
+
+def decay_by_lag(system: Poles, length: int) -> Array:
+    """`e^{−s_p Δ}` for the lags `0 … C − 1`: `[C, H, P]`."""
+    return jnp.exp(-system.rate[None] * jnp.arange(length, dtype=jnp.real(system.rate).dtype)[:, None, None])
+
+
+def fade(system: Poles, length: int, lengths: Array) -> tuple[Array, Array]:
+    """What is left at each sequence's last position of what was there before a chunk, `e^{−s_p n}` `[B, H, P]`, and of what
+    each of its `length` positions writes, `[B, length, H, P]`; nothing of positions past the sequence's `lengths` `[B]`."""
+    real = jnp.real(system.rate).dtype
+    age = (lengths[:, None] - 1 - jnp.arange(length)[None])[..., None, None]
+    written = jnp.where(age >= 0, jnp.exp(-system.rate[None, None] * jnp.maximum(age, 0).astype(real)), 0)
+    return jnp.exp(-system.rate[None] * lengths[:, None, None].astype(real)), written
+
+
 def _read(system: Poles, charge: Array) -> Array:
     """`Re Σ_p c_p m_p` for charges `[…, H, P, v]`."""
     weight = system.weight.reshape((1,) * (charge.ndim - 3) + (*system.weight.shape, 1))

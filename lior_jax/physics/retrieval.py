@@ -151,6 +151,54 @@ def retrieve(
     return contract("bhij,bjhv->bihv", pairs.mixing(couplings), values, precision)
 
 
+class Looked(NamedTuple):
+    """What a few queries found in a window of `S` keys: `retrieved` `[B, C, H, v]`; `weight` and geodesic `cost`
+    `[B, H, C, S]`."""
+
+    retrieved: Array
+    weight: Array
+    cost: Array
+
+
+def retrieve_window(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    resilience: Array | None,
+    couplings: Couplings,
+    lag: Array,
+    visible: Array,
+    precision: Precision = "float32",
+) -> Looked:
+    """`retrieve` for the last `C` positions of a sequence from a window of keys, in any order. The field state is not read.
+
+    Args:
+        queries: `[B, C, H, m]`.
+        keys, values: `[B, S, H, m]` and `[B, S, H, v]`.
+        resilience: of the queries, `[B, C, H]`; None for 1.
+        couplings: `log_prior` `[H, L]`.
+        lag: `[C, S]` integers, positions from each key to each query; counts only where visible, and is below `L` there.
+        visible: `[B, C, S]`; each query sees at least one key.
+    """
+    # Measured from a point close by, or the expanded square would cancel. It comes before all other queries.
+    origin = queries[:, :1]
+    near_queries, near_keys = queries - origin, keys - origin
+    near_product = contract("bihm,bjhm->bhij", near_queries, near_keys, precision)
+    cost = geodesic_cost(_expand(near_queries, near_keys, near_product), resilience)
+    scores = -couplings.inverse_temperature[None, :, None, None] * cost
+    if couplings.log_prior is not None:
+        scores = scores + couplings.log_prior[:, jnp.clip(lag, 0, couplings.log_prior.shape[1] - 1)][None]
+    if couplings.products is not None:
+        product = contract("bihm,bjhm->bhij", queries, keys, precision)
+        squares = _squares(queries)[..., None], _squares(keys)[:, :, None]
+        scores = scores + products.score(couplings.products, product, *squares)
+        if couplings.products.form is not None:
+            turned = _turn(queries, couplings.products.form, precision)
+            scores = scores + contract("bihm,bjhm->bhij", turned, near_keys, precision)
+    weight = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    return Looked(contract("bhij,bjhv->bihv", weight, values, precision), weight, cost)
+
+
 def retrieve_adjoint(
     queries: Array,
     keys: Array,

@@ -1,5 +1,6 @@
-"""Using a trained model: generation and scoring."""
+"""Using a trained model: generation, scoring and explanations."""
 
 from lior_jax.inference.engine import Engine, Score
+from lior_jax.inference.explanation import Explanation
 
-__all__ = ["Engine", "Score"]
+__all__ = ["Engine", "Explanation", "Score"]

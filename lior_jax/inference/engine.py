@@ -1,27 +1,27 @@
-"""Generating and scoring text with a trained model.
+"""A trained model ready for use: generating, streaming, scoring and explaining text."""
 
-Decoding computes the whole window of the last `context` tokens for each new one.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from lior_jax import checkpoint, config, model, tokenizer
 from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
-from lior_jax.inference import sampling, scoring
+from lior_jax.inference import scoring
+from lior_jax.inference.decoder import SEGMENT, Decoder, sequence_keys
+from lior_jax.inference.explanation import Explanation, by_position
+from lior_jax.inference.sampling import Settings
+from lior_jax.inference.text import Writer
 from lior_jax.model import Params
 from lior_jax.tokenizer import Tokenizer
 
-_REPLACEMENT = "�"
+_PACE = 8
+"""Tokens between two looks of the host where text is shown as it comes, or may end at a stop string."""
 
 
 class Score(NamedTuple):
@@ -35,6 +35,11 @@ class Score(NamedTuple):
     @property
     def bits_per_character(self) -> float:
         return self.nats_per_character / float(np.log(2))
+
+    @property
+    def perplexity(self) -> float:
+        """Of a token: how many equally probable ones would be as hard to guess."""
+        return float(np.exp(self.nats_per_token))
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class Engine:
             params = checkpoints.params(step, like)
         return cls(params, model_config, tokenizer.from_json(metadata.tokenizer))
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model as it reads and draws tokens."""
+        return Decoder(self.params, self.config)
+
     def stream(
         self,
         prompt: str,
@@ -71,50 +81,79 @@ class Engine:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
         sample: int = 0,
     ) -> Iterator[str]:
         """Yield pieces of the continuation as they are decoded; together they are what `generate` returns.
 
         Args:
-            prompt: at least one character.
-            max_tokens: length of the continuation.
-            temperature: Boltzmann temperature; 0 always takes the most probable token.
-            top_k: choose among the `top_k` most probable tokens only; 0 for all.
-            top_p: choose among the most probable tokens that reach this probability together; 1 for all.
-            seed, sample: the same two give the same text.
+            prompt: at least one character; all of it is read, whatever its length.
+            max_tokens: length of the continuation, if no stop string comes before.
+            temperature, top_k, top_p, min_p, repetition_penalty: see `sampling.Settings`.
+            stop: strings before which the continuation ends.
+            seed, sample: the same two give the same text, alone or in a batch.
 
         Raises:
             UserError: an empty prompt, one that the tokenizer cannot encode, or a setting out of range.
         """
-        _check_settings(max_tokens, temperature, top_k, top_p, seed)
-        if not prompt:
-            raise UserError("The prompt is empty, but the model needs at least one character to start from.")
-        prompt_tokens = self.tokenizer.encode(prompt)
-        settings = temperature, min(top_k, self.tokenizer.vocab_size), top_p
-        return self._stream(prompt_tokens, max_tokens, settings, seed, sample)
+        settings = Settings(temperature, top_k, top_p, min_p, repetition_penalty).check()
+        _check(max_tokens, seed, stop)
+        tokens = self.encode(prompt)
+        return self._stream(tokens, max_tokens, settings, tuple(stop), seed, sample)
 
-    def _stream(self, prompt: np.ndarray, max_tokens: int, settings: tuple[float, int, float], seed: int, sample: int):
-        key = jax.random.fold_in(jax.random.key(seed), sample)
-        length = min(len(prompt), self.config.context)
-        window = np.zeros((1, self.config.context), np.int32)
-        window[0, :length] = prompt[-length:]
-        window, length = jnp.asarray(window), jnp.asarray(length)
-        tokens, shown = list(prompt), self.tokenizer.decode(prompt)
-        for place in range(max_tokens):
-            token, window, length = _decode_step(
-                self.params, window, length, jax.random.fold_in(key, place), *settings, self.config
-            )
-            tokens.append(int(token))
-            text = self.tokenizer.decode(np.array(tokens))
-            # A character of several bytes is shown when its last byte is there.
-            if not text.endswith(_REPLACEMENT) or place == max_tokens - 1:
-                yield text[len(shown) :]
-                shown = text
+    def _stream(self, tokens: np.ndarray, max_tokens: int, settings: Settings, stop: tuple[str, ...], seed: int, sample: int):
+        writer = Writer(self.tokenizer.decode, stop)
+        prefix = self.decoder.read(self.decoder.empty(1), [tokens])
+        for drawn in self.decoder.stream(prefix, sequence_keys(seed, [sample]), settings, max_tokens, _PACE):
+            if piece := "".join(map(writer.write, drawn[0])):
+                yield piece
+            if writer.stopped:
+                return
+        if piece := writer.end():
+            yield piece
 
-    def generate(self, prompt: str, **settings) -> str:
-        """The continuation of a prompt; arguments and errors as in `stream`."""
-        return "".join(self.stream(prompt, **settings))
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        sample: int | Sequence[int] = 0,
+    ) -> str | list[str]:
+        """The continuation of a prompt, or of each of several, decoded together; arguments and errors as in `stream`.
+
+        Args:
+            sample: of the prompt, or of each.
+        """
+        settings = Settings(temperature, top_k, top_p, min_p, repetition_penalty).check()
+        _check(max_tokens, seed, stop)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        samples = [sample] * len(prompts) if isinstance(sample, int) else list(sample)
+        if len(samples) != len(prompts):
+            raise UserError(f"There are {len(prompts)} prompts and {len(samples)} sample numbers; give one for each prompt.")
+        texts = [self.encode(text) for text in prompts]
+        if not texts:
+            return []
+        writers = [Writer(self.tokenizer.decode, stop) for _ in texts]
+        pieces: list[list[str]] = [[] for _ in texts]
+        prefix = self.decoder.read(self.decoder.empty(len(texts)), texts)
+        for drawn in self.decoder.stream(
+            prefix, sequence_keys(seed, samples), settings, max_tokens, _PACE if stop else SEGMENT
+        ):
+            for writer, shown, row in zip(writers, pieces, drawn, strict=True):
+                shown.extend(map(writer.write, row))
+            if all(writer.stopped for writer in writers):
+                break
+        found = ["".join(shown) + writer.end() for writer, shown in zip(writers, pieces, strict=True)]
+        return found[0] if isinstance(prompt, str) else found
 
     def score(self, text: str, stride: int | None = None) -> Score:
         """How well the model predicts a text: each token but the first, given the window before it.
@@ -130,34 +169,38 @@ class Engine:
         nats = scoring.mean_nats(self.params, scoring.cover(tokens, self.config.context, stride), self.config)
         return Score(len(tokens) - 1, nats, nats * len(tokens) / len(text))
 
+    def explain(self, prompt: str, continuation: str | None = None, **settings) -> Explanation:
+        """From which earlier tokens each token of a continuation was retrieved.
 
-@partial(jax.jit, static_argnums=7, donate_argnums=1)
-def _decode_step(
-    params: Params,
-    window: Array,
-    length: Array,
-    key: Array,
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    config: ModelConfig,
-) -> tuple[Array, Array, Array]:
-    """Draw the token after the first `length` of `window` `[1, L]`; put it there, sliding the window when it is full."""
-    logits = model.logits(params, window, config)[0, length - 1]
-    token = sampling.sample(key, logits, temperature, top_k, top_p)
-    full = length == config.context
-    window = jnp.where(full, jnp.roll(window, -1, axis=1), window)
-    place = jnp.where(full, config.context - 1, length)
-    return token, window.at[0, place].set(token), place + 1
+        Args:
+            continuation: the text to explain; by default it is generated, with the `settings` of `stream`.
+
+        Raises:
+            UserError: as `stream`, or nothing to explain.
+        """
+        if continuation is None:
+            continuation = self.generate(prompt, **settings)
+        before, after = self.encode(prompt), self.tokenizer.encode(continuation)
+        if not len(after):
+            raise UserError("There is no continuation to explain; let it have at least one token.")
+        tokens = np.concatenate([before, after])
+        prefix = self.decoder.read(self.decoder.empty(1), [before[:-1]])
+        # The position before a token is what retrieves it.
+        looks = self.decoder.look(prefix, tokens[len(before) - 1 : -1])
+        names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
+        return by_position(looks, names, len(before))
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Tokens of a prompt, which must not be empty."""
+        if not prompt:
+            raise UserError("The prompt is empty, but the model needs at least one character to start from.")
+        return self.tokenizer.encode(prompt)
 
 
-def _check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    for name, value, is_good, allowed in (
-        ("max-tokens", max_tokens, max_tokens >= 0, "0 or more"),
-        ("temperature", temperature, 0 <= temperature < float("inf"), "0 or more"),
-        ("top-k", top_k, top_k >= 0, "0 (all) or more"),
-        ("top-p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("seed", seed, 0 <= seed < 2**32, "between 0 and 4294967295"),
-    ):
-        if not is_good:
-            raise UserError(f"{name} is {value}, but must be {allowed}.")
+def _check(max_tokens: int, seed: int, stop: Sequence[str]) -> None:
+    if not max_tokens >= 0:
+        raise UserError(f"max-tokens is {max_tokens}, but must be 0 or more.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, but must be between 0 and 4294967295.")
+    if isinstance(stop, str) or not all(stop):
+        raise UserError("stop must be a list of strings that are not empty.")

@@ -1,34 +1,78 @@
-"""Boltzmann sampling of the next token, with the usual truncations."""
+"""Boltzmann sampling of the next token, with the usual truncations, as pure functions of one sequence's logits."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.errors import UserError
 
-def boltzmann_logits(logits: Array, temperature: Array, top_k: Array, top_p: Array) -> Array:
+
+class Settings(NamedTuple):
+    """How the next token is chosen. Applied in this order: penalty, temperature, top-k, top-p, min-p."""
+
+    temperature: float = 0.8
+    """Of the Boltzmann distribution `p ∝ exp(logits / temperature)`; at 0 the most probable token is taken (greedy)."""
+    top_k: int = 0
+    """Keep the so many most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest most probable tokens whose probabilities reach this; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep the tokens at least so probable as this share of the most probable one; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divide positive logits of tokens that have occurred by this, and multiply negative ones; 1 changes nothing."""
+
+    def check(self) -> "Settings":
+        """These settings with their own types, or a `UserError` that names the one that is out of range."""
+        finite = float("inf")
+        for name, good, allowed in (
+            ("temperature", 0 <= self.temperature < finite, "0 or more"),
+            ("top-k", 0 <= self.top_k < 2**31, "0 (all) or more"),
+            ("top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min-p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition-penalty", 0 < self.repetition_penalty < finite, "above 0"),
+        ):
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}, but must be {allowed}.")
+        return Settings(*(type(default)(value) for default, value in zip(Settings(), self, strict=True)))
+
+
+def penalize(logits: Array, seen: Array, penalty: Array) -> Array:
+    """Make tokens that have occurred less probable, by the rule of Keskar et al., 2019 (CTRL), section 4.1.
+
+    Args:
+        logits: `[V]`.
+        seen: `[V]`, true for tokens that have occurred.
+        penalty: `[]`, above 1 to avoid them.
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def boltzmann_logits(logits: Array, settings: Settings) -> Array:
     """Log probabilities, up to a constant, of `p ∝ exp(logits / temperature)` cut to its most probable tokens.
 
     Args:
         logits: `[V]`.
-        temperature: `[]`; at 0 only the most probable token is left.
-        top_k: `[]` integer, keep the `top_k` most probable tokens; 0 keeps all.
-        top_p: `[]`, keep the fewest most probable tokens whose probabilities reach `top_p`; 1 keeps all.
+        settings: scalars; the penalty is not applied here.
 
     Returns:
-        `[V]`, −∞ where cut. Ties at the edge go to the smaller token.
+        `[V]`, −∞ where cut. Ties at the edge of top-k and top-p go to the smaller token.
     """
     order = jnp.argsort(-logits, stable=True)
-    cold = temperature <= 0
-    scaled = logits / jnp.where(cold, 1, temperature)
+    cold = settings.temperature <= 0
+    scaled = logits / jnp.where(cold, 1, settings.temperature)
     descending = jax.nn.softmax(scaled[order])
     rank = jnp.arange(logits.shape[0])
     # Rounding lets the sum reach 1 before the last token.
-    nucleus = (jnp.cumsum(descending) - descending < top_p) | (top_p >= 1)
-    keep = (rank < jnp.where(top_k > 0, top_k, logits.shape[0])) & nucleus
+    nucleus = (jnp.cumsum(descending) - descending < settings.top_p) | (settings.top_p >= 1)
+    likely = descending >= settings.min_p * descending[0]
+    keep = (rank < jnp.where(settings.top_k > 0, settings.top_k, logits.shape[0])) & nucleus & likely
     keep = jnp.where(cold, rank == 0, keep | (rank == 0))
     return jnp.where(jnp.zeros_like(keep).at[order].set(keep), scaled, -jnp.inf)
 
 
-def sample(key: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array) -> Array:
-    """Draw a token from `boltzmann_logits`: `[]` int32."""
-    return jax.random.categorical(key, boltzmann_logits(logits, temperature, top_k, top_p)).astype(jnp.int32)
+def sample(key: Array, logits: Array, seen: Array, settings: Settings) -> Array:
+    """Draw a token from `boltzmann_logits` of the penalized `logits` `[V]`: `[]` int32."""
+    kept = boltzmann_logits(penalize(logits, seen, settings.repetition_penalty), settings)
+    return jax.random.categorical(key, kept).astype(jnp.int32)

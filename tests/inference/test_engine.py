@@ -7,6 +7,8 @@ import pytest
 from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
+from lior_jax.model import block, operators
+from lior_jax.physics.taps import taps
 from lior_jax.tokenizer import ByteTokenizer
 
 
@@ -16,14 +18,14 @@ def engine(finished_run):
 
 
 def test_greedy_text_is_the_most_probable_continuation(engine):
-    """Decoded past the context, where the window slides."""
-    text = "5 is 0 and 2, 9 "
-    assert len(text) == engine.config.context
+    """By the parallel network, up to the context; past it tests/model/test_recurrence.py has the oracle."""
+    text = "5 is 0 a"
     tokens = list(engine.tokenizer.encode(text))
     logits = jax.jit(model.logits, static_argnums=2)
-    for _ in range(8):
-        window = np.array(tokens[-engine.config.context :])
-        tokens.append(int(logits(engine.params, window[None], engine.config)[0, -1].argmax()))
+    for _ in range(engine.config.context - len(text)):
+        window = np.zeros((1, engine.config.context), np.int32)
+        window[0, : len(tokens)] = tokens
+        tokens.append(int(logits(engine.params, window, engine.config)[0, len(tokens) - 1].argmax()))
     assert text + engine.generate(text, max_tokens=8, temperature=0.0) == engine.tokenizer.decode(np.array(tokens))
 
 
@@ -39,11 +41,83 @@ def test_seeds_and_samples_differ(engine):
     assert len(texts) == 4
 
 
-def test_a_prompt_longer_than_the_context_is_cut_to_its_end(engine):
-    prompt = "1 is 4 and 3, 5 is 0 and 2, "
-    assert len(prompt) > engine.config.context
-    short = prompt[-engine.config.context :]
-    assert engine.generate(prompt, max_tokens=10) == engine.generate(short, max_tokens=10)
+def test_a_batch_of_prompts_of_any_lengths_gives_what_each_gives_alone(engine):
+    prompts = ["1 is", "5", "5 is 0 and 2, 9 is 4 and 1, 16 is 2", "9 is"]
+    assert len(prompts[2]) > engine.config.context
+    together = engine.generate(prompts, max_tokens=20, seed=7, sample=[0, 0, 0, 3])
+    alone = [
+        engine.generate(text, max_tokens=20, seed=7, sample=sample) for text, sample in zip(prompts, [0, 0, 0, 3], strict=True)
+    ]
+    assert together == alone
+    assert engine.generate([], max_tokens=20) == []
+
+
+def test_decoding_goes_on_where_the_prompt_ends(engine):
+    """Reading a text in one go, or the first part and then what was drawn after it, is the same."""
+    first = engine.generate("1 is", max_tokens=25, temperature=0.0)
+    whole = first + engine.generate("1 is" + first, max_tokens=15, temperature=0.0)
+    assert whole == engine.generate("1 is", max_tokens=40, temperature=0.0)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 11])
+def test_the_text_ends_before_a_stop_string(engine, cut):
+    whole = engine.generate("1 is", max_tokens=30, seed=3)
+    stop = whole[cut : cut + 3]
+    expected = whole[: whole.index(stop)]
+    assert engine.generate("1 is", max_tokens=30, seed=3, stop=["never", stop]) == expected
+    assert "".join(engine.stream("1 is", max_tokens=30, seed=3, stop=[stop])) == expected
+
+
+def test_a_penalty_on_repetition_gives_more_different_characters(engine):
+    plain = engine.generate("1 is", max_tokens=40, temperature=0.0)
+    penalized = engine.generate("1 is", max_tokens=40, temperature=0.0, repetition_penalty=5.0)
+    assert len(set(penalized)) > len(set(plain))
+
+
+def test_nothing_is_generated_where_nothing_is_asked_for(engine):
+    assert engine.generate("1 is", max_tokens=0) == ""
+    assert list(engine.stream("1 is", max_tokens=0)) == []
+
+
+def test_explanations_are_the_retrieval_of_the_position_before(engine):
+    """Against the dense weights of the parallel network's blocks."""
+    text = "5 is 0 and 2, 9 "
+    explained = engine.explain(text[:6], text[6:])
+    assert ("".join(explained.tokens), explained.first) == (text, 6)
+    weights, costs = dense_retrieval(engine.params, engine.tokenizer.encode(text), engine.config)
+    mean = weights.mean((0, 1))
+    np.testing.assert_allclose(explained.weight, mean[5:-1], atol=1e-4)
+    seen = mean[5:-1] > 0
+    cost = ((weights * costs).mean((0, 1)) / np.maximum(mean, 1e-30))[5:-1]
+    np.testing.assert_allclose(explained.cost[seen], cost[seen], rtol=2e-3)
+    np.testing.assert_array_equal(explained.resilience, 1)
+    line = explained.table().splitlines()[1]
+    best = int(np.argmax(explained.weight[0]))
+    assert f"{text[6]!r}" in line
+    assert f"{text[best]!r}@{best}" in line
+
+
+def dense_retrieval(params, tokens, config):
+    """Weights and geodesic costs `[N, H, T, T]` by displacements, one by one, from the states before each block."""
+    applied = operators.prepare(params, len(tokens), config)
+    s = params.embedding[tokens][None]
+    p, weights, costs = s * 0, [], []
+    for layer in range(config.blocks):
+        one = jax.tree.map(lambda x, layer=layer: x[layer], applied)
+        direction = np.asarray(s) / np.sqrt(np.mean(np.square(s), -1, keepdims=True) + 1e-6)
+        context = np.asarray(taps(one.taps, direction))[0]
+        query, key = (np.einsum("hmd,td->htm", chart, context) for chart in (one.query, one.key))
+        cost = np.sqrt(np.sum((query[:, :, None] - key[:, None]) ** 2, -1) + 1e-4)
+        lag = np.subtract.outer(np.arange(len(tokens)), np.arange(len(tokens)))
+        score = (
+            np.asarray(one.couplings.log_prior)[:, np.maximum(lag, 0)]
+            - np.asarray(one.couplings.inverse_temperature)[:, None, None] * cost
+        )
+        raised = np.where(lag >= 0, np.exp(score), 0)
+        weights.append(raised / raised.sum(-1, keepdims=True))
+        costs.append(cost)
+        (s, p), _ = block.apply(one, s, p, config)
+    return np.array(weights), np.array(costs)
 
 
 def test_characters_of_several_bytes_are_streamed_whole(engine):
@@ -67,6 +141,7 @@ def test_score_counts_characters_and_all_tokens_but_the_first(engine):
     nats = scoring.mean_nats(engine.params, scoring.cover(tokens, 16, 8), engine.config)
     assert score.nats_per_token == score.nats_per_character == nats
     assert np.isclose(score.bits_per_character, nats / np.log(2))
+    assert np.isclose(score.perplexity, np.exp(nats))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +155,8 @@ def test_score_counts_characters_and_all_tokens_but_the_first(engine):
         ({"top_k": -1}, "top-k is -1"),
         ({"max_tokens": -1}, "max-tokens is -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"min_p": 2.0}, r"min-p is 2\.0"),
+        ({"stop": ["a", ""]}, "stop must be a list of strings that are not empty"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_decoded(engine, settings, message):

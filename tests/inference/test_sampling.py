@@ -7,15 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lior_jax.errors import UserError
 from lior_jax.inference import sampling
+from lior_jax.inference.sampling import Settings
 
 SIZE = 11
 cut = jax.jit(sampling.boltzmann_logits)
 logits_of = st.lists(st.floats(-8, 8, width=32), min_size=SIZE, max_size=SIZE)
 
 
-def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
-    return np.asarray(jax.nn.softmax(cut(jnp.asarray(logits, jnp.float32), temperature, top_k, top_p)))
+def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
+    settings = Settings(temperature, top_k, top_p, min_p).check()
+    p = np.asarray(jax.nn.softmax(cut(jnp.asarray(logits, jnp.float32), settings)))
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    return p
 
 
 @given(logits_of, st.floats(0.1, 4))
@@ -36,7 +41,7 @@ def test_top_k_keeps_the_k_most_probable_and_their_ratios(logits, top_k):
 @given(logits_of, st.floats(0.05, 0.99))
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(logits, top_p):
     full = probabilities(logits)
-    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), 1.0, 0, top_p)))
+    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Settings(1.0, 0, top_p))))
     assert full[kept].sum() >= top_p - 1e-5
     if kept.sum() > 1:
         assert full[kept].sum() - full[kept].min() < top_p + 1e-5
@@ -52,7 +57,7 @@ def test_zero_temperature_takes_the_most_probable(logits):
 def test_draws_have_the_stated_frequencies():
     logits, temperature = jnp.array([0.0, 1.0, 2.0, -1.0]), 0.7
     keys = jax.random.split(jax.random.key(0), 20_000)
-    draws = jax.vmap(lambda key: sampling.sample(key, logits, temperature, 3, 1.0))(keys)
+    draws = jax.vmap(lambda key: sampling.sample(key, logits, jnp.zeros(4, bool), Settings(temperature, 3)))(keys)
     frequencies = np.bincount(np.asarray(draws), minlength=4) / len(keys)
     np.testing.assert_allclose(frequencies, probabilities(logits, temperature, top_k=3), atol=0.015)
     assert frequencies[3] == 0
@@ -61,3 +66,41 @@ def test_draws_have_the_stated_frequencies():
 @pytest.mark.parametrize("top_p", [1e-9, 1e-3])
 def test_a_tiny_top_p_still_leaves_one_token(top_p):
     assert (probabilities([0.0] * SIZE, top_p=top_p) > 0).sum() == 1
+
+
+@given(logits_of, st.floats(0, 1))
+def test_min_p_keeps_what_reaches_a_share_of_the_most_probable(logits, min_p):
+    full = probabilities(logits)
+    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Settings(1.0, min_p=min_p))))
+    assert kept[np.argmax(full)]
+    near = np.abs(full - min_p * full.max()) < 1e-6  # rounding may decide either way
+    np.testing.assert_array_equal(kept[~near], (full >= min_p * full.max())[~near])
+
+
+def test_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    logits, seen = jnp.array([2.0, -2.0, 2.0, -2.0, 0.0]), jnp.array([True, True, False, False, True])
+    np.testing.assert_allclose(sampling.penalize(logits, seen, 1.25), [1.6, -2.5, 2.0, -2.0, 0.0])
+    np.testing.assert_array_equal(sampling.penalize(logits, seen, 1.0), logits)
+
+
+def test_the_penalty_comes_before_the_choice():
+    token = sampling.sample(jax.random.key(0), jnp.array([2.0, 1.9]), jnp.array([True, False]), Settings(0.0).check())
+    penalized = Settings(0.0, repetition_penalty=1.2).check()
+    assert (token, sampling.sample(jax.random.key(0), jnp.array([2.0, 1.9]), jnp.array([True, False]), penalized)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_k": -1}, "top-k is -1"),
+        ({"top_p": 0.0}, r"top-p is 0\.0"),
+        ({"min_p": 1.5}, r"min-p is 1\.5"),
+        ({"repetition_penalty": 0.0}, r"repetition-penalty is 0\.0"),
+    ],
+)
+def test_settings_out_of_range_are_told(settings, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**settings).check()

@@ -1,0 +1,154 @@
+"""Token by token: prompts are read in parallel chunks, then each new token costs one compiled step of the recurrence.
+
+The loop over new tokens runs on the device. Cost and memory per token do not depend on how much has been read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from lior_jax.config import ModelConfig
+from lior_jax.inference import sampling
+from lior_jax.inference.sampling import Settings
+from lior_jax.model import Params, network, recurrence
+from lior_jax.model.recurrence import History, Layer
+
+CHUNK = 128
+"""Positions of a prompt that are read at once, at most."""
+SEGMENT = 256
+"""Tokens that one call of the loop on the device can draw, at most."""
+
+
+class Prefix(NamedTuple):
+    """What has been read and drawn of `B` sequences."""
+
+    history: History
+    seen: Array
+    """`[B, V]`, the tokens that have occurred."""
+    drawn: Array
+    """`[B]`, tokens drawn so far; the place in each sequence's own stream of random numbers."""
+
+
+class Looks(NamedTuple):
+    """What `T` positions looked at, over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
+    these weights, `[T, L]`; the mean `resilience` `[T]`."""
+
+    weight: np.ndarray
+    cost: np.ndarray
+    resilience: np.ndarray
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model made ready to read and draw tokens."""
+
+    params: Params
+    config: ModelConfig
+
+    @cached_property
+    def layers(self) -> Layer:
+        """Parameters as the recurrence applies them."""
+        return _layers(self.params, self.config)
+
+    def empty(self, batch: int) -> Prefix:
+        """`batch` sequences of which nothing has been read."""
+        history = recurrence.empty(self.params, batch, self.config)
+        seen = jnp.zeros((batch, self.config.vocab_size), bool)
+        return Prefix(history, seen, jnp.zeros(batch, jnp.int32))
+
+    def read(self, prefix: Prefix, texts: Sequence[np.ndarray]) -> Prefix:
+        """Read on: further tokens of each sequence, `[T_b]` of any lengths, none included."""
+        size = min(CHUNK, self.config.context)
+        history, seen = prefix.history, np.array(prefix.seen)
+        for row, text in zip(seen, texts, strict=True):
+            row[text] = True
+        for start in range(0, max(map(len, texts), default=0), size):
+            pieces = [text[start : start + size] for text in texts]
+            chunk = np.stack([np.pad(piece, (0, size - len(piece))) for piece in pieces]).astype(np.int32)
+            lengths = np.array([len(piece) for piece in pieces], np.int32)
+            history = _extend(self.params, self.layers, history, chunk, lengths, self.config)
+        return Prefix(history, jnp.asarray(seen), prefix.drawn)
+
+    def draw(self, prefix: Prefix, keys: Array, settings: Settings, count: int) -> tuple[Prefix, np.ndarray]:
+        """Draw the next `count ≤ SEGMENT` tokens of every sequence, which must not be empty.
+
+        Args:
+            keys: `[B]`, one for each sequence: its tokens do not depend on what else is in the batch.
+
+        Returns:
+            What has been read and drawn then, and the tokens `[B, count]`.
+        """
+        prefix, tokens = _draw(self.params, self.layers, prefix, keys, settings, count, self.config)
+        return prefix, np.asarray(tokens)[:, :count]
+
+    def stream(self, prefix: Prefix, keys: Array, settings: Settings, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
+        """Yield the next `count` tokens of every sequence, `[B, n]` with `n ≤ pace`, as they are drawn."""
+        while count > 0:
+            prefix, tokens = self.draw(prefix, keys, settings, min(pace, count, SEGMENT))
+            count -= tokens.shape[1]
+            yield tokens
+
+    def logits(self, prefix: Prefix) -> Array:
+        """Unnormalised log probabilities of every sequence's next token, `[B, V]`."""
+        return _logits(self.params, prefix.history, self.config)
+
+    def look(self, prefix: Prefix, text: np.ndarray) -> Looks:
+        """Read the tokens `[T]` of a single sequence one by one, and tell what each of them looked at."""
+        looks = _look(self.params, self.layers, prefix.history, jnp.asarray(text, jnp.int32), self.config)
+        return Looks(*map(np.asarray, looks))
+
+
+def sequence_keys(seed: int, samples: Sequence[int]) -> Array:
+    """A key for each sequence `[B]`, made of the seed and the sequence's own sample number only."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(samples, jnp.uint32))
+
+
+@partial(jax.jit, static_argnums=1)
+def _layers(params: Params, config: ModelConfig) -> Layer:
+    return recurrence.layers(params, config)
+
+
+@partial(jax.jit, static_argnums=5)
+def _extend(params: Params, layers: Layer, history: History, chunk: Array, lengths: Array, config: ModelConfig) -> History:
+    return recurrence.extend(params, layers, history, chunk, lengths, config)[0]
+
+
+@partial(jax.jit, static_argnums=2)
+def _logits(params: Params, history: History, config: ModelConfig) -> Array:
+    return network.readout(params.readout, history.last, config.precision)
+
+
+@partial(jax.jit, static_argnums=4)
+def _look(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
+    def step(known, token):
+        known, look = recurrence.advance(params, layers, known, token[None], config)
+        total = jnp.sum(look.weight, (0, 1, 2))
+        cost = jnp.sum(look.weight * look.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
+        return known, (total / (config.blocks * config.heads), cost, jnp.mean(look.resilience))
+
+    return lax.scan(step, history, text)[1]
+
+
+@partial(jax.jit, static_argnums=6)
+def _draw(
+    params: Params, layers: Layer, prefix: Prefix, keys: Array, settings: Settings, count: Array, config: ModelConfig
+) -> tuple[Prefix, Array]:
+    """`count` tokens of every sequence, in a buffer `[B, SEGMENT]`: one program for any count."""
+
+    def draw(carried):
+        place, (history, seen, drawn), tokens = carried
+        logits = network.readout(params.readout, history.last, config.precision)
+        token = jax.vmap(sampling.sample, (0, 0, 0, None))(jax.vmap(jax.random.fold_in)(keys, drawn), logits, seen, settings)
+        history, _ = recurrence.advance(params, layers, history, token, config)
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+        return place + 1, Prefix(history, seen, drawn + 1), tokens.at[:, place].set(token)
+
+    tokens = jnp.zeros((keys.shape[0], SEGMENT), jnp.int32)
+    _, prefix, tokens = lax.while_loop(lambda carried: carried[0] < count, draw, (jnp.zeros((), jnp.int32), prefix, tokens))
+    return prefix, tokens

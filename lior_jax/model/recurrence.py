@@ -59,6 +59,8 @@ class History(NamedTuple):
     """`[]`, the place of the rings that the next position takes, the same for all sequences."""
     last: Array
     """`[B, d]`, the state of the last position after the last block."""
+    query: Array
+    """`[B, H, m]`, the whitened point from which the last position queried in the last block."""
 
 
 class Look(NamedTuple):
@@ -98,7 +100,8 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
         memory=charge(poles.memory, v),
         field=charge(poles.field, v, m),
     )
-    return History(blocks, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((batch, config.width)))
+    last, query = jnp.zeros((batch, config.width)), jnp.zeros((batch, heads, m))
+    return History(blocks, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), last, query)
 
 
 def extend(
@@ -131,14 +134,20 @@ def extend(
             )
             return (keys, values), (_last(keys, lengths, ring), _last(values, lengths, ring))
 
-        known, phase, _ = _block(layer, known, phase, look, lag, visible, lengths, config)
-        return phase, known
+        known, phase, seen = _block(layer, known, phase, look, lag, visible, lengths, config)
+        return phase, (known, newest(seen.query))
+
+    def newest(x):
+        row = jnp.maximum(lengths - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.take_along_axis(x, row, axis=1)[:, 0]
+
+    def renew(new, old):
+        return jnp.where((lengths > 0).reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     s = network.embed(params.embedding, tokens)
-    (s, _), blocks = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
-    newest = jnp.take_along_axis(s, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    last = jnp.where(lengths[:, None] > 0, newest, history.last)
-    return History(blocks, history.count + lengths, jnp.zeros_like(history.slot), last), s
+    (s, _), (blocks, queries) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
+    last, query = renew(newest(s), history.last), renew(queries[-1], history.query)
+    return History(blocks, history.count + lengths, jnp.zeros_like(history.slot), last, query), s
 
 
 def advance(params: Params, applied: Layer, history: History, tokens: Array, config: ModelConfig) -> tuple[History, Look]:
@@ -159,12 +168,20 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
         return phase, (known, seen)
 
     s = network.embed(params.embedding, tokens[:, None])
-    (s, _), (blocks, (looked, weight)) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
-    # From the places of the ring to lags.
-    by_lag = (slot - jnp.arange(ring)) % ring
-    resilience = jnp.ones(looked.weight.shape[:3]) if weight is None else weight[:, :, 0]
-    look = Look(looked.weight[..., 0, by_lag], looked.cost[..., 0, by_lag], resilience)
-    return History(blocks, history.count + 1, (slot + 1) % ring, s[:, 0]), look
+    (s, _), (blocks, seen) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
+    looked = seen.looked
+    # From the places of the ring to lags, by the same reflection as back.
+    resilience = jnp.ones(looked.weight.shape[:3]) if seen.resilience is None else seen.resilience[:, :, 0]
+    look = Look(looked.weight[..., 0, lag], looked.cost[..., 0, lag], resilience)
+    return History(blocks, history.count + 1, (slot + 1) % ring, s[:, 0], seen.query[-1, :, 0]), look
+
+
+class _Seen(NamedTuple):
+    """What a block looked at, from where, and the queries' resilience."""
+
+    looked: Looked
+    query: Array
+    resilience: Array | None
 
 
 def _block(
@@ -176,7 +193,7 @@ def _block(
     visible: Array,
     lengths: Array | None,
     config: ModelConfig,
-) -> tuple[BlockHistory, tuple[Array, Array], tuple[Looked, Array | None]]:
+) -> tuple[BlockHistory, tuple[Array, Array], _Seen]:
     """One block for the phase-space points `(s, p)` of a chunk; without `lengths`, of a single position.
 
     Args:
@@ -208,7 +225,7 @@ def _block(
         retrieved = retrieved + read
     s, p, _ = block.move(operators, s, p, block.push(operators, retrieved, config), config)
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
-    return BlockHistory(directions, keys, values, memory, field), (s, p), (looked, weight)
+    return BlockHistory(directions, keys, values, memory, field), (s, p), _Seen(looked, query, weight)
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:

@@ -10,6 +10,9 @@ from jax import lax
 
 from lior_jax.config import ModelConfig
 from lior_jax.model import Params, block, network, operators, recurrence
+from lior_jax.physics import kernel
+from lior_jax.physics.numerics import rms_normalize
+from lior_jax.physics.taps import taps
 from tests import oracles
 from tests.oracles import EVERYTHING, PARTS, random_params, small_config, to64
 
@@ -63,6 +66,31 @@ def test_single_steps_are_the_parallel_network(name, float64):
     history, states = step_by_step(params, tokens, config, to64(recurrence.empty(params, 3, config)))
     np.testing.assert_allclose(states, windowed(params, tokens, config=config), atol=1e-9)
     np.testing.assert_array_equal(history.count, [15, 15, 15])
+
+
+@pytest.mark.parametrize("name", ["plain", *EVERYTHING])
+def test_the_history_tells_where_the_last_block_queried_from(name, float64):
+    """However the positions were read: by the charts of the state before the last block, in the parallel network."""
+    config, params, tokens = case(name, CONTEXT)
+    params = to64(params)
+    applied = layers(params, config=config)
+    one_by_one, _ = step_by_step(params, tokens, config, recurrence.empty(params, 3, config))
+    lengths = jnp.array([CONTEXT, CONTEXT, CONTEXT])
+    at_once, _ = extend(params, applied, recurrence.empty(params, 3, config), tokens, lengths, config=config)
+    prepared = operators.prepare(params, CONTEXT, config)
+    s, p = network.embed(params.embedding, tokens), jnp.zeros((3, CONTEXT, config.width))
+    for layer in range(config.blocks):
+        one = jax.tree.map(lambda x, layer=layer: x[layer], prepared)
+        before = s
+        (s, p), _ = block.apply(one, s, p, config)
+    direction, inverse = rms_normalize(before)
+    context = taps(one.taps, direction)
+    if one.memory is not None:
+        channels = direction.reshape(3, CONTEXT, config.heads, -1)
+        context = context + one.memory.gain[None, None] * kernel.convolve(one.memory.by_lag, channels).reshape(s.shape)
+    query = block.chart(one, context, inverse, config)[0][:, -1]
+    np.testing.assert_allclose(one_by_one.query, query, atol=1e-9)
+    np.testing.assert_allclose(at_once.query, query, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -20,7 +20,7 @@ from lior_jax.inference.text import Writer
 from lior_jax.model import Params
 from lior_jax.tokenizer import Tokenizer
 
-_PACE = 8
+PACE = 8
 """Tokens between two looks of the host where text is shown as it comes, or may end at a stop string."""
 
 
@@ -107,7 +107,7 @@ class Engine:
     def _stream(self, tokens: np.ndarray, max_tokens: int, settings: Settings, stop: tuple[str, ...], seed: int, sample: int):
         writer = Writer(self.tokenizer.decode, stop)
         prefix = self.decoder.read(self.decoder.empty(1), [tokens])
-        for drawn in self.decoder.stream(prefix, sequence_keys(seed, [sample]), settings, max_tokens, _PACE):
+        for drawn in self.decoder.stream(prefix, sequence_keys(seed, [sample]), settings, max_tokens, PACE):
             if piece := "".join(map(writer.write, drawn[0])):
                 yield piece
             if writer.stopped:
@@ -145,9 +145,7 @@ class Engine:
         writers = [Writer(self.tokenizer.decode, stop) for _ in texts]
         pieces: list[list[str]] = [[] for _ in texts]
         prefix = self.decoder.read(self.decoder.empty(len(texts)), texts)
-        for drawn in self.decoder.stream(
-            prefix, sequence_keys(seed, samples), settings, max_tokens, _PACE if stop else SEGMENT
-        ):
+        for drawn in self.decoder.stream(prefix, sequence_keys(seed, samples), settings, max_tokens, PACE if stop else SEGMENT):
             for writer, shown, row in zip(writers, pieces, drawn, strict=True):
                 shown.extend(map(writer.write, row))
             if all(writer.stopped for writer in writers):

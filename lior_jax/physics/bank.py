@@ -2,14 +2,23 @@
 
 The streaming form of `retrieval`, for banks without order in time. Source: DESIGN.md section 3, `retrieval_step`.
 
-Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions.
+Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels.
 """
 
+import math
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.retrieval import geodesic_cost
+
+_SCORES_AT_ONCE = 2**18
+"""Queries times keys of a block: 1 MiB, which stays in the cache of a core."""
+_CHUNK = 32
+"""Keys of which `nearest` keeps the smallest distance only."""
 
 
 def retrieve_from_bank(
@@ -17,7 +26,7 @@ def retrieve_from_bank(
     keys: Array,
     values: Array,
     inverse_temperature: Array,
-    block: int = 4096,
+    block: int | None = None,
     resilience: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
@@ -28,38 +37,146 @@ def retrieve_from_bank(
         keys: `[K, m]`, `K ≥ 1`.
         values: `[K, v]`.
         inverse_temperature: `[]`, β.
-        block: keys looked at together; memory is `Q × block`.
+        block: keys looked at together, memory is `Q × block`; by default as many as stay in the cache.
         resilience: `R` of every query, `[Q]`; None for 1.
 
     Returns:
         What is retrieved, `[Q, v]`, and the logarithm of the partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, with
         which the results of several banks can be mixed.
     """
-    count, block = keys.shape[0], min(block, keys.shape[0])
+    beta = inverse_temperature if resilience is None else inverse_temperature * resilience[None]
+
+    def gather(weight: Array, part: Array) -> Array:
+        return contract("kq,kv->vq", weight, part, precision)
+
+    sums, total, highest = _stream(queries, keys, values, beta, len(keys), block, gather, values.shape[-1], precision)
+    return (sums / total[None]).T, highest + jnp.log(total)
+
+
+def retrieve_labels(
+    queries: Array,
+    keys: Array,
+    labels: Array,
+    inverse_temperature: Array,
+    labels_count: int,
+    present: Array | int | None = None,
+    block: int | None = None,
+    precision: Precision = "float32",
+) -> tuple[Array, Array]:
+    """As `retrieve_from_bank`, for labels in the place of values: how the Boltzmann weight is shared out among them.
+
+    Args:
+        labels: `[K]` integers below `labels_count` = `V`.
+        present: `[]`, at least 1: only the first so many keys count, and the time goes with them; all by default.
+
+    Returns:
+        `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels that no key has; and the log partition function, `[Q]`.
+    """
+
+    def gather(weight: Array, part: Array) -> Array:
+        return jax.ops.segment_sum(weight, part, labels_count)
+
+    present = len(keys) if present is None else present
+    beta = inverse_temperature
+    sums, total, highest = _stream(queries, keys, labels, beta, present, block, gather, labels_count, precision)
+    return jnp.log(sums / total[None]).T, highest + jnp.log(total)
+
+
+def nearest(
+    queries: Array,
+    keys: Array,
+    count: int,
+    present: Array | int | None = None,
+    block: int | None = None,
+    precision: Precision = "float32",
+) -> tuple[Array, Array]:
+    """The keys of smallest geodesic cost, exactly.
+
+    Of each chunk of keys only the smallest distance is kept. The nearest `count` keys lie in the `count` chunks whose own
+    are smallest, and only these are looked at key by key.
+
+    Args:
+        queries, keys: `[Q, m]` and `[K, m]`.
+        count: from 1 to `K`.
+        present: `[]`, only the first so many keys count; all by default.
+
+    Returns:
+        Places of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ beyond the keys that are present.
+    """
+    size, block = len(keys), _block_size(block, queries, keys)
+    chunk = math.gcd(block, _CHUNK)
+    present = size if present is None else present
+    origin = keys[:1]
+    begins = jnp.arange(0, size, block)
+
+    def look(begin):
+        near, place = _cut(keys, begin, block)
+        squared = _squared(queries - origin, near - origin, precision)
+        squared = jnp.where(((place >= begin) & (place < present))[:, None], squared, jnp.inf)
+        return jnp.min(squared.reshape(-1, chunk, len(queries)), 1), place[::chunk], jnp.full(block // chunk, begin)
+
+    smallest, first, begin = (x.reshape(-1, *x.shape[2:]) for x in lax.map(look, begins))
+    _, chosen = lax.top_k(-smallest.T, min(count, len(smallest)))
+    place = (first[chosen][..., None] + jnp.arange(chunk)[None, None]).reshape(len(queries), -1)
+    known = (place >= jnp.repeat(begin[chosen], chunk, axis=-1)) & (place < present)
+    squared = jnp.where(known, jnp.sum((keys[place] - queries[:, None]) ** 2, -1), jnp.inf)
+    best, order = lax.top_k(-squared, count)
+    cost = geodesic_cost(-best)
+    return jnp.where(jnp.isfinite(cost), jnp.take_along_axis(place, order, -1), -1), cost
+
+
+def _stream(
+    queries: Array,
+    keys: Array,
+    payload: Array,
+    beta: Array,
+    present: Array | int,
+    block: int | None,
+    gather: Callable[[Array, Array], Array],
+    width: int,
+    precision: Precision,
+) -> tuple[Array, Array, Array]:
+    """Sum `gather(weight [block, Q], payload of the block) → [width, Q]` over the first `present` keys.
+
+    Returns:
+        The sums and the sum of all weights `[Q]`, both divided by `exp(highest)`, and `highest` `[Q]`.
+    """
+    block = _block_size(block, queries, keys)
     # Distances are measured from a point of the bank, or the expanded square would cancel far from the origin.
     origin = keys[:1]
-    queries, keys = queries - origin, keys - origin
-    missing = -count % block
-    keys, values = (jnp.pad(x, ((0, missing), (0, 0))).reshape(-1, block, x.shape[-1]) for x in (keys, values))
-    inside = (jnp.arange(count + missing) < count).reshape(-1, block)
-    beta = inverse_temperature if resilience is None else inverse_temperature * resilience[:, None]
-    q_squared = jnp.sum(queries * queries, -1, keepdims=True)
+    queries = queries - origin
+    scale = -jnp.asarray(beta, queries.dtype)
 
-    def look(seen, piece):
-        highest, total, mean = seen
-        keys, values, inside = piece
-        product = contract("qm,km->qk", queries, keys, precision)
-        squared = jnp.maximum(q_squared + jnp.sum(keys * keys, -1)[None] - 2 * product, 0)
-        scores = jnp.where(inside[None], -beta * geodesic_cost(squared), -jnp.inf)
-        raised = jnp.maximum(highest, jnp.max(scores, -1))
-        weight, fade = jnp.exp(scores - raised[:, None]), jnp.exp(highest - raised)
-        mean = fade[:, None] * mean + contract("qk,kv->qv", weight, values, precision)
-        return (raised, fade * total + jnp.sum(weight, -1), mean), None
+    def look(index, seen):
+        highest, total, sums = seen
+        begin = index * block
+        near, place = _cut(keys, begin, block)
+        cost = geodesic_cost(_squared(queries, near - origin, precision))
+        scores = jnp.where(((place >= begin) & (place < present))[:, None], scale * cost, -jnp.inf)
+        raised = jnp.maximum(highest, jnp.max(scores, 0))
+        weight, fade = jnp.exp(scores - raised[None]), jnp.exp(highest - raised)
+        part = gather(weight, _cut(payload, begin, block)[0])
+        return raised, fade * total + jnp.sum(weight, 0), fade[None] * sums + part
 
-    nothing = (
-        jnp.full(queries.shape[:1], -jnp.inf, queries.dtype),
-        jnp.zeros(queries.shape[:1], queries.dtype),
-        jnp.zeros((queries.shape[0], values.shape[-1]), queries.dtype),
-    )
-    (highest, total, mean), _ = lax.scan(look, nothing, (keys, values, inside))
-    return mean / total[:, None], highest + jnp.log(total)
+    lowest = jnp.finfo(queries.dtype).min  # not −∞, whose difference with itself is no number
+    nothing = jnp.zeros((width, len(queries)), queries.dtype)
+    begun = jnp.full(len(queries), lowest, queries.dtype), nothing[0], nothing
+    highest, total, sums = lax.fori_loop(0, -(-present // block), look, begun)
+    return sums, total, highest
+
+
+def _block_size(block: int | None, queries: Array, keys: Array) -> int:
+    block = max(_CHUNK, _SCORES_AT_ONCE // len(queries) // _CHUNK * _CHUNK) if block is None else block
+    return min(block, 16384, len(keys))
+
+
+def _cut(x: Array, begin: Array, block: int) -> tuple[Array, Array]:
+    """Rows of `x` from `begin` on, and their places `[block]`; at the end the last `block` rows, of which some were seen."""
+    begin = jnp.minimum(begin, len(x) - block)
+    return lax.dynamic_slice_in_dim(x, begin, block), begin + jnp.arange(block)
+
+
+def _squared(queries: Array, keys: Array, precision: Precision) -> Array:
+    """`‖q − k‖²`, `[K, Q]`."""
+    product = contract("km,qm->kq", keys, queries, precision)
+    return jnp.maximum(jnp.sum(keys * keys, -1)[:, None] + jnp.sum(queries * queries, -1)[None] - 2 * product, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from lior_jax.physics.bank import retrieve_from_bank
+from lior_jax.physics.bank import nearest, retrieve_from_bank, retrieve_labels
 from lior_jax.physics.retrieval import COST_EPSILON
 from tests.oracles import normal
 
@@ -67,3 +67,58 @@ def test_two_banks_mix_to_the_whole_by_their_partition_functions(float64):
     )
     share = jax.nn.sigmoid(log_first - log_second)[:, None]
     np.testing.assert_allclose(share * first + (1 - share) * second, whole, rtol=1e-11)
+
+
+# --- labels and nearest keys -----------------------------------------------------------------------------------------
+
+labels_of = jax.jit(retrieve_labels, static_argnames=("labels_count", "block"))
+nearest_of = jax.jit(nearest, static_argnames=("count", "block"))
+
+
+def costs(queries, keys):
+    queries, keys = (np.asarray(x, np.float64) for x in (queries, keys))
+    return np.sqrt(np.sum((queries[:, None] - keys[None]) ** 2, -1) + COST_EPSILON)
+
+
+@pytest.mark.parametrize(("block", "present"), [(None, None), (1, None), (4, 23), (7, 15), (23, 1), (100, 22)])
+def test_labels_share_the_weight_of_the_keys_that_are_present(block, present, float64):
+    q, k, _ = inputs(seed=6)
+    labels = jnp.asarray(np.random.default_rng(7).integers(0, 4, len(k)))
+    log_p, log_total = labels_of(q, k, labels, 1.7, labels_count=6, present=present, block=block)
+    one_hot = np.eye(6)[np.asarray(labels)][:present]
+    expected = dense(q, k[:present], one_hot, 1.7)
+    np.testing.assert_allclose(np.exp(log_p), expected[0], rtol=1e-11)
+    np.testing.assert_allclose(log_total, expected[1], rtol=1e-11)
+    assert np.all(np.asarray(log_p)[:, 4:] == -np.inf)
+
+
+@pytest.mark.parametrize(
+    ("keys", "block", "count"), [(23, None, 5), (23, 4, 23), (1, 8, 1), (300, 64, 40), (300, 100, 7), (97, 96, 9)]
+)
+def test_nearest_keys_are_those_of_smallest_cost(keys, block, count, float64):
+    q, k, _ = inputs(keys=keys, seed=8)
+    place, cost = nearest_of(q, k, count=count, block=block)
+    expected = np.argsort(costs(q, k), axis=-1)[:, :count]
+    np.testing.assert_array_equal(place, expected)
+    np.testing.assert_allclose(cost, np.take_along_axis(costs(q, k), expected, -1), rtol=1e-11)
+
+
+@pytest.mark.parametrize("present", [1, 3, 40, 64, 70])
+def test_nearest_keys_are_present(present):
+    """The others lie nearer."""
+    q, k, _ = inputs(keys=90, seed=9)
+    k = jnp.where(jnp.arange(90)[:, None] < present, k, q[:1])
+    place, cost = nearest_of(q, k, count=5, present=present, block=32)
+    expected = np.argsort(costs(q, k[:present]), axis=-1)[:, :5]
+    np.testing.assert_array_equal(np.asarray(place)[:, :present], expected)
+    assert np.all(np.asarray(place)[:, present:] == -1)
+    assert np.all(np.asarray(cost)[:, present:] == np.inf)
+
+
+def test_nearest_keys_far_from_the_origin():
+    q, k, _ = inputs(seed=10)
+    q, k = ((1000 + 0.01 * x).astype(jnp.float32) for x in (q, k))
+    place, cost = nearest_of(q, k, count=6)
+    expected = np.sort(costs(q, k), axis=-1)[:, :6]
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(costs(q, k), np.asarray(place), -1), expected, rtol=1e-5)

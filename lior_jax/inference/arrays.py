@@ -1,0 +1,73 @@
+"""Files of named arrays (safetensors): written whole or not at all, checked when read, and nothing in them is executed."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lior_jax.errors import UserError
+
+_DIGEST = "sha256"
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a pytree of NamedTuples by their path, such as `blocks.metric.scale`; what is None has no name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the names, types, shapes and values of arrays."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype} {arrays[name].shape}\n".encode())
+        total.update(array.data.cast("B") if array.size else b"")
+    return total.hexdigest()
+
+
+def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None) -> None:
+    """Write a file, in the place of one that is there; `about` is text beside the arrays.
+
+    Raises:
+        UserError: the file cannot be written; one that was there is unharmed.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + f".{os.getpid()}.tmp")
+    # A name starts with a letter in the file, and arrays lie in it in C order.
+    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    try:
+        save_file(arrays, unfinished, {**(about or {}), _DIGEST: digest(arrays)})
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as problem:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({_reason(problem)}); nothing was changed, choose another place.") from None
+
+
+def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a file that `write` wrote, and the text beside them.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; give one that was saved.")
+    try:
+        with safe_open(path, framework="np") as file:
+            about = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError, ValueError, TypeError) as problem:
+        raise UserError(f"{path} is damaged, or no safetensors file ({_reason(problem)}); save it again.") from None
+    if about.pop(_DIGEST, None) != digest(arrays):
+        raise UserError(f"{path} is damaged: its arrays are not those that were saved; save it again.")
+    return arrays, about
+
+
+def _reason(problem: Exception) -> str:
+    return str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__

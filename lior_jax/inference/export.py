@@ -1,0 +1,97 @@
+"""A trained model as a folder that other programs can read: its weights as safetensors, the rest beside them as YAML and JSON.
+
+model.safetensors   every array, named by its place in `Params`, such as `blocks.metric.scale`
+config.yaml         the `model` section of the configuration
+tokenizer.json      what `tokenizer.from_json` reads
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import yaml
+
+from lior_jax import config as configuration
+from lior_jax import model
+from lior_jax import tokenizer as tokenizers
+from lior_jax.config import ModelConfig
+from lior_jax.errors import UserError
+from lior_jax.inference import arrays
+from lior_jax.model import Params
+from lior_jax.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
+
+
+def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a model into a folder, which is made if need be; one that was exported there before is replaced.
+
+    Args:
+        params: what is carried included.
+        config: the model's, vocabulary included.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    record = yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(record, encoding="utf-8")
+        (folder / TOKENIZER).write_text(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"{folder} cannot be written to ({problem.strerror}); choose another folder.") from None
+    arrays.write(folder / WEIGHTS, arrays.named(params))
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether there is an exported model in the folder."""
+    return (Path(folder) / WEIGHTS).is_file()
+
+
+def load(folder: str | Path) -> tuple[Params, ModelConfig, Tokenizer]:
+    """The model of a folder that `export` wrote, bit for bit.
+
+    Raises:
+        UserError: a file is missing or damaged, or the arrays are not those of the configuration.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, CONFIG, TOKENIZER):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} holds no {name}; give a folder that a model was exported to.")
+    config = configuration.load(folder / CONFIG).model
+    tokenizer = tokenizers.from_json(_read_json(folder / TOKENIZER))
+    if config.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"{folder / CONFIG} has a vocabulary of {config.vocab_size}, but its tokenizer has {tokenizer.vocab_size} "
+            "tokens; export the model again."
+        )
+    saved, _ = arrays.read(folder / WEIGHTS)
+    like = jax.eval_shape(partial(model.init, config=config), jax.random.key(0))
+    return _restore(saved, like, folder / WEIGHTS), config, tokenizer
+
+
+def _restore(saved: dict[str, Any], like: Params, source: Path) -> Params:
+    """The arrays in the structure of the abstract tree `like`."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    for name in sorted(wanted.keys() ^ saved.keys()):
+        fault = "has no array" if name in wanted else "has an array that its configuration does not know,"
+        raise UserError(f"{source} {fault} {name}; it belongs to another config.yaml.")
+    for name, leaf in wanted.items():
+        if (saved[name].shape, saved[name].dtype) != (leaf.shape, leaf.dtype):
+            raise UserError(
+                f"{source} has {name} as {saved[name].dtype} {list(saved[name].shape)}, but its configuration needs "
+                f"{leaf.dtype} {list(leaf.shape)}; it belongs to another config.yaml."
+            )
+    return jax.tree.unflatten(structure, [jnp.asarray(saved[name]) for name in wanted])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} is damaged ({problem}); export the model again.") from None

@@ -1,0 +1,159 @@
+"""Exported models: bit for bit the same, and one sentence for a folder that is not whole."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lior_jax import model
+from lior_jax.config import ModelConfig
+from lior_jax.errors import UserError
+from lior_jax.inference import Engine, arrays, export
+from lior_jax.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+
+SMALL = ModelConfig(
+    vocab_size=7, context=6, width=8, blocks=2, heads=2, chart_dim=4, rotor_layers=1, metric_rank=1, taps=2, potential_units=8
+)
+TOKENIZER = CharTokenizer('ab"é\n→ ')
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"frame": "rotor", "rotor_layers": 0, "metric_rank": 0, "lag_prior": False, "field": False},
+        {"memory": True, "adaptive_order": True, "products": ("tensor", "wedge", "spinor"), "resilience": "constitutive"},
+        {"resilience": "curvature", "base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
+    ],
+    ids=["default", "empty and left out", "all parts", "curvature"],
+)
+def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
+    config = SMALL.model_copy(update=changes)
+    params = model.init(jax.random.key(0), config)
+    folder = tmp_path / "made" / "on the way"
+    assert not export.is_export(folder)
+    export.export(params, config, TOKENIZER, folder)
+    assert export.is_export(folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "model.safetensors", "tokenizer.json"]
+    loaded, loaded_config, tokenizer = export.load(folder)
+    assert loaded_config == config
+    assert tokenizer.to_json() == TOKENIZER.to_json()
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def test_other_programs_read_the_weights(tmp_path):
+    params = model.init(jax.random.key(0), SMALL)
+    export.export(params, SMALL, TOKENIZER, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(weights["readout"], params.readout)
+    np.testing.assert_array_equal(weights["blocks.metric.stiffness"], params.blocks.metric.stiffness)
+    np.testing.assert_array_equal(weights["carried.frame.axes"], params.carried.frame.axes)
+
+
+def test_an_exported_run_says_what_the_run_says(finished_run, tmp_path):
+    engine = Engine.from_checkpoint(finished_run)
+    export.export(engine.params, engine.config, engine.tokenizer, tmp_path)
+    assert Engine(*export.load(tmp_path)).generate("1 is", max_tokens=20) == engine.generate("1 is", max_tokens=20)
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BpeTokenizer.train("one two three " * 30, 260)], ids=["byte", "bpe"])
+def test_every_tokenizer_comes_back(tmp_path, tokenizer):
+    config = SMALL.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    export.export(model.init(jax.random.key(0), config), config, tokenizer, tmp_path)
+    loaded = export.load(tmp_path)[2]
+    assert loaded.to_json() == tokenizer.to_json()
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path)
+    return tmp_path
+
+
+def refused(folder, match):
+    with pytest.raises(UserError, match=match) as raised:
+        export.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json"])
+def test_a_missing_file_is_told(exported, name):
+    (exported / name).unlink()
+    refused(exported, f"holds no {name}")
+
+
+def test_damaged_weights_are_told(exported):
+    path = exported / "model.safetensors"
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        whole[:100],
+        b"",
+        b"PK" + whole,
+        whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:],
+    ):
+        path.write_bytes(damaged)
+        refused(exported, "is damaged")
+
+
+def test_a_damaged_tokenizer_or_configuration_is_told(exported):
+    (exported / "tokenizer.json").write_text('{"kind": "char"', encoding="utf-8")
+    refused(exported, "tokenizer.json is damaged")
+    (exported / "tokenizer.json").write_text('{"kind": "char"}', encoding="utf-8")
+    refused(exported, "The tokenizer saved with this run is damaged")
+    (exported / "config.yaml").write_text("model: {widht: 3}", encoding="utf-8")
+    refused(exported, "unknown key model.widht; did you mean width")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"width": 16}, "as float32 .*, but its configuration needs float32"),
+        ({"field": False}, "has an array that its configuration does not know, blocks.field"),
+        ({"memory": True}, "has no array blocks.memory"),
+        ({"vocab_size": 8}, "has a vocabulary of 8, but its tokenizer has 7"),
+    ],
+)
+def test_weights_of_another_configuration_are_told(exported, changes, match):
+    export.export(model.init(jax.random.key(0), SMALL), SMALL.model_copy(update=changes), TOKENIZER, exported)
+    refused(exported, match)
+
+
+def test_weights_of_another_type_are_told(exported):
+    weights = load_file(exported / "model.safetensors")
+    arrays.write(exported / "model.safetensors", weights | {"readout": weights["readout"].astype(np.float64)})
+    refused(exported, "has readout as float64")
+
+
+def test_weights_without_their_digest_are_told(exported):
+    save_file(load_file(exported / "model.safetensors"), exported / "model.safetensors")
+    refused(exported, "are not those that were saved")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be written to"):
+        export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path / "file")
+
+
+def test_the_record_is_plain(exported):
+    assert json.loads((exported / "tokenizer.json").read_text(encoding="utf-8")) == TOKENIZER.to_json()
+
+
+def test_the_digest_tells_names_types_shapes_and_values_apart():
+    base = {"a": np.arange(6, dtype=np.float32), "b": np.zeros((0, 3), np.float32)}
+    others = (
+        {"a": base["a"], "c": base["b"]},
+        base | {"a": base["a"].astype(np.float64)},
+        base | {"a": base["a"].reshape(2, 3)},
+        base | {"a": base["a"] + np.float32(1e-7)},
+        base | {"b": np.zeros((3, 0), np.float32)},
+    )
+    digests = {arrays.digest(x) for x in (base, *others)}
+    assert len(digests) == 6
+    assert arrays.digest(dict(reversed(base.items()))) == arrays.digest(base)

@@ -79,6 +79,11 @@ def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
     return _Seen(direction, inverse, remembered, context, query, key, value, weight)
 
 
+def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
+    """The whitened chart points from which the positions of a state `[B, L, d]` query: `[B, L, H, n + r]`."""
+    return _see(operators, s, config).query
+
+
 def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)

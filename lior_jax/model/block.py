@@ -99,6 +99,11 @@ def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
     return _from_heads(retrieved, operators.output, config)
 
 
+def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
+    """The whitened chart points from which the positions of a state `[B, L, d]` query: `[B, L, H, n + r]`."""
+    return _see(operators, s, config).query
+
+
 def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)

@@ -52,13 +52,13 @@ def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Pr
 
 def run(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, block.Observation]:
     """The state after the last block, `[B, L, d]`, and what was observed of each block, `[N, …]`."""
-
-    def step(state, applied):
-        return block.apply(applied, *state, config)
-
     s = embed(params.embedding, tokens)
-    (s, _), observed = lax.scan(step, (s, jnp.zeros_like(s)), operators.prepare(params, tokens.shape[1], config))
+    (s, _), observed = _scan(operators.prepare(params, tokens.shape[1], config), s, jnp.zeros_like(s), config)
     return s, observed
+
+
+def _scan(stacked: operators.Operators, s: Array, p: Array, config: ModelConfig):
+    return lax.scan(lambda state, applied: block.apply(applied, *state, config), (s, p), stacked)
 
 
 def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
@@ -74,6 +74,21 @@ def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
     """
     s, _ = run(params, tokens, config)
     return readout(params.readout, s, config.precision)
+
+
+def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """As `logits`, and where each position stands on the last block's manifolds: its whitened query points.
+
+    Returns:
+        `[B, L, V]`, and `[B, L, H, n + r]`, in which squared Euclidean distance is the learned metric of each head.
+    """
+    prepared = operators.prepare(params, tokens.shape[1], config)
+    earlier, last = (jax.tree.map(lambda x, part=part: x[part], prepared) for part in (slice(-1), -1))
+    s = embed(params.embedding, tokens)
+    (s, p), _ = _scan(earlier, s, jnp.zeros_like(s), config)
+    points = block.query_points(last, s, config)
+    (s, _), _ = block.apply(last, s, p, config)
+    return readout(params.readout, s, config.precision), points
 
 
 def token_losses(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:

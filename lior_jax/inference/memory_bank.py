@@ -1,0 +1,173 @@
+"""Geometric memory: a ring of points on the learned manifold and of the tokens that followed them.
+
+What is near in the learned metric was followed by what is likely to follow:
+
+    p_memory(v | x) = Σ_{j: token_j = v} exp(−β sqrt(g(x − x_j, x − x_j) + ε)) / Σ_j exp(−β sqrt(g(x − x_j, x − x_j) + ε))
+
+Filling it changes no parameter. `remembering` reads texts into it and mixes it with the model's own distribution.
+
+Shapes: `N` entries of capacity, `m = H (n + r)` coordinates, `Q` queries, `V` vocabulary.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lior_jax import model
+from lior_jax.config import ModelConfig
+from lior_jax.errors import UserError
+from lior_jax.inference import arrays
+from lior_jax.model import Params
+from lior_jax.physics import bank as physics
+
+MAX_CAPACITY = 2**24
+
+
+class MemoryBank(NamedTuple):
+    """`coordinates` `[N, m]` and `tokens` `[N]`, the oldest entry being overwritten first; `written` `[]`, the number of
+    entries ever written, of which the next goes to `written mod N`."""
+
+    coordinates: Array
+    tokens: Array
+    written: Array
+
+    @property
+    def capacity(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def present(self) -> Array:
+        """How many entries there are: `[]`."""
+        return jnp.minimum(self.written, self.capacity)
+
+
+class Recalled(NamedTuple):
+    """The entries nearest to queries, nearest first, each `[Q, k]`; beyond those that there are, −1, ∞, 0 and −1.
+
+    `place` in the ring, geodesic `cost`, Boltzmann `weight` among all entries, and the `token` that followed.
+    """
+
+    place: Array
+    cost: Array
+    weight: Array
+    token: Array
+
+
+def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """Logits `[B, L, V]` and coordinates `[B, L, m]` of every position of `tokens` `[B, L]`, in one pass."""
+    logits, points = model.observe(params, tokens, config)
+    return logits, flatten(points)
+
+
+def coordinates(params: Params, tokens: Array, config: ModelConfig) -> Array:
+    """The geometric point of every position, `[B, L, m]`, in which squared Euclidean distance is the learned metric.
+
+    It is the whitened point from which the last block queries, those of all heads one after the other.
+    """
+    return observe(params, tokens, config)[1]
+
+
+def flatten(points: Array) -> Array:
+    """Whitened points of all heads `[..., H, n + r]` as coordinates `[..., m]`, whose metric is the sum of the heads'."""
+    return points.reshape(*points.shape[:-2], -1)
+
+
+def empty(capacity: int, config: ModelConfig) -> MemoryBank:
+    """A memory of at most `capacity` entries. Raises `UserError` if that is below 1 or above `MAX_CAPACITY`."""
+    if not 1 <= capacity <= MAX_CAPACITY:
+        raise UserError(f"The memory's capacity is {capacity}, but must be between 1 and {MAX_CAPACITY}.")
+    dimension = config.heads * (config.chart_dim + config.metric_rank)
+    return MemoryBank(jnp.zeros((capacity, dimension)), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
+    """Write entries `[K, m]` and `[K]` in their order, those of them that `keep` `[K]` tells; by default all."""
+    keep = jnp.ones(tokens.shape, bool) if keep is None else keep
+    order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
+    # Of more entries than there is room for only the last stay; what is left out goes beyond the end, where it is dropped.
+    stays = keep & (order >= count - bank.capacity)
+    place = jnp.where(stays, (bank.written + order) % bank.capacity, bank.capacity)
+    return MemoryBank(
+        bank.coordinates.at[place].set(points, mode="drop"),
+        bank.tokens.at[place].set(tokens, mode="drop"),
+        bank.written + count.astype(bank.written.dtype),
+    )
+
+
+def read(
+    bank: MemoryBank, queries: Array, inverse_temperature: Array | float, vocab_size: int, block: int | None = None
+) -> Array:
+    """Log probabilities of the next token by the memory, exact over all entries.
+
+    Args:
+        queries: `[Q, m]`, by `coordinates`.
+        inverse_temperature: `[]`, β.
+        block: entries looked at together (see `physics.bank`).
+
+    Returns:
+        `[Q, V]`, −∞ for tokens that no entry has; of an empty memory, the uniform distribution.
+    """
+    log_p, _ = physics.retrieve_labels(
+        queries, bank.coordinates, bank.tokens, inverse_temperature, vocab_size, bank.present, block
+    )
+    return jnp.where(bank.present > 0, log_p, -np.log(vocab_size))
+
+
+def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, count: int) -> Recalled:
+    """The `count` entries nearest to each of `queries` `[Q, m]`, and how much they weigh in what `read` returns."""
+    found = min(count, bank.capacity)
+    place, cost = physics.nearest(queries, bank.coordinates, found, bank.present)
+    _, log_total = physics.retrieve_labels(queries, bank.coordinates, bank.tokens, inverse_temperature, 1, bank.present)
+    known = place >= 0
+    weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
+    recalled = Recalled(place, cost, weight, jnp.where(known, bank.tokens[place], -1))
+    missing = ((0, 0), (0, count - found))
+    return Recalled(
+        *(jnp.pad(x, missing, constant_values=fill) for x, fill in zip(recalled, (-1, jnp.inf, 0, -1), strict=True))
+    )
+
+
+class Mixture(NamedTuple):
+    """How a memory is mixed with the model's own distribution: `weight` λ of the memory, `inverse_temperature` β."""
+
+    weight: float
+    inverse_temperature: float
+
+
+def mix(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
+    """`ln((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape; of an empty memory, the model's alone."""
+    weight = jnp.where(bank.present > 0, weight, 0)
+    return jnp.logaddexp(jnp.log1p(-weight) + log_model, jnp.log(weight) + log_memory)
+
+
+def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:
+    """Write a memory, how to mix it, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
+    present = int(bank.present)
+    entries = {name: np.asarray(x[:present]) for name, x in (("coordinates", bank.coordinates), ("tokens", bank.tokens))}
+    numbers = {"written": np.asarray(bank.written), "capacity": np.int64(bank.capacity), "mixture": np.float64(mixture)}
+    arrays.write(path, entries | numbers, {"model": arrays.digest(arrays.named(params))})
+
+
+def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryBank, Mixture]:
+    """A memory that `save` wrote, and how to mix it.
+
+    Raises:
+        UserError: no such file, a damaged one, or a memory of another model.
+    """
+    saved, about = arrays.read(path)
+    if about.get("model") != arrays.digest(arrays.named(params)):
+        raise UserError(f"{path} is the memory of another model, or no memory; let this model read the text again.")
+    bank = empty(int(saved["capacity"]), config)
+    bank = _fill(bank, saved["coordinates"], saved["tokens"])
+    return bank._replace(written=jnp.asarray(saved["written"])), Mixture(*map(float, saved["mixture"]))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _fill(bank: MemoryBank, points: Array, tokens: Array) -> MemoryBank:
+    count = len(tokens)
+    return bank._replace(coordinates=bank.coordinates.at[:count].set(points), tokens=bank.tokens.at[:count].set(tokens))

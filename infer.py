@@ -127,7 +127,8 @@ def with_memory(engine: Any, path: Path, arguments: argparse.Namespace) -> Any:
         text = read_file(file)
         engine = engine.remember(text, *([] if arguments.capacity is None else [arguments.capacity]))
         engine.save_memory(path)
-        print(f"{len(text):,} characters of {file} are remembered in {path}; {engine.memory.about()}", file=sys.stderr)
+        trust = f"it has a weight of {engine.memory.mixture.weight:.3f} beside the model"
+        print(f"{len(text):,} characters of {file} are remembered in {path}; {trust}", file=sys.stderr)
     return engine
 
 
@@ -149,6 +150,8 @@ def score(engine: Any, path: str) -> None:
         f"The first token is only given, not scored. Each other one is predicted from at least {history} tokens before it, "
         "or from all that there are."
     )
+    if engine.memory is not None:
+        print(f"Without the memory: {found.nats_per_character_alone:.4f} nats/char.")
 
 
 def chat(engine: Any, arguments: argparse.Namespace) -> None:

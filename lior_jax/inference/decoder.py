@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array, lax
 
 from lior_jax.config import ModelConfig
-from lior_jax.inference import sampling
+from lior_jax.inference import memory_bank, sampling
+from lior_jax.inference.memory_bank import MemoryBank, Mixture
 from lior_jax.inference.sampling import Settings
 from lior_jax.model import Params, network, recurrence
 from lior_jax.model.recurrence import History, Layer
@@ -37,19 +38,28 @@ class Prefix(NamedTuple):
 
 class Looks(NamedTuple):
     """What `T` positions looked at, over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
-    these weights, `[T, L]`; the mean `resilience` `[T]`."""
+    these weights, `[T, L]`; the mean `resilience` `[T]`; and the `point` `[T, m]` by which a memory is asked."""
 
     weight: np.ndarray
     cost: np.ndarray
     resilience: np.ndarray
+    point: np.ndarray
+
+
+class Memory(NamedTuple):
+    """A geometric memory and how it is mixed with the model."""
+
+    bank: MemoryBank
+    mixture: Mixture
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model made ready to read and draw tokens."""
+    """A model made ready to read and draw tokens, with its memory if it has one."""
 
     params: Params
     config: ModelConfig
+    memory: Memory | None = None
 
     @cached_property
     def layers(self) -> Layer:
@@ -84,7 +94,7 @@ class Decoder:
         Returns:
             What has been read and drawn then, and the tokens `[B, count]`.
         """
-        prefix, tokens = _draw(self.params, self.layers, prefix, keys, settings, count, self.config)
+        prefix, tokens = _draw(self.params, self.layers, self.memory, prefix, keys, settings, count, self.config)
         return prefix, np.asarray(tokens)[:, :count]
 
     def stream(self, prefix: Prefix, keys: Array, settings: Settings, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
@@ -93,10 +103,6 @@ class Decoder:
             prefix, tokens = self.draw(prefix, keys, settings, min(pace, count, SEGMENT))
             count -= tokens.shape[1]
             yield tokens
-
-    def logits(self, prefix: Prefix) -> Array:
-        """Unnormalised log probabilities of every sequence's next token, `[B, V]`."""
-        return _logits(self.params, prefix.history, self.config)
 
     def look(self, prefix: Prefix, text: np.ndarray) -> Looks:
         """Read the tokens `[T]` of a single sequence one by one, and tell what each of them looked at."""
@@ -119,31 +125,44 @@ def _extend(params: Params, layers: Layer, history: History, chunk: Array, lengt
     return recurrence.extend(params, layers, history, chunk, lengths, config)[0]
 
 
-@partial(jax.jit, static_argnums=2)
-def _logits(params: Params, history: History, config: ModelConfig) -> Array:
-    return network.readout(params.readout, history.last, config.precision)
+def next_logits(params: Params, memory: Memory | None, history: History, config: ModelConfig) -> Array:
+    """Log probabilities, up to a constant, of every sequence's next token: `[B, V]`."""
+    logits = network.readout(params.readout, history.last, config.precision)
+    if memory is None:
+        return logits
+    bank, mixture = memory
+    recalled = memory_bank.read(bank, memory_bank.flatten(history.query), mixture.inverse_temperature, config.vocab_size)
+    return memory_bank.mix(bank, jax.nn.log_softmax(logits), recalled, mixture.weight)
 
 
 @partial(jax.jit, static_argnums=4)
-def _look(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
+def _look(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> Looks:
     def step(known, token):
         known, look = recurrence.advance(params, layers, known, token[None], config)
         total = jnp.sum(look.weight, (0, 1, 2))
         cost = jnp.sum(look.weight * look.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
-        return known, (total / (config.blocks * config.heads), cost, jnp.mean(look.resilience))
+        point = memory_bank.flatten(known.query)[0]
+        return known, Looks(total / (config.blocks * config.heads), cost, jnp.mean(look.resilience), point)
 
     return lax.scan(step, history, text)[1]
 
 
-@partial(jax.jit, static_argnums=6)
+@partial(jax.jit, static_argnums=7)
 def _draw(
-    params: Params, layers: Layer, prefix: Prefix, keys: Array, settings: Settings, count: Array, config: ModelConfig
+    params: Params,
+    layers: Layer,
+    memory: Memory | None,
+    prefix: Prefix,
+    keys: Array,
+    settings: Settings,
+    count: Array,
+    config: ModelConfig,
 ) -> tuple[Prefix, Array]:
     """`count` tokens of every sequence, in a buffer `[B, SEGMENT]`: one program for any count."""
 
     def draw(carried):
         place, (history, seen, drawn), tokens = carried
-        logits = network.readout(params.readout, history.last, config.precision)
+        logits = next_logits(params, memory, history, config)
         token = jax.vmap(sampling.sample, (0, 0, 0, None))(jax.vmap(jax.random.fold_in)(keys, drawn), logits, seen, settings)
         history, _ = recurrence.advance(params, layers, history, token, config)
         seen = seen.at[jnp.arange(token.shape[0]), token].set(True)

@@ -1,7 +1,7 @@
 """A trained model ready for use: generating, streaming, scoring and explaining text."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import numpy as np
 from lior_jax import checkpoint, config, model, tokenizer
 from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
-from lior_jax.inference import scoring
-from lior_jax.inference.decoder import SEGMENT, Decoder, sequence_keys
-from lior_jax.inference.explanation import Explanation, by_position
+from lior_jax.inference import export, memory_bank, remembering, scoring
+from lior_jax.inference.decoder import SEGMENT, Decoder, Memory, sequence_keys
+from lior_jax.inference.explanation import Explanation, Recollection, by_position
 from lior_jax.inference.sampling import Settings
 from lior_jax.inference.text import Writer
 from lior_jax.model import Params
@@ -22,6 +22,16 @@ from lior_jax.tokenizer import Tokenizer
 
 PACE = 8
 """Tokens between two looks of the host where text is shown as it comes, or may end at a stop string."""
+
+CAPACITY = 2**20
+"""Entries of a memory, unless another number is given."""
+
+MIN_REMEMBERED = 320
+"""Tokens of the shortest text that can be remembered."""
+
+_HELD_OUT = 4096  # targets on which the mixture is chosen, at most
+_RECOLLECTIONS = 3  # entries shown for each explained token
+_SNIPPET = 24  # tokens shown of each
 
 
 class Score(NamedTuple):
@@ -31,6 +41,8 @@ class Score(NamedTuple):
     nats_per_token: float
     nats_per_character: float
     """Nats per token times the text's tokens per character."""
+    nats_per_character_alone: float
+    """The same by the model without its memory."""
 
     @property
     def bits_per_character(self) -> float:
@@ -49,14 +61,19 @@ class Engine:
     params: Params
     config: ModelConfig
     tokenizer: Tokenizer
+    memory: Memory | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, step: int | None = None) -> "Engine":
-        """Load a run's best checkpoint, or the one of a step.
+        """Load a run's best checkpoint, or the one of a step; or a model that `export` wrote.
 
         Raises:
             UserError: no such run or step, or a damaged checkpoint.
         """
+        if export.is_export(path):
+            if step is not None:
+                raise UserError(f"{path} is an exported model and has no steps; leave the step out.")
+            return cls(*export.load(path))
         with checkpoint.open_run(path) as checkpoints:
             if step is None:
                 step = checkpoints.best
@@ -72,7 +89,7 @@ class Engine:
     @cached_property
     def decoder(self) -> Decoder:
         """The model as it reads and draws tokens."""
-        return Decoder(self.params, self.config)
+        return Decoder(self.params, self.config, self.memory)
 
     def stream(
         self,
@@ -164,8 +181,50 @@ class Engine:
         if len(tokens) < 2:
             raise UserError("The text to score needs at least two tokens, since the first one is only given.")
         stride = max(1, self.config.context // 2) if stride is None else stride
-        nats = scoring.mean_nats(self.params, scoring.cover(tokens, self.config.context, stride), self.config)
-        return Score(len(tokens) - 1, nats, nats * len(tokens) / len(text))
+        windows = scoring.cover(tokens, self.config.context, stride)
+        if self.memory is None:
+            alone = nats = scoring.mean_nats(self.params, windows, self.config)
+        else:
+            (alone, nats), _ = remembering.score(self.memory.bank, self.params, windows, self.config, self.memory.mixture)
+        per_character = len(tokens) / len(text)
+        return Score(len(tokens) - 1, nats, nats * per_character, alone * per_character)
+
+    def remember(self, text: str, capacity: int = CAPACITY) -> "Engine":
+        """An engine that has read a text into its memory, beside what it remembered before; no parameter changes.
+
+        How far the memory is trusted is chosen on the last tenth of the text before that is read too.
+
+        Args:
+            text: at least `MIN_REMEMBERED` tokens.
+            capacity: entries of a memory that is begun; the oldest are overwritten when it is full.
+
+        Raises:
+            UserError: too short a text, or one that the tokenizer cannot encode.
+        """
+        tokens = self.tokenizer.encode(text)
+        if len(tokens) < MIN_REMEMBERED:
+            raise UserError(
+                f"The text to remember has {len(tokens)} tokens, but at least {MIN_REMEMBERED} are needed: a tenth of them "
+                "decides how far the memory is trusted."
+            )
+        cut = len(tokens) - len(tokens) // 10
+        bank = memory_bank.empty(capacity, self.config) if self.memory is None else self.memory.bank
+        bank = remembering.remember(bank, self.params, tokens[:cut], self.config)
+        stride = max(1, self.config.context // 2)
+        held_out = scoring.cover(tokens[cut:], self.config.context, stride, max(1, _HELD_OUT // stride))
+        mixture, _ = remembering.choose(bank, self.params, held_out, self.config)
+        bank = remembering.remember(bank, self.params, tokens[cut:], self.config)
+        return replace(self, memory=Memory(bank, mixture))
+
+    def save_memory(self, path: str | Path) -> None:
+        """Write the memory to a file, which only this model can read. Raises `UserError` if there is none, or no room."""
+        if self.memory is None:
+            raise UserError("There is no memory to save; let the model remember a text first.")
+        memory_bank.save(path, self.memory.bank, self.params, self.memory.mixture)
+
+    def with_memory(self, path: str | Path) -> "Engine":
+        """An engine with the memory of a file. Raises `UserError` for a damaged file, or another model's."""
+        return replace(self, memory=Memory(*memory_bank.load(path, self.params, self.config)))
 
     def explain(self, prompt: str, continuation: str | None = None, **settings) -> Explanation:
         """From which earlier tokens each token of a continuation was retrieved.
@@ -186,7 +245,34 @@ class Engine:
         # The position before a token is what retrieves it.
         looks = self.decoder.look(prefix, tokens[len(before) - 1 : -1])
         names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
-        return by_position(looks, names, len(before))
+        return by_position(looks, names, len(before), self._recollections(looks.point))
+
+    def _recollections(self, points: np.ndarray) -> list[list[Recollection]]:
+        if self.memory is None:
+            return []
+        bank, mixture = self.memory
+        recalled = memory_bank.recall(bank, points, mixture.inverse_temperature, _RECOLLECTIONS)
+        # Entries lie in the order in which they were read.
+        near = np.asarray(recalled.place)[..., None] - np.arange(_SNIPPET)[::-1]
+        texts = np.asarray(bank.tokens)[near % bank.capacity]
+        found = zip(texts, near >= 0, *map(np.asarray, (recalled.cost, mixture.weight * recalled.weight)), strict=True)
+        return [
+            [
+                Recollection(self.tokenizer.decode(text[there]), float(cost), float(weight))
+                for text, there, cost, weight in zip(*row, strict=True)
+                if there[-1]
+            ]
+            for row in found
+        ]
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the weights to `folder / "model.safetensors"`, configuration and tokenizer beside them; returns the folder.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        export.export(self.params, self.config, self.tokenizer, folder)
+        return Path(folder)
 
     def encode(self, prompt: str) -> np.ndarray:
         """Tokens of a prompt, which must not be empty."""

@@ -7,6 +7,17 @@ import numpy as np
 from lior_jax.inference.decoder import Looks
 
 
+class Recollection(NamedTuple):
+    """An entry of the memory that a token was retrieved from."""
+
+    text: str
+    """What was read up to the entry, and the token that followed."""
+    cost: float
+    """Geodesic cost of its point from the position that asks."""
+    weight: float
+    """Its share in the token's probability distribution: the memory's weight times its Boltzmann weight."""
+
+
 class Explanation(NamedTuple):
     """Of the `T` tokens that continue a prompt, in a text of `S` tokens."""
 
@@ -20,6 +31,8 @@ class Explanation(NamedTuple):
     """`[T, S]`, geodesic cost, averaged with the weights of blocks and heads."""
     resilience: np.ndarray
     """`[T]`, mean over blocks and heads of the resilience that the costs were weighed by."""
+    memories: list[list[Recollection]]
+    """The nearest entries for each of the `T` tokens, nearest first; empty without a memory."""
 
     def table(self, sources: int = 4) -> str:
         """A line for each token of the continuation: its resilience, and the sources of most weight, each as
@@ -29,10 +42,12 @@ class Explanation(NamedTuple):
             best = np.argsort(-weight, kind="stable")[: min(sources, self.first + row)]
             found = "   ".join(f"{self.tokens[j]!r:>5}@{j:<4} {weight[j]:4.2f} ({cost[j]:.2f})" for j in best)
             lines.append(f"{self.tokens[self.first + row]!r:>8}  {resilience:6.3f}  {found}")
+            for entry in self.memories[row] if self.memories else []:
+                lines.append(f"{'':>18}memory {entry.text!r} {entry.weight:.3f} ({entry.cost:.2f})")
         return "\n".join(lines)
 
 
-def by_position(looks: Looks, tokens: list[str], first: int) -> Explanation:
+def by_position(looks: Looks, tokens: list[str], first: int, memories: list[list[Recollection]]) -> Explanation:
     """From lags to places in the text: the token at `first + t` was retrieved by the position before it."""
     rows, lags = looks.weight.shape
     weight, cost = np.zeros((rows, len(tokens)), np.float32), np.zeros((rows, len(tokens)), np.float32)
@@ -41,4 +56,4 @@ def by_position(looks: Looks, tokens: list[str], first: int) -> Explanation:
         known = min(place + 1, lags)
         for there, by_lag in ((weight, looks.weight), (cost, looks.cost)):
             there[row, place + 1 - known : place + 1] = by_lag[row, :known][::-1]
-    return Explanation(tokens, first, weight, cost, looks.resilience)
+    return Explanation(tokens, first, weight, cost, looks.resilience, memories)

@@ -68,7 +68,7 @@ def test_explanations_show_the_entries_and_what_was_read_there(remembering):
         assert entries[0].text in TEXT
         assert entries[0].text.endswith(token)
         assert [entry.cost for entry in entries] == sorted(entry.cost for entry in entries)
-        assert 0.5 < sum(entry.weight for entry in entries) < 0.9991  # the text repeats itself
+        assert 0.4 < sum(entry.weight for entry in entries) < 0.9991  # of six alike, for the text repeats itself
     assert f"memory {explained.memories[0][0].text!r}" in explained.table()
 
 

@@ -36,6 +36,7 @@ RETRIEVAL, HAMILTONIAN = "physics/test_retrieval.py", "physics/test_hamiltonian.
 INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
 BLOCK, NETWORK, OPERATORS = "model/test_block.py", "model/test_network.py", "model/test_operators.py"
 ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "learning/test_optimizer.py"
+RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampling.py", "inference/test_engine.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
@@ -297,6 +298,57 @@ MUTATIONS = [
         "from jax import Array\nfrom lior_jax.model import network",
         "test_structure.py",
     ),
+    # --- recurrence and decoding -------------------------------------------------------------------------------------
+    Mutation(
+        "physics/kernel.py",
+        "age = (lengths[:, None] - 1 -",
+        "age = (lengths[:, None] -",
+        f"{RECURRENCE} -k 'chunks and memory'",
+    ),
+    Mutation(
+        "physics/field_state.py",
+        "reader = (system.weight * jnp.exp(-system.rate))[None] * decay\n    reader",
+        "reader = system.weight[None] * decay\n    reader",
+        f"{RECURRENCE} -k 'chunks and field'",
+    ),
+    Mutation(
+        "physics/retrieval.py", "scores = -couplings.inverse_temperature", "scores = couplings.inverse_temperature", RECURRENCE
+    ),
+    Mutation(
+        "physics/retrieval.py",
+        "near_queries, near_keys = queries - origin, keys - origin",
+        "near_queries, near_keys = queries, keys - origin",
+        RECURRENCE,
+    ),
+    Mutation("model/recurrence.py", "(lag < ring))[None]", "(lag <= ring))[None]", f"{RECURRENCE} -k chunks"),
+    Mutation("model/recurrence.py", "lag[None] <= history.count", "lag[None] < history.count", f"{RECURRENCE} -k single"),
+    Mutation(
+        "model/recurrence.py",
+        "jnp.roll(x, -history.slot, axis=1)",
+        "jnp.roll(x, history.slot, axis=1)",
+        f"{RECURRENCE} -k chunks",
+    ),
+    Mutation(
+        "model/recurrence.py", "along[:, 1:] if lengths is None", "along[:, :-1] if lengths is None", f"{RECURRENCE} -k single"
+    ),
+    Mutation("model/recurrence.py", "queries[-1], history.query", "queries[0], history.query", f"{RECURRENCE} -k queried"),
+    Mutation(
+        "inference/sampling.py",
+        "jnp.where(logits > 0, logits / penalty",
+        "jnp.where(logits < 0, logits / penalty",
+        f"{SAMPLING} -k penalty",
+    ),
+    Mutation(
+        "inference/sampling.py", "settings.min_p * descending[0]", "settings.min_p * descending[1]", f"{SAMPLING} -k min_p"
+    ),
+    Mutation(
+        "inference/decoder.py",
+        "jax.vmap(jax.random.fold_in)(keys, drawn)",
+        "jax.vmap(jax.random.fold_in)(keys, drawn + history.count)",
+        f"{ENGINE} -k 'batch or same_seed'",
+    ),
+    Mutation("inference/explanation.py", "place = first - 1 + row", "place = first + row", f"{ENGINE} -k explanations"),
+    Mutation("inference/text.py", "return text[: min(ends)]", "return text[: max(ends)]", "inference/test_text.py"),
 ]
 
 

@@ -55,20 +55,20 @@ def test_the_next_token_is_drawn_from_the_mixture(remembering):
 
 def test_a_trusted_memory_is_quoted(remembering):
     """All weight on the nearest entry: the text goes on as the one that was read."""
-    text = trusting(remembering, 0.999, 200.0).generate("0 and 0 is 0, 1 and 7 is", max_tokens=9, temperature=0.0)
+    text = trusting(remembering, 0.999, 40.0).generate("0 and 0 is 0, 1 and 7 is", max_tokens=9, temperature=0.0)
     assert text == " 3, 2 and"
     assert text in TEXT
 
 
 def test_explanations_show_the_entries_and_what_was_read_there(remembering):
-    engine = trusting(remembering, 0.999, 200.0)
+    engine = trusting(remembering, 0.999, 40.0)
     explained = engine.explain("0 and 0 is 0, 1 and 7 is", max_tokens=3, temperature=0.0)
     assert len(explained.memories) == 3
     for token, entries in zip(explained.tokens[explained.first :], explained.memories, strict=True):
         assert entries[0].text in TEXT
         assert entries[0].text.endswith(token)
         assert [entry.cost for entry in entries] == sorted(entry.cost for entry in entries)
-        assert 0.4 < sum(entry.weight for entry in entries) < 0.9991  # of six alike, for the text repeats itself
+        assert 0.3 < sum(entry.weight for entry in entries) < 1.005  # of six alike, for the text repeats itself
     assert f"memory {explained.memories[0][0].text!r}" in explained.table()
 
 

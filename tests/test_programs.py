@@ -1,5 +1,7 @@
 """train.py and infer.py as a user starts them: one sentence for every mistake, no traceback, and a whole round."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -11,9 +13,9 @@ from tests.runs import TINY
 NEW_RUN = ["--set", "run.directory=runs/never"]
 
 
-def call(program: str, *arguments: object) -> subprocess.CompletedProcess:
+def call(program: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess:
     command = [sys.executable, f"{program}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow
@@ -40,6 +42,44 @@ def test_training_then_inference(tmp_path):
     assert one.stderr == ""
 
 
+@pytest.fixture
+def model(finished_run, tmp_path):
+    """A run's folder that may be changed."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_every_way_of_using_a_model(model, tmp_path):
+    how = "--max-tokens", 12, "--seed", 3
+    typed = call("infer", "--checkpoint", model, *how, typed="1 is\n")
+    given = call("infer", "--checkpoint", model, *how, "--prompt", "1 is", "--speed", "--explain", tmp_path / "map.png")
+    assert given.stdout.startswith(typed.stdout.rstrip("\n"))
+    assert "tokens/s after the first" in given.stderr
+    assert "retrieved from" in given.stdout
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+    exported = call("infer", "--checkpoint", model, "--export", tmp_path / "weights")
+    assert exported.returncode == 0, exported.stderr
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "1 is"}\n{"prompt": "5"}\n')
+    completed = call("infer", "--checkpoint", tmp_path / "weights", "--prompts", lines, *how)
+    items = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert [item["prompt"] for item in items] == ["1 is", "5"]
+    assert "1 is" + items[0]["completion"] == typed.stdout.rstrip("\n")
+
+    text = tmp_path / "text.txt"
+    text.write_text("5 is 0 and 2, 9 is 1 and 1, " * 30)
+    remembered = call("infer", "--checkpoint", model, "--remember", text, "--score", text)
+    assert remembered.returncode == 0, remembered.stderr
+    assert "840 characters" in remembered.stderr
+    assert (model / "memory.safetensors").exists()
+    scored = call("infer", "--checkpoint", model, "--memory", "--score", text)
+    assert scored.stdout == remembered.stdout
+    assert "nats/char" in scored.stdout
+    assert "perplexity" in scored.stdout
+    assert "Without the memory" in scored.stdout
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
@@ -56,6 +96,9 @@ def test_training_then_inference(tmp_path):
         ("infer", ["--checkpoint", "runs/never", "--prompt", "a"], "There is no run at runs/never"),
         ("infer", ["--config", "configs/none.yaml", "--prompt", "a"], "There is no configuration"),
         ("infer", ["--checkpoint", "x", "--prompt", "a", "--samples", "0"], "--samples is 0"),
+        ("infer", ["--checkpoint", "x", "--prompt", "a", "--chat"], "not allowed with argument"),
+        ("infer", ["--checkpoint", "x", "--chat", "--explain"], "in a chat, say /explain"),
+        ("infer", ["--checkpoint", "x", "--prompt", "a", "--capacity", "5"], "--capacity goes with --remember"),
     ],
 )
 def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
@@ -63,3 +106,22 @@ def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "The prompt is empty"),
+        (["--prompt", "@"], "'@' is not among"),
+        (["--prompt", "1", "--memory"], "There is no file"),
+        (["--score", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["--remember", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompt", "1", "--stop", ""], "stop must be a list of strings that are not empty"),
+    ],
+)
+def test_mistakes_in_using_a_model_get_one_sentence(finished_run, arguments, message):
+    done = call("infer", "--checkpoint", finished_run, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

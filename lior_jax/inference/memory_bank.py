@@ -122,7 +122,8 @@ def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float,
     """The `count` entries nearest to each of `queries` `[Q, m]`, and how much they weigh in what `read` returns."""
     found = min(count, bank.capacity)
     place, cost = physics.nearest(queries, bank.coordinates, found, bank.present)
-    _, log_total = physics.retrieve_labels(queries, bank.coordinates, bank.tokens, inverse_temperature, 1, bank.present)
+    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is asked for
+    _, log_total = physics.retrieve_labels(queries, bank.coordinates, one, inverse_temperature, 1, bank.present)
     known = place >= 0
     weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
     recalled = Recalled(place, cost, weight, jnp.where(known, bank.tokens[place], -1))

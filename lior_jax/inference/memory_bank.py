@@ -67,7 +67,8 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
 def coordinates(params: Params, tokens: Array, config: ModelConfig) -> Array:
     """The geometric point of every position, `[B, L, m]`, in which squared Euclidean distance is the learned metric.
 
-    It is the whitened point from which the last block queries, those of all heads one after the other.
+    It is the whitened point from which the last block queries, those of all heads one after the other. Of what was measured on
+    a text unknown to the model, it predicts better than the direction of the final state, the logits and the retrieval's kick.
     """
     return observe(params, tokens, config)[1]
 

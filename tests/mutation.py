@@ -37,6 +37,8 @@ INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
 BLOCK, NETWORK, OPERATORS = "model/test_block.py", "model/test_network.py", "model/test_operators.py"
 ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "learning/test_optimizer.py"
 RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampling.py", "inference/test_engine.py"
+MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_remembering.py"
+EXPORT = "inference/test_export.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
@@ -144,8 +146,8 @@ MUTATIONS = [
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
     ),
     Mutation("physics/kernel.py", "* charge + x[:, :, None]", "* (charge + x[:, :, None])", f"{KERNEL} -k charge"),
-    Mutation("physics/bank.py", "fade[:, None] * mean +", "mean +", BANK),
-    Mutation("physics/bank.py", "jnp.where(inside[None], -beta", "jnp.where(inside[None] | True, -beta", BANK),
+    Mutation("physics/bank.py", "fade[None] * sums + part", "sums + part", BANK),
+    Mutation("physics/bank.py", "(place < present))[:, None], scale", "True)[:, None], scale", BANK),
     Mutation("physics/field.py", "np.exp(-1j * angle)", "np.exp(1j * angle)", FIELD),
     Mutation("physics/field.py", "(lag - 1 + order) / lag", "(lag - 1 - order) / lag", FIELD),
     Mutation("physics/field.py", "field + believed * (evidence - field)", "field - believed * (evidence - field)", FIELD),
@@ -349,6 +351,44 @@ MUTATIONS = [
     ),
     Mutation("inference/explanation.py", "place = first - 1 + row", "place = first + row", f"{ENGINE} -k explanations"),
     Mutation("inference/text.py", "return text[: min(ends)]", "return text[: max(ends)]", "inference/test_text.py"),
+    # --- memory and export -------------------------------------------------------------------------------------------
+    Mutation("physics/bank.py", "scale = -jnp.asarray", "scale = jnp.asarray", BANK),
+    Mutation(
+        "physics/bank.py", "((place >= begin) & (place < present))[:, None], scale", "(place < present)[:, None], scale", BANK
+    ),
+    Mutation("physics/bank.py", "lax.top_k(-smallest.T", "lax.top_k(smallest.T", f"{BANK} -k nearest_keys_are"),
+    Mutation(
+        "physics/bank.py", "known = (place >= jnp.repeat(begin[chosen], chunk, axis=-1)) &", "known =", f"{BANK} -k nearest"
+    ),
+    Mutation("model/network.py", "(slice(-1), -1)", "(slice(-1), 0)", f"{MEMORY} -k observing"),
+    Mutation(
+        "model/network.py",
+        "block.query_points(last, s, config)",
+        "block.query_points(last, 2 * s**3, config)",
+        f"{MEMORY} -k learned",
+    ),
+    Mutation("inference/memory_bank.py", "(bank.written + order) %", "order %", f"{MEMORY} -k ring"),
+    Mutation("inference/memory_bank.py", "jnp.log1p(-weight) + log_model", "log_model", f"{MEMORY} -k mixture"),
+    Mutation("inference/memory_bank.py", "cost - log_total[:, None]", "cost", f"{MEMORY} -k recalled"),
+    Mutation("inference/memory_bank.py", 'if about.get("model") !=', "if None ==", f"{MEMORY} -k another_model"),
+    Mutation(
+        "inference/remembering.py",
+        "_log_probabilities(bank, logits",
+        "_log_probabilities(_commit(jax.tree.map(jnp.copy, bank), points, batch), logits",
+        f"{REMEMBERING} -k planted",
+    ),
+    Mutation("inference/remembering.py", "1 if commit else _WINDOWS_AT_ONCE", "_WINDOWS_AT_ONCE", f"{REMEMBERING} -k earlier"),
+    Mutation("inference/remembering.py", "pick(windows.targets)", "pick(windows.tokens)", f"{REMEMBERING} -k token_by"),
+    Mutation(
+        "inference/remembering.py", "- 2 * jnp.mean(queries, 0)", "+ 2 * jnp.mean(queries, 0)", f"{REMEMBERING} -k best_of"
+    ),
+    Mutation("inference/remembering.py", "weight * p_memory / (", "weight * p_model / (", f"{REMEMBERING} -k maximises"),
+    Mutation(
+        "inference/arrays.py", 'total.update(array.data.cast("B") if array.size else b"")', "pass", f"{EXPORT} -k damaged"
+    ),
+    Mutation(
+        "inference/export.py", "wanted.keys() ^ saved.keys()", "wanted.keys() - saved.keys()", f"{EXPORT} -k another_conf"
+    ),
 ]
 
 

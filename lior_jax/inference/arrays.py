@@ -39,7 +39,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str]
     """
     path = Path(path)
     unfinished = path.with_name(path.name + f".{os.getpid()}.tmp")
-    # A name starts with a letter in the file, and arrays lie in it in C order.
+    # The library writes an array's memory as it lies, whatever its strides.
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     try:
         save_file(arrays, unfinished, {**(about or {}), _DIGEST: digest(arrays)})

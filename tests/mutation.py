@@ -305,13 +305,13 @@ MUTATIONS = [
         "physics/kernel.py",
         "age = (lengths[:, None] - 1 -",
         "age = (lengths[:, None] -",
-        f"{RECURRENCE} -k 'chunks and memory'",
+        f"{RECURRENCE}::test_chunks_of_different_lengths_are_the_parallel_network[memory]",
     ),
     Mutation(
         "physics/field_state.py",
         "reader = (system.weight * jnp.exp(-system.rate))[None] * decay\n    reader",
         "reader = system.weight[None] * decay\n    reader",
-        f"{RECURRENCE} -k 'chunks and field'",
+        f"{RECURRENCE}::test_chunks_of_different_lengths_are_the_parallel_network[field]",
     ),
     Mutation(
         "physics/retrieval.py", "scores = -couplings.inverse_temperature", "scores = couplings.inverse_temperature", RECURRENCE
@@ -328,7 +328,7 @@ MUTATIONS = [
         "model/recurrence.py",
         "jnp.roll(x, -history.slot, axis=1)",
         "jnp.roll(x, history.slot, axis=1)",
-        f"{RECURRENCE} -k chunks",
+        f"{RECURRENCE} -k between",
     ),
     Mutation(
         "model/recurrence.py", "along[:, 1:] if lengths is None", "along[:, :-1] if lengths is None", f"{RECURRENCE} -k single"
@@ -347,7 +347,7 @@ MUTATIONS = [
         "inference/decoder.py",
         "jax.vmap(jax.random.fold_in)(keys, drawn)",
         "jax.vmap(jax.random.fold_in)(keys, drawn + history.count)",
-        f"{ENGINE} -k 'batch or same_seed'",
+        f"{ENGINE} -k continuation_draws",
     ),
     Mutation("inference/explanation.py", "place = first - 1 + row", "place = first + row", f"{ENGINE} -k explanations"),
     Mutation("inference/text.py", "return text[: min(ends)]", "return text[: max(ends)]", "inference/test_text.py"),

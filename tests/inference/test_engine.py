@@ -36,6 +36,18 @@ def test_same_seed_same_text_and_streaming_changes_nothing(engine):
     assert len(text) == 30
 
 
+def test_a_continuation_draws_from_its_own_stream_of_random_numbers(engine):
+    """Made of the seed, the sample and the place in the continuation: after the same window, the same text."""
+    one, other = "9 is 4 and 1, 5 is 0 and 2", "2 and 3, 9 is 4 and 1, 5 is 0 and 2"
+    assert draws(engine, one) == draws(engine, other)
+
+
+def draws(engine, prompt):
+    """Tokens of a model of uniform logits, whose choice only the random numbers make."""
+    flat = Engine(engine.params._replace(readout=engine.params.readout * 0), engine.config, engine.tokenizer)
+    return flat.generate(prompt, max_tokens=12, seed=5, sample=2)
+
+
 def test_seeds_and_samples_differ(engine):
     texts = {engine.generate("1 is", max_tokens=30, seed=seed, sample=sample) for seed in (0, 1) for sample in (0, 1)}
     assert len(texts) == 4

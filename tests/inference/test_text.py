@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lior_jax.inference.text import Writer
@@ -31,6 +31,7 @@ def test_every_character_is_shown_with_its_last_byte(text):
     assert [shown[end] for end in ends] == list(text)
 
 
+@example(".ab.", ["b.", "ab."])  # complete at the same character
 @given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3))
 def test_a_stop_string_ends_the_text_and_is_never_shown(text, stop):
     places = [text.find(string) for string in stop if string in text]

@@ -118,6 +118,18 @@ def test_chunks_of_different_lengths_are_the_parallel_network(name, float64):
     np.testing.assert_allclose(states, [expected[row, read[row] : read[row] + 2] for row in range(3)], atol=1e-9)
 
 
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_chunks_between_single_steps_are_the_parallel_network(name, float64):
+    """Single steps turn the ring; a chunk must find it in the order of time."""
+    config, params, tokens = case(name, 2 * CONTEXT)
+    params = to64(params)
+    expected = np.asarray(windowed(params, tokens, config=config))
+    history, _ = step_by_step(params, tokens[:, :8], config, to64(recurrence.empty(params, 3, config)))
+    history, states = extend(params, layers(params, config=config), history, tokens[:, 8:], jnp.array([4, 2, 4]), config=config)
+    np.testing.assert_allclose(states[0], expected[0, 8:], atol=1e-9)
+    np.testing.assert_allclose(states[1, :2], expected[1, 8:10], atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["plain", *EVERYTHING])
 def test_float32_logits_agree_up_to_the_context(name):
     config, params, tokens = case(name, CONTEXT)

@@ -15,14 +15,21 @@ def main() -> None:
     source.add_argument("--config", metavar="FILE", help="configuration whose run.directory is that folder")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key of --config")
     parser.add_argument("--step", type=int, help="use the checkpoint of this step instead of the best one")
-    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--prompt", help="text to continue")
     parser.add_argument("--max-tokens", metavar="N", type=int, default=400, help="length of a continuation (400)")
     parser.add_argument("--temperature", type=float, default=0.8, help="Boltzmann temperature; 0 takes the most probable (0.8)")
     parser.add_argument("--top-k", metavar="K", type=int, default=0, help="only the K most probable tokens; 0 for all (0)")
     parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most probable tokens that reach P (1)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
     parser.add_argument("--samples", metavar="N", type=int, default=1, help="number of continuations (1)")
+    parser.add_argument(
+        "--compress",
+        metavar="RANK|auto",
+        help="do not generate, but write RUN-compressed with matrices of low rank, if it pays",
+    )
     arguments = parser.parse_args()
+    if (arguments.prompt is None) == (arguments.compress is None):
+        parser.error("give --prompt TEXT, or --compress RANK|auto")
     if arguments.set and not arguments.config:
         parser.error("--set goes with --config")
     if arguments.samples < 1:
@@ -41,6 +48,12 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
+
+    if arguments.compress is not None:
+        from lior_jax.analysis import compression
+
+        print(compression.compress_run(folder, arguments.compress, arguments.step))
+        return
 
     # JAX starts only now, so that a mistake in the configuration is told at once.
     from lior_jax.inference import Engine

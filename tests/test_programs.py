@@ -39,6 +39,15 @@ def test_training_then_inference(tmp_path):
     assert one.stdout.count("to be") >= 2
     assert one.stderr == ""
 
+    reported = call("train", "--report", tmp_path / "run")
+    assert reported.stdout.strip() == str(tmp_path / "run" / "report.html")
+    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+    refused = call("infer", "--checkpoint", tmp_path / "run", "--compress", 1)
+    assert refused.returncode == 2
+    assert "Compressing would not pay: rank 1 saves" in refused.stderr
+    assert not (tmp_path / "run-compressed").exists()
+
 
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
@@ -52,8 +61,12 @@ def test_training_then_inference(tmp_path):
         ),
         ("train", ["--config", "configs/quickstart.yaml", "--set", "run.directory=/proc/x"], "cannot be written to"),
         ("train", ["--resume", "runs/never"], "There is no run at runs/never"),
-        ("train", [], "give --config FILE, or --resume RUN"),
+        ("train", [], "give --config FILE, --resume RUN, or --report RUN"),
         ("infer", ["--checkpoint", "runs/never", "--prompt", "a"], "There is no run at runs/never"),
+        ("train", ["--report", "runs/never"], "There is no run at runs/never"),
+        ("train", ["--report", "runs/never", "--set", "run.seed=1"], "--report RUN goes with no other option"),
+        ("infer", ["--checkpoint", "x"], "give --prompt TEXT, or --compress RANK|auto"),
+        ("infer", ["--checkpoint", "x", "--compress", "half"], "--compress is 'half', but must be a rank"),
         ("infer", ["--config", "configs/none.yaml", "--prompt", "a"], "There is no configuration"),
         ("infer", ["--checkpoint", "x", "--prompt", "a", "--samples", "0"], "--samples is 0"),
     ],

@@ -105,6 +105,12 @@ def test_frames_and_priors():
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0.25, 0.25, 1])
 
 
+def test_by_token_draws_every_series_over_the_tokens():
+    axes = plots.by_token({"head 0": np.array([1.0, 3.0])}, ["a", " "], "R").axes[0]
+    np.testing.assert_allclose(drawn(axes)["head 0"], [(0, 1), (1, 3)])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "␣"]
+
+
 def test_dynamics_draw_what_they_are_given():
     s, p = np.linspace(0, 1, 4), np.linspace(1, 2, 4)
     axes = plots.phase_portrait({"free": (s, p)}, (s, p, np.add.outer(p, s))).axes[0]
@@ -118,7 +124,7 @@ def test_dynamics_draw_what_they_are_given():
     energy = np.array([[[1.0, 3.0], [2.0, 4.0]], [[0.0, 0.0], [5.0, 5.0]]])
     lines = plots.energies(energy).axes[0].lines
     np.testing.assert_allclose(lines[0].get_ydata(), [2, 3])
-    np.testing.assert_allclose(lines[2].get_ydata(), [3, 0])  # retrieval lies between the blocks
+    np.testing.assert_allclose(lines[2].get_ydata(), [3, 0])  # from one block to the next
 
 
 def test_field_maps_share_their_colours():

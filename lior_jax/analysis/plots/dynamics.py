@@ -1,11 +1,12 @@
 """Figures of flows and fields: paths on phase space, what is conserved, the echo's error, maps of a field."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lior_jax.analysis.plots.style import ACCENT, INK, PALE, SEVERAL, sheet
+from lior_jax.analysis.plots.style import ACCENT, INK, LINES, PALE, SEVERAL, sheet
 
 
 def phase_portrait(
@@ -58,9 +59,9 @@ def conserved(time: np.ndarray, panels: Mapping[str, Mapping[str, np.ndarray]], 
     """
     with sheet(1, len(panels), 4.4 * len(panels), 3.4, title) as (figure, (axes,)):
         for panel, (quantity, runs) in zip(axes, panels.items(), strict=True):
-            for (name, values), colour in zip(runs.items(), SEVERAL, strict=False):
+            for (name, values), colour, style in zip(runs.items(), SEVERAL, itertools.cycle(LINES), strict=False):
                 values = np.asarray(values)
-                panel.plot(time, values / values[0], color=colour, label=name)
+                panel.plot(time, values / values[0], color=colour, linestyle=style, label=name)
             panel.set_xlabel("time")
             panel.set_ylabel(f"{quantity}, relative to the start")
             panel.ticklabel_format(axis="y", useOffset=False)
@@ -85,7 +86,9 @@ def energies(energy: np.ndarray, title: str = "") -> Figure:
             axes.plot(time, series.mean(1), color=INK, marker="o", markersize=3, label="mean" * (not index))
         for index in range(blocks - 1):
             here, there = energy[index, -1].mean(), energy[index + 1, 0].mean()
-            axes.plot((index + 0.8, index + 1), (here, there), color=ACCENT, linestyle=":", label="retrieval" * (not index))
+            axes.plot(
+                (index + 0.8, index + 1), (here, there), color=ACCENT, linestyle=":", label="to the next block" * (not index)
+            )
         axes.set_xticks(np.arange(blocks) + 0.4, [f"block {index}" for index in range(blocks)])
         axes.set_ylabel("energy H(s, p)")
         axes.grid(alpha=0.25)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lior_jax.analysis.plots.style import DIVERGING, SEVERAL, heat, name_tokens, shades, sheet
+from lior_jax.analysis.plots.style import DIVERGING, SEVERAL, heat, name_tokens, shades, sheet, visible
 
 
 def retrieval_map(weights: np.ndarray, rows: list[str], columns: list[str], title: str = "") -> Figure:
@@ -116,6 +116,25 @@ def lag_priors(log_priors: np.ndarray, title: str = "", names: list[str] | None 
             panel.grid(alpha=0.25)
         axes[0].set_ylabel("K(Δ) / max K")
         axes[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def by_token(values: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "") -> Figure:
+    """Something of every token of a sentence.
+
+    Args:
+        values: by name, `[L]`.
+        tokens: the `L` tokens.
+        label: of what is drawn.
+    """
+    with sheet(width=8, height=3.2, title=title) as (figure, ((axes,),)):
+        for (name, series), colour in zip(values.items(), _colours(len(values)), strict=True):
+            axes.plot(np.arange(len(series)), series, color=colour, marker="o", markersize=3, label=name)
+        axes.set_xticks(range(len(tokens)), [visible(token) for token in tokens], family="monospace")
+        axes.set_xlabel("token")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

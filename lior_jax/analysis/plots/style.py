@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 INK, PALE, ACCENT = "#1b3a5c", "#b7c7d9", "#d1495b"
 SEVERAL = (INK, ACCENT, "#e0a030", "#2a9d8f", "#8d6a9f", "#7a8b99", "#5a7d2a", "#a0522d")
 """One colour each for up to eight things side by side."""
+LINES = ("-", "--", ":", "-.")
+"""One style each for lines that may lie on each other."""
 HEAT, DIVERGING = "magma_r", "RdBu_r"
 
 
@@ -25,7 +27,8 @@ def sheet(
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure and its axes `[rows, columns]`; `width` and `height` in inches."""
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08)
         axes = figure.subplots(rows, columns, squeeze=False, **options)
         if title and axes.size == 1:
             headline(axes[0, 0], title)

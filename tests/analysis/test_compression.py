@@ -95,6 +95,13 @@ def test_a_rank_is_taken_where_it_saves(low):
     np.testing.assert_array_equal(outcome.params.blocks.query, low.blocks.query)
 
 
+def test_a_rank_that_saves_nothing_takes_no_more_either():
+    """Two factors of rank 2 of a matrix [4, 4] hold its 16 numbers: nothing is saved, so it stays whole."""
+    assert compression._paying(2, (4, 4)) is None
+    assert compression._paying(1, (4, 4)) == 1
+    assert compression._paying(2, (4, 5)) == 2
+
+
 def test_a_loss_that_rises_is_refused(whole):
     with pytest.raises(UserError, match=r"would not pay: rank 2 saves \d.*from 0\.0000 to 0\.\d+ .*at most 0\.01.*entropy"):
         compression.compress(whole, 2, distance_from(whole))

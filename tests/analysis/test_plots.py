@@ -78,6 +78,7 @@ def test_retrieval_map_names_tokens():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "↵"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["b", "␣", r"\$c"]
     assert axes.get_title(loc="left") == "told"
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("generated token", "past token")
     figure.canvas.draw()  # a dollar is no mathematics
 
 

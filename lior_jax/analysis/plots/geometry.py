@@ -7,21 +7,29 @@ from matplotlib.ticker import MaxNLocator
 from lior_jax.analysis.plots.style import DIVERGING, SEVERAL, heat, name_tokens, shades, sheet, visible
 
 
-def retrieval_map(weights: np.ndarray, rows: list[str], columns: list[str], title: str = "") -> Figure:
+def retrieval_map(
+    weights: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    title: str = "",
+    names: tuple[str, str] = ("generated token", "past token"),
+) -> Figure:
     """What each token drew on.
 
     Args:
         weights: `[T, S]`, share of each past token in each row's retrieval.
         rows: the `T` generated tokens.
         columns: the `S` past tokens.
+        title: stands above the axes.
+        names: of what the rows and the columns are.
     """
     weights = np.asarray(weights)
     width, height = (float(np.clip(0.13 * count + 2, 4, 12)) for count in reversed(weights.shape))
     with sheet(width=width + 0.6, height=height, title=title) as (figure, ((axes,),)):
         heat(axes, weights, "share of the retrieval", aspect="auto", vmin=0)
         name_tokens(axes, rows, columns)
-        axes.set_xlabel("past token")
-        axes.set_ylabel("generated token")
+        axes.set_ylabel(names[0])
+        axes.set_xlabel(names[1])
     return figure
 
 
@@ -119,19 +127,20 @@ def lag_priors(log_priors: np.ndarray, title: str = "", names: list[str] | None 
     return figure
 
 
-def by_token(values: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "") -> Figure:
-    """Something of every token of a sentence.
+def by_token(values: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "", axis: str = "token") -> Figure:
+    """Something of every token of a sentence, or of other things in a row.
 
     Args:
         values: by name, `[L]`.
         tokens: the `L` tokens.
         label: of what is drawn.
+        axis: what the tokens are.
     """
     with sheet(width=8, height=3.2, title=title) as (figure, ((axes,),)):
         for (name, series), colour in zip(values.items(), _colours(len(values)), strict=True):
             axes.plot(np.arange(len(series)), series, color=colour, marker="o", markersize=3, label=name)
         axes.set_xticks(range(len(tokens)), [visible(token) for token in tokens], family="monospace")
-        axes.set_xlabel("token")
+        axes.set_xlabel(axis)
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     task.add_argument("--chat", action="store_true", help="talk in turns; /help lists the commands")
     task.add_argument("--score", metavar="FILE", help="how well the model predicts a text")
     task.add_argument("--export", metavar="FOLDER", help="write model.safetensors with its configuration and tokenizer")
+    task.add_argument("--compress", metavar="RANK|auto", help="write RUN-compressed with matrices of low rank, if it pays")
 
     parser.add_argument(
         "--explain",
@@ -89,7 +90,7 @@ def parse() -> argparse.Namespace:
         parser.error("--set goes with --config")
     if arguments.samples < 1:
         parser.error(f"--samples is {arguments.samples}, but must be 1 or more")
-    if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export):
+    if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export or arguments.compress):
         parser.error("--explain goes with --prompt; in a chat, say /explain")
     if arguments.explain and arguments.samples > 1:
         parser.error("--explain explains one continuation; leave --samples out")
@@ -102,6 +103,11 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
 
     # JAX starts only now, so that a mistake in the configuration is told at once.
+    if arguments.compress is not None:
+        from lior_jax.analysis import compression
+
+        print(compression.compress_run(folder, arguments.compress, arguments.step))
+        return
     from lior_jax.inference import Engine
 
     engine = with_memory(Engine.from_checkpoint(folder, arguments.step), Path(folder) / MEMORY, arguments)

@@ -17,9 +17,12 @@ def main() -> None:
         "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
     )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
+    parser.add_argument("--report", metavar="RUN", help="do not train, but write a page about a run, RUN/report.html")
     arguments = parser.parse_args()
-    if not (arguments.config or isinstance(arguments.resume, str)):
-        parser.error("give --config FILE, or --resume RUN")
+    if arguments.report and (arguments.config or arguments.resume or arguments.set or arguments.stop_after):
+        parser.error("--report RUN goes with no other option")
+    if not (arguments.config or isinstance(arguments.resume, str) or arguments.report):
+        parser.error("give --config FILE, --resume RUN, or --report RUN")
     if arguments.stop_after is not None and arguments.stop_after < 1:
         parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
     try:
@@ -36,6 +39,11 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.report:
+        from lior_jax.analysis import report
+
+        print(report.write(arguments.report))
+        return
     resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
 

@@ -389,6 +389,41 @@ MUTATIONS = [
     Mutation(
         "inference/export.py", "wanted.keys() ^ saved.keys()", "wanted.keys() - saved.keys()", f"{EXPORT} -k another_conf"
     ),
+    # --- analysis ----------------------------------------------------------------------------------------------------
+    Mutation(
+        "analysis/conservation.py",
+        "- (end(2) - end(-2))",
+        "+ (end(2) - end(-2))",
+        "analysis/test_conservation.py -k automatic_differentiation",
+    ),
+    Mutation(
+        "analysis/conservation.py", "[[0, 1], [-1, 0]]", "[[0, 1], [1, 0]]", "analysis/test_conservation.py -k keeps_volume"
+    ),
+    Mutation(
+        "analysis/conservation.py",
+        "jnp.linalg.det(phi)",
+        "1 / jnp.linalg.det(phi)",
+        "analysis/test_conservation.py -k friction",
+    ),
+    Mutation(
+        "analysis/conservation.py", "for sign in (1, -1)", "for sign in (1, 1)", "analysis/test_conservation.py -k blocks"
+    ),
+    Mutation("analysis/probe.py", "._replace(field=None)", "", "analysis/test_probe.py -k weights"),
+    Mutation("analysis/probe.py", "context = context + operators", "context = context - operators", "analysis/test_probe.py"),
+    Mutation("analysis/probe.py", "whiten(metric, base,", "whiten(metric, base.T,", "analysis/test_probe.py -k metrics"),
+    Mutation("analysis/spectrum.py", "root[:, None] * right", "right", "analysis/test_spectrum.py -k nearest"),
+    Mutation("analysis/compression.py", "a * b - r * (a + b)", "a * b - r * a", "analysis/test_compression.py -k low_rank"),
+    Mutation("analysis/compression.py", "shape[1] - 1) //", "shape[1]) //", "analysis/test_compression.py -k takes_no_more"),
+    Mutation("analysis/compression.py", "<= tolerance and", "<= 1e9 and", "analysis/test_compression.py -k rises"),
+    Mutation(
+        "analysis/compression.py",
+        '"features": units[:, 0]',
+        '"features": units[:, 1]',
+        "analysis/test_compression.py -k go_back",
+    ),
+    Mutation("analysis/report.py", "html.escape(samples[index]['text'])", "samples[index]['text']", "analysis/test_report.py"),
+    Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
+    Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
 ]
 
 

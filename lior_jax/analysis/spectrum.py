@@ -46,14 +46,14 @@ def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
     """
     matrix = np.asarray(matrix)
     matrix = matrix.reshape(-1, matrix.shape[-1]).astype(np.result_type(matrix, np.float64))
-    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    sigma = np.linalg.svd(matrix, compute_uv=False)
     norm = np.linalg.norm(matrix)
     if norm == 0:
         return Spectrum(sigma, 0.0, 0, 0.0, 0.0, 0.0)
     share = sigma[sigma > 0] / sigma.sum()
     kept = np.cumsum(sigma**2) / np.sum(sigma**2)
     rank = min(int(np.searchsorted(kept, energy * (1 - 1e-12))) + 1, len(sigma))
-    truncated = (left[:, :rank] * sigma[:rank]) @ right[:rank]
+    truncated = np.matmul(*truncate(matrix, rank))
     return Spectrum(
         singular_values=sigma,
         entropy_rank=float(np.exp(-np.sum(share * np.log(share)))),
@@ -62,3 +62,10 @@ def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
         truncation_bound=float(np.sqrt(np.sum(sigma[rank:] ** 2)) / norm),
         parameter_ratio=rank * sum(matrix.shape) / matrix.size,
     )
+
+
+def truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors `[a, r]` and `[r, b]` whose product is the nearest matrix of rank `r` to `matrix` `[a, b]` (Eckart–Young)."""
+    left, sigma, right = np.linalg.svd(np.asarray(matrix, np.result_type(matrix, np.float64)), full_matrices=False)
+    root = np.sqrt(sigma[:rank])
+    return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lior_jax.analysis.spectrum import analyse
+from lior_jax.analysis.spectrum import analyse, truncate
 
 
 def with_singular_values(sigma, rows, columns, seed=0, complex_entries=False):
@@ -62,3 +62,12 @@ def test_a_field_is_read_by_its_last_axis():
 def test_nothing_has_rank_zero():
     spectrum = analyse(np.zeros((3, 4)))
     assert spectrum.energy_rank == spectrum.truncation_error == spectrum.entropy_rank == 0
+
+
+@pytest.mark.parametrize("complex_entries", [False, True])
+def test_truncation_is_the_nearest_matrix_of_its_rank(complex_entries):
+    """Its distance is that of the singular values left out, which no matrix of the rank can beat (Eckart–Young)."""
+    matrix = with_singular_values([4.0, 2.0, 1.0, 0.5], 7, 6, complex_entries=complex_entries)
+    left, right = truncate(matrix, 2)
+    assert (left.shape, right.shape) == ((7, 2), (2, 6))
+    np.testing.assert_allclose(np.linalg.norm(matrix - left @ right), np.sqrt(1.25), rtol=1e-12)

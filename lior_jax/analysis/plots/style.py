@@ -1,0 +1,68 @@
+"""What all figures share: colours, fonts, and how axes are laid out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, PALE, ACCENT = "#1b3a5c", "#b7c7d9", "#d1495b"
+SEVERAL = (INK, ACCENT, "#e0a030", "#2a9d8f", "#8d6a9f", "#7a8b99", "#5a7d2a", "#a0522d")
+"""One colour each for up to eight things side by side."""
+LINES = ("-", "--", ":", "-.")
+"""One style each for lines that may lie on each other."""
+HEAT, DIVERGING = "magma_r", "RdBu_r"
+
+
+def shades(count: int) -> list:
+    """Colours of an ordered series, dark to light."""
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(count, 1))))
+
+
+@contextmanager
+def sheet(
+    rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 4.0, title: str = "", **options
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure and its axes `[rows, columns]`; `width` and `height` in inches."""
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08)
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        if title and axes.size == 1:
+            headline(axes[0, 0], title)
+        elif title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        yield figure, axes
+
+
+def headline(axes: Axes, title: str) -> None:
+    """A title above the left end of the axes."""
+    axes.set_title(title, loc="left", fontsize=11)
+
+
+def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options) -> None:
+    """A heat map with its own colour bar."""
+    drawn = axes.imshow(image, cmap=cmap, interpolation="nearest", **options)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def name_tokens(axes: Axes, rows: list[str], columns: list[str]) -> None:
+    """Tokens beside the rows and under the columns of a heat map, white space made visible."""
+    width, height = axes.figure.get_size_inches() * 72 / axes.get_subplotspec().get_gridspec().get_geometry()[::-1]
+    for axis, names, room in ((axes.yaxis, rows, height), (axes.xaxis, columns, width)):
+        size = float(np.clip(0.6 * room / max(len(names), 1), 3, 9))
+        axis.set_ticks(range(len(names)), [visible(name) for name in names], fontsize=size, family="monospace")
+        axis.set_tick_params(length=0)
+    if max(map(len, columns), default=0) > 1:
+        axes.xaxis.set_tick_params(rotation=90)
+
+
+def visible(token: str) -> str:
+    """A token as a label: white space as a mark, and `$`, which would start mathematics, escaped."""
+    return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")

@@ -1,0 +1,110 @@
+"""Looking inside a model: what every block sees, what it retrieves, and the geometry that it has learned.
+
+Shapes: `N` blocks, `B` sequences, `L` positions, `H` heads, `d` width, `n` chart dimension.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lior_jax.config import ModelConfig
+from lior_jax.model import Params, block, network
+from lior_jax.model.operators import Operators, prepare
+from lior_jax.physics import integrators
+from lior_jax.physics.geometry import whiten
+from lior_jax.physics.kernel import convolve
+from lior_jax.physics.numerics import project, rms_normalize
+from lior_jax.physics.resilience import resilience
+from lior_jax.physics.retrieval import geodesic_cost, retrieve, squared_distance
+from lior_jax.physics.taps import taps
+
+
+class View(NamedTuple):
+    """Of every block, with a leading axis `N`. `[i, j]` is the query at `i` and the key at `j`; above the diagonal, where no
+    query looks, a cost means nothing."""
+
+    state: Array
+    """`[B, L, d]`, entering the block."""
+    momentum: Array
+    """`[B, L, d]`, with which its flow starts: after the kick."""
+    cost: Array
+    """`[B, H, L, L]`, geodesic."""
+    weights: Array
+    """`[B, H, L, L]`, Boltzmann: every row adds up to 1."""
+    resilience: Array
+    """`[B, L, H]`."""
+    action: Array
+    """`[B, L, H]`, LIoR action of the flow."""
+
+
+@partial(jax.jit, static_argnums=2)
+def look(params: Params, tokens: Array, config: ModelConfig) -> View:
+    """Send `tokens` `[B, L]` through the network and keep what its blocks see."""
+
+    def step(state, operators):
+        s, p = state
+        view = _look_at_block(operators, s, p, config)
+        (s, p), _ = block.apply(operators, s, p, config)
+        return (s, p), view
+
+    s = network.embed(params.embedding, tokens)
+    _, view = lax.scan(step, (s, jnp.zeros_like(s)), prepare(params, tokens.shape[1], config))
+    return view
+
+
+def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig) -> View:
+    queries, keys, weigh = points(operators, s, config)
+    length = s.shape[1]
+    # Retrieving one-hot values tells which value comes from where.
+    one_hot = jnp.broadcast_to(jnp.eye(length, dtype=s.dtype)[None, :, None], (s.shape[0], length, config.heads, length))
+    couplings = operators.couplings._replace(field=None)
+    weights = retrieve(queries, keys, one_hot, weigh, couplings, config.precision)
+    momentum = block.entering_momentum(p, config) + block.kick(operators, s, config)[0]
+    *_, action = integrators.flow(
+        operators.hamiltonian,
+        s,
+        momentum,
+        block.schedule(config),
+        config.precision,
+        observe=partial(block.action, operators, config=config),
+    )
+    return View(
+        state=s,
+        momentum=momentum,
+        cost=geodesic_cost(squared_distance(queries, keys, config.precision), weigh),
+        weights=jnp.swapaxes(weights, 1, 2),
+        resilience=jnp.ones(queries.shape[:3], s.dtype) if weigh is None else weigh,
+        action=action,
+    )
+
+
+def points(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array, Array | None]:
+    """Whitened queries and keys of one block for a state `[B, L, d]`, each `[B, L, H, m]`, and the queries' resilience."""
+    direction, inverse = rms_normalize(s)
+    context = taps(operators.taps, direction)
+    if operators.memory is not None:
+        channels = direction.reshape(*s.shape[:-1], config.heads, -1)
+        remembered = convolve(operators.memory.by_lag, channels, config.precision).reshape(s.shape)
+        context = context + operators.memory.gain[None, None] * remembered
+    queries, keys = (
+        project(context, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*s.shape[:-1], *chart.shape[:-1])
+        for chart in (operators.query, operators.key)
+    )
+    return queries, keys, resilience(operators.resilience, queries, inverse)
+
+
+def metrics(params: Params, config: ModelConfig) -> Array:
+    """The metric `G` of each head, with `g(x, x) = xᵀ G x` for chart points `x`: `[N, H, n, n]`."""
+    base = jnp.asarray(config.geometry.whitening, jnp.float32)
+    size = config.metric_block if config.metric == "block_rot" else None
+    frame = params.carried.frame
+
+    def gram(metric, axes):
+        whitening = whiten(metric, base, axes, size)
+        return whitening.T @ whitening
+
+    by_head = jax.vmap(jax.vmap(gram, (0, None if frame is None else 0)), (0, None if frame is None else 0))
+    return by_head(params.blocks.metric, None if frame is None else frame.axes)

@@ -33,6 +33,11 @@ def _rows(value: Any) -> Any:
     return tuple(_tuple(row) for row in value) if isinstance(value, list) else value
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 Rows = tuple[tuple[float, ...], ...]
 
 
@@ -183,7 +188,7 @@ class LearningConfig(Section):
     two runs, so their rounding is not amplified by 1 / ε."""
     nudged_steps: int | None = Field(None, ge=1, le=2**12)
     """Steps of a nudged relaxation (equilibrium); null for as many as the free one, `model.relaxation_steps`."""
-    pull: Literal["cross_entropy", "force", "target_embedding", "off"] = "cross_entropy"
+    pull: Annotated[Literal["cross_entropy", "force", "target_embedding", "off"], BeforeValidator(_off)] = "cross_entropy"
     """What pulls on the last block's nudged state: the loss's force on its free state; that force anew at every step of the
     relaxation (equilibrium); the target's embedding (equilibrium); or nothing, and then nothing changes (equilibrium)."""
     update: Literal["all", "geometry"] = "all"

@@ -8,7 +8,7 @@ from lior_jax.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a language model by Hamiltonian echo.")
+    parser = argparse.ArgumentParser(description="Train a language model without back-propagation.")
     parser.add_argument("--config", metavar="FILE", help="YAML configuration, for example configs/quickstart.yaml")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     summary = training.train(config, resume=bool(arguments.resume), stop_after=arguments.stop_after)
 
     session = " in this session" if arguments.resume else ""
-    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by Hamiltonian echo"
+    rule = {"echo": "Hamiltonian echo", "equilibrium": "equilibrium propagation"}[config.learning.rule]
+    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {rule}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
     print(
         f"""

@@ -33,6 +33,11 @@ def _rows(value: Any) -> Any:
     return tuple(_tuple(row) for row in value) if isinstance(value, list) else value
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 Rows = tuple[tuple[float, ...], ...]
 
 
@@ -114,6 +119,15 @@ class ModelConfig(Section):
     """Read the prompt's field state, propagated by a LIoR kernel, beside retrieval."""
     potential_units: int = Field(256, ge=1, le=2**20)
     """Gated units `M` of the potential."""
+    dynamics: Literal["symplectic", "dissipative"] | None = None
+    """What follows a block's kick: a Hamiltonian flow, or relaxation to a minimum of the block's energy. Left out, it follows
+    `learning.rule`."""
+    relaxation_steps: int = Field(12, ge=1, le=2**12)
+    """Steps of each block's relaxation (dissipative)."""
+    relaxation_rate: float = Field(0.8, gt=0, lt=2)
+    """Length of a step of the relaxation, in units where a block without potential settles in one."""
+    relaxation_momentum: float = Field(0.25, ge=0, lt=1)
+    """Share of the last step that a step of the relaxation goes on with (heavy ball); 0 for gradient flow."""
     leapfrog_steps: int = Field(1, ge=1, le=2**12)
     """Störmer–Verlet steps `T` of each block's flow."""
     step_size: float = Field(1.0, gt=0)
@@ -161,17 +175,34 @@ class ModelConfig(Section):
 
 
 class LearningConfig(Section):
-    """The Hamiltonian echo (DESIGN.md section 4)."""
+    """How parameters learn from two phases (DESIGN.md section 4)."""
 
-    nudge: Literal["centred", "one_sided"] = "centred"
-    """`centred`: echoes pushed to both sides; `one_sided`: one pushed echo against the free one, bias O(ε)."""
+    rule: Literal["echo", "equilibrium"] | None = None
+    """`echo`: the Hamiltonian echo, of symplectic dynamics; `equilibrium`: free and nudged relaxation, of dissipative dynamics.
+    Left out, it follows `model.dynamics`, and is the echo if that is left out too."""
+    nudge: Literal["centred", "one_sided", "random_sign"] = "centred"
+    """`centred`: two runs pushed to both sides; `one_sided`: one pushed run against the free one, bias O(ε); `random_sign`
+    (equilibrium): one pushed run, to a side drawn for each sequence, so that the bias averages out over sequences."""
     nudge_size: float = Field(1e-3, gt=0, le=0.3)
     """Size ε₀ of the push relative to the state. It need not follow the precision: products see mean and slope of the
     two runs, so their rounding is not amplified by 1 / ε."""
+    nudged_steps: int | None = Field(None, ge=1, le=2**12)
+    """Steps of a nudged relaxation (equilibrium); null for as many as the free one, `model.relaxation_steps`."""
+    pull: Annotated[Literal["cross_entropy", "force", "target_embedding", "off"], BeforeValidator(_off)] = "cross_entropy"
+    """What pulls on the last block's nudged state: the loss's force on its free state; that force anew at every step of the
+    relaxation (equilibrium); the target's embedding (equilibrium); or nothing, and then nothing changes (equilibrium)."""
+    update: Literal["all", "geometry"] = "all"
+    """What learns: all parameters; or (equilibrium) the metrics and their rotors alone, from the difference of the LIoR action
+    between the nudged phases."""
     action_weight: float = Field(0.0, ge=0)
     """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
     chunk: int | None = Field(None, ge=1)
-    """Sequences whose echoes run at once; fewer need less memory and fit a CPU's cache. By default all."""
+    """Sequences whose nudged runs go at once; fewer need less memory and fit a CPU's cache. By default all."""
+
+    @property
+    def learns_all(self) -> bool:
+        """Whether anything but geometry changes."""
+        return self.update == "all" and self.pull != "off"
 
 
 class OptimizerConfig(Section):
@@ -241,6 +272,38 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _rule_and_dynamics_fit(self):
+        """One that is left out follows the other, here and nowhere else, so that the model's section stands by itself."""
+        needs = {"echo": "symplectic", "equilibrium": "dissipative"}
+        learns = {dynamics: rule for rule, dynamics in needs.items()}
+        rule = self.learning.rule or learns.get(self.model.dynamics, "echo")
+        dynamics = self.model.dynamics or needs[rule]
+        if dynamics != needs[rule]:
+            raise ValueError(
+                f"learning.rule: {rule} needs model.dynamics: {needs[rule]}, and not {dynamics}; leave one of the two out"
+            )
+        object.__setattr__(self, "model", self.model.model_copy(update={"dynamics": dynamics}))
+        object.__setattr__(self, "learning", self.learning.model_copy(update={"rule": rule}))
+        model, learning = self.model, self.learning
+        if rule == "echo":
+            for key, of_equilibrium in (
+                ("nudge", learning.nudge == "random_sign"),
+                ("nudged_steps", learning.nudged_steps is not None),
+                ("pull", learning.pull != "cross_entropy"),
+                ("update", learning.update != "all"),
+            ):
+                if of_equilibrium:
+                    value = getattr(learning, key)
+                    raise ValueError(f"learning.{key}: {value} is nothing for the echo; set learning.rule: equilibrium too")
+            return self
+        if model.carry_momentum or model.leapfrog_steps > 1:
+            key = "carry_momentum" if model.carry_momentum else "leapfrog_steps"
+            raise ValueError(f"model.{key}: a relaxation has no momentum and no leapfrog steps; leave the key out")
+        if learning.action_weight and not learning.learns_all:
+            raise ValueError("learning.action_weight: it has no say unless learning.update is all and learning.pull is not off")
+        return self
 
     @model_validator(mode="after")
     def _sections_fit(self):

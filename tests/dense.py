@@ -13,6 +13,7 @@ from lior_jax.model import Params
 from lior_jax.model.operators import ContextMemory, Operators
 from lior_jax.physics.action import LENGTH_EPSILON
 from lior_jax.physics.geometry import Metric
+from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import RMS_EPSILON
 from lior_jax.physics.products import PRODUCT_EPSILON
@@ -190,7 +191,9 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         value=blocks.value,
         output=blocks.output,
         hamiltonian=blocks.hamiltonian._replace(
-            curvature=softplus(blocks.hamiltonian.curvature), inverse_mass=softplus(blocks.hamiltonian.inverse_mass)
+            units=restrained(blocks.hamiltonian.units) if config.dynamics == "dissipative" else blocks.hamiltonian.units,
+            curvature=softplus(blocks.hamiltonian.curvature),
+            inverse_mass=softplus(blocks.hamiltonian.inverse_mass),
         ),
         couplings=Couplings(softplus(blocks.inverse_temperature), prior, gates, field),
         memory=memory,
@@ -221,19 +224,40 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
         retrieved, _ = retrieve(query, key, value, resilience(law, query, s, config), block.couplings)
         if not config.carry_momentum:
             p = np.zeros_like(s)
-        p = p + np.einsum("blhv,hvd->bld", retrieved, block.output)
-
-        acted = 0.0
-        for _ in range(config.leapfrog_steps):
-            p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
-            before, s = s, s + config.step_size * block.hamiltonian.inverse_mass * p
-            p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
-            acted = acted + action(law, block.query, before, s, config)
+        kick = np.einsum("blhv,hvd->bld", retrieved, block.output)
+        if config.dynamics == "dissipative":
+            before, s = s, relax(block.hamiltonian, s, kick, config)
+            acted = action(law, block.query, before, s, config)
+        else:
+            p, acted = p + kick, 0.0
+            for _ in range(config.leapfrog_steps):
+                p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
+                before, s = s, s + config.step_size * block.hamiltonian.inverse_mass * p
+                p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
+                acted = acted + action(law, block.query, before, s, config)
         states.append(s)
         actions.append(acted.mean((0, 1)))
         z = np.einsum("mn,hnd,bld->blhm", base, params.blocks.key[index], context)
         moments.append(np.einsum("blhm,blhn->hmn", z, z) / tokens.size)
     return Pass(rms_hat(s) @ params.readout.T, states, np.array(actions), np.array(moments))
+
+
+def restrained(units: np.ndarray) -> np.ndarray:
+    """Of all blocks: gates over `1 + ‖W‖₈ ‖U‖₈ / 2`, with norms from the singular values."""
+    features, gates = np.moveaxis(np.sum(np.linalg.svd(units, compute_uv=False) ** 8, -1) ** 0.125, 1, 0)
+    return np.stack([units[:, 0], units[:, 1] / (1 + features * gates / 2)[:, None, None]], 1)
+
+
+def relax(hamiltonian: Hamiltonian, s_in: np.ndarray, kick: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Heavy-ball descent, preconditioned by the quadratic part of `½ ‖s − s_in − M⁻¹ f‖²_M + V(s)`, ŝ being soft."""
+    mass, kappa = 1 / hamiltonian.inverse_mass, hamiltonian.curvature
+    s = s_in + kick / mass
+    before = s
+    for _ in range(config.relaxation_steps):
+        slope = mass * (s - s_in) - kick - dense_force(hamiltonian, s, 1.0)
+        step = config.relaxation_momentum * (s - before) - config.relaxation_rate * slope / (mass + kappa)
+        before, s = s, s + step
+    return s
 
 
 def context_of(block: Operators, direction: np.ndarray) -> np.ndarray:

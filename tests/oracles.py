@@ -82,6 +82,12 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     | {"frame": "derived", "metric": "block_rot"},
 }
 
+
+def relaxing(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes without what a relaxation does not have."""
+    return {key: value for key, value in changes.items() if key not in ("carry_momentum", "leapfrog_steps", "step_size")}
+
+
 # One cache of compiled programs for all tests: the same configuration and shapes compile once.
 estimate = jax.jit(learning.estimate, static_argnames="config")
 logits = jax.jit(model.logits, static_argnames="config")
@@ -305,8 +311,8 @@ def softplus(x):
     return np.logaddexp(0.0, x)
 
 
-def rms_hat(x):
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
+def rms_hat(x, epsilon=RMS_EPSILON):
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon)
 
 
 def gelu(z):
@@ -342,20 +348,20 @@ def dense_metric(metric: Metric) -> np.ndarray:
     return rigid + metric.low_rank @ np.diag(softplus(metric.low_rank_stiffness)) @ metric.low_rank.T
 
 
-def dense_potential(hamiltonian: Hamiltonian, s: np.ndarray) -> np.ndarray:
-    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s)
+def dense_potential(hamiltonian: Hamiltonian, s: np.ndarray, epsilon: float = RMS_EPSILON) -> np.ndarray:
+    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s, epsilon)
     features, gates = hamiltonian.units
     gated = gelu(s_hat @ features.T + hamiltonian.bias) * (s_hat @ gates.T)
     return 0.5 * hamiltonian.curvature * np.sum(s * s, -1) - gated.sum(-1)
 
 
-def dense_force(hamiltonian: Hamiltonian, s: np.ndarray) -> np.ndarray:
+def dense_force(hamiltonian: Hamiltonian, s: np.ndarray, epsilon: float = RMS_EPSILON) -> np.ndarray:
     """`−∂V/∂s`, through the matrix `∂ŝ/∂s` of every point."""
-    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s)
+    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s, epsilon)
     features, gates = hamiltonian.units
     z, gate = s_hat @ features.T + hamiltonian.bias, s_hat @ gates.T
     on_direction = (gelu_slope(z) * gate) @ features + gelu(z) @ gates
     d = s.shape[-1]
     jacobian = np.eye(d) - s_hat[..., :, None] * s_hat[..., None, :] / d
-    jacobian = jacobian / np.sqrt(np.mean(s * s, axis=-1) + RMS_EPSILON)[..., None, None]
+    jacobian = jacobian / np.sqrt(np.mean(s * s, axis=-1) + epsilon)[..., None, None]
     return np.einsum("...ij,...i->...j", jacobian, on_direction) - hamiltonian.curvature * s

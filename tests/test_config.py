@@ -109,12 +109,39 @@ def test_allowed_values_are_listed():
         ("model: {resilience: ricci}", "model.resilience is 'ricci'"),
         ("model: {curvature_terms: 0}", "model.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
+        ("learning: {rule: echo}\nmodel: {dynamics: dissipative}", "learning.rule: echo needs model.dynamics: symplectic"),
+        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium needs model.dynamics: dissipative"),
+        ("learning: {rule: equilibrium}\nmodel: {carry_momentum: true}", "model.carry_momentum: a relaxation has no"),
+        ("learning: {rule: equilibrium}\nmodel: {leapfrog_steps: 2}", "model.leapfrog_steps: a relaxation has no"),
+        ("learning: {nudge: random_sign}", "learning.nudge: random_sign is nothing for the echo"),
+        ("learning: {pull: force}", "learning.pull: force is nothing for the echo"),
+        ("learning: {update: geometry}", "learning.update: geometry is nothing for the echo"),
+        ("learning: {nudged_steps: 3}", "learning.nudged_steps: 3 is nothing for the echo"),
+        ("learning: {rule: equilibrium, pull: off, action_weight: 0.1}", "learning.action_weight: it has no say"),
+        ("learning: {rule: equilibrium, update: geometry, action_weight: 0.1}", "learning.action_weight: it has no say"),
+        ("model: {relaxation_momentum: 1.0}", "model.relaxation_momentum"),
         ("{1: 2}", "the key 1 is not text"),
         ("? [1, 2]\n: 3", "is not text"),
     ],
 )
 def test_wrong_values_and_impossible_combinations_are_named_by_path(text, path):
     assert path in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "dynamics"),
+    [
+        ("{}", "echo", "symplectic"),
+        ("learning: {rule: equilibrium}", "equilibrium", "dissipative"),
+        ("model: {dynamics: dissipative}", "equilibrium", "dissipative"),
+        ("learning: {rule: echo}\nmodel: {dynamics: symplectic}", "echo", "symplectic"),
+    ],
+)
+def test_rule_and_dynamics_follow_each_other(text, rule, dynamics):
+    """What is left out is filled in, so that a model's section alone, as inference reads it, gives the same model."""
+    config = configuration.parse(text, "x")
+    assert (config.learning.rule, config.model.dynamics) == (rule, dynamics)
+    assert configuration.validate({"model": config.model.model_dump()}, "saved").model == config.model
 
 
 def test_several_mistakes_are_told_at_once():

@@ -16,28 +16,13 @@ from jax import Array, lax
 
 from lior_jax.config import Config, ModelConfig
 from lior_jax.learning import nudge
+from lior_jax.learning.chunks import in_chunks
+from lior_jax.learning.info import Info
 from lior_jax.model import block, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
-from lior_jax.model.parameters import Carried, Params
+from lior_jax.model.parameters import Params
 from lior_jax.physics import integrators
 from lior_jax.physics.hamiltonian import velocity
-
-
-class Info(NamedTuple):
-    """Diagnostics of one estimate."""
-
-    loss: Array
-    """`[]`, mean nats per target in the free phase."""
-    reversibility: Array
-    """`[]`, largest relative distance between a state of the free phase and the same state rebuilt by its echo."""
-    nudge: Array
-    """`[N]`, mean strength ε of the push at the end of each block."""
-    gradient_norm: Array
-    """`[]`, global norm of the estimate before clipping."""
-    action: Array
-    """`[N]`, mean LIoR action of each block: metric length of a chart point's path along the flow, heads added up."""
-    carried: Carried
-    """What the parameters carry on to the next step."""
 
 
 class Stored(NamedTuple):
@@ -75,8 +60,9 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         operators, stored = scanned
         if stored is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
-        start, gradient, health = _echo_in_chunks(operators, end, stored, c_action, config)
-        return start, (gradient, health)
+        echo = partial(_echo_block, operators, c_action=c_action, config=config)
+        start, gradient, health = in_chunks(echo, config.learning.chunk, end, stored)
+        return start, (gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge)))
 
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
     start, (c_operators, health) = lax.scan(echo_block, end, (operators, stored), reverse=True)
@@ -93,6 +79,7 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
     info = Info(
         loss=loss,
         reversibility=reversibility,
+        residual=health.reversibility,
         nudge=health.nudge,
         gradient_norm=optax.tree.norm(gradient),
         action=jnp.sum(observed.action, -1),
@@ -155,24 +142,6 @@ def _echo_block(
         law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
         gradient = gradient._replace(query=gradient.query + by_action.query, resilience=law)
     return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
-
-
-def _echo_in_chunks(
-    operators: Operators, end: PhasePoint, stored: Stored | None, c_action: float, config: Config
-) -> tuple[PhasePoint, Operators, Health]:
-    """`_echo_block` for `config.learning.chunk` sequences at a time; their gradients add up."""
-    batch, chunk = end.s.shape[0], config.learning.chunk
-    if chunk is None:
-        return _echo_block(operators, end, stored, c_action, config)
-
-    def step(gradient, piece):
-        start, local, health = _echo_block(operators, *piece, c_action, config)
-        return jax.tree.map(jnp.add, gradient, local), (start, health)
-
-    pieces = jax.tree.map(lambda x: x.reshape(batch // chunk, chunk, *x.shape[1:]), (end, stored))
-    gradient, (start, health) = lax.scan(step, jax.tree.map(jnp.zeros_like, operators), pieces)
-    start = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), start)
-    return start, gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge))
 
 
 def _free_phase(operators: Operators, s: Array, model: ModelConfig):

@@ -1,12 +1,37 @@
 """How hard, and to which sides, the nudged rollouts are pushed."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.numerics import rms_normalize, rms_normalize_adjoint
 
 # Signs of the two pushes. Free is a push of zero.
 SIDES = {"centred": (1.0, -1.0), "one_sided": (1.0, 0.0)}
+
+
+def sides_of(mode: str, tokens: Array) -> tuple[Array, Array]:
+    """The two pushes of every sequence `[B, L]`, in units of ε: `[B, 1, 1]` each.
+
+    `random_sign` is `(±1, 0)`, its sign drawn from the sequence's own tokens, so that a resumed run draws it again.
+    """
+    if mode != "random_sign":
+        return tuple(jnp.full((tokens.shape[0], 1, 1), side, jnp.float32) for side in SIDES[mode])
+    # A polynomial in an odd base tells sequences apart that differ in one token, or in their order.
+    powers = jnp.cumprod(jnp.full((1, tokens.shape[1]), 0x9E3779B1, jnp.uint32), axis=1)
+    seeds = jnp.sum(powers * tokens.astype(jnp.uint32), axis=1)
+    sign = jax.vmap(lambda seed: jax.random.rademacher(jax.random.key(seed), (1, 1), jnp.float32))(seeds)
+    return sign, jnp.zeros_like(sign)
+
+
+def target_embedding_adjoint(embedding: Array, s: Array, targets: Array) -> Array:
+    """Cotangent of `s` `[B, L, d]` of `½ mean ‖ŝ − ê‖²`, over targets and channels: the audit's pull to the target's embedding.
+
+    `ê` is the normalised embedding `[V, d]` of each of `targets` `[B, L]`, held fast.
+    """
+    (direction, inverse), (target, _) = rms_normalize(s), rms_normalize(embedding[targets])
+    return rms_normalize_adjoint(direction, inverse, (direction - target) / s.size)
 
 
 def strength(size: float, s: Array, *pulls: Array) -> Array:

@@ -19,7 +19,8 @@ def make_schedule(config: Config) -> optax.Schedule:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW without decay on metric parameters, biases and scalars."""
+    """Clip by global norm, then AdamW without decay on metric parameters, biases and scalars, or on anything that must not
+    change."""
     optimizer = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
@@ -27,7 +28,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
             make_schedule(config),
             b1=optimizer.beta1,
             b2=optimizer.beta2,
-            weight_decay=optimizer.weight_decay,
+            weight_decay=optimizer.weight_decay if config.learning.learns_all else 0.0,
             mask=decay_mask,
         ),
     )

@@ -1,4 +1,4 @@
-"""One block: context, charts and retrieval give a kick, and a Hamiltonian flow follows it.
+"""One block: context, charts and retrieval give a kick, and a Hamiltonian flow, or a relaxation, follows it.
 
 `operators` turns parameters into what blocks apply. `kick` and its adjoint are the part that is not Hamiltonian; `action`
 measures the flow.
@@ -12,7 +12,7 @@ from jax import Array
 
 from lior_jax.config import ModelConfig
 from lior_jax.model.operators import Operators
-from lior_jax.physics import integrators
+from lior_jax.physics import integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
 from lior_jax.physics.kernel import convolve, convolve_adjoint
 from lior_jax.physics.numerics import contract, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
@@ -21,11 +21,20 @@ from lior_jax.physics.retrieval import retrieve, retrieve_adjoint
 from lior_jax.physics.taps import taps, taps_adjoint
 
 
-class Observation(NamedTuple):
-    """Of one block's free run, means over sequences and positions: `action` `[H]`, along the flow; `moment` `[H, n, n]`,
-    `E[xxᵀ]` of the keys in whitened coordinates, where the frame is derived from it."""
+class Motion(NamedTuple):
+    """How the states moved: `action` `[H]`, mean over sequences and positions of that along the way; `residual` `[]`, of the
+    relaxation before its last step, if the dynamics is dissipative."""
 
     action: Array
+    residual: Array | None
+
+
+class Observation(NamedTuple):
+    """Of one block's free run: what `Motion` says; and `moment` `[H, n, n]`, the mean `E[xxᵀ]` of the keys in whitened
+    coordinates, where the frame is derived from it."""
+
+    action: Array
+    residual: Array | None
     moment: Array | None
 
 
@@ -39,20 +48,33 @@ def schedule(config: ModelConfig) -> integrators.Schedule:
 def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tuple[tuple[Array, Array], Observation]:
     """Send `(s, p)`, each `[B, L, d]`, through one block."""
     kicked, moment = kick(operators, s, config)
-    s, p, observed = move(operators, s, p, kicked, config)
-    return (s, p), Observation(observed, moment)
+    s, p, moved = move(operators, s, p, kicked, config)
+    return (s, p), Observation(*moved, moment)
 
 
-def move(operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig) -> tuple[Array, Array, Array]:
-    """The flow of each position by itself after its kick: state and momentum `[B, L, d]`, and the mean action `[H]`."""
-    return integrators.flow(
-        operators.hamiltonian,
-        s,
-        entering_momentum(p, config) + kicked,
-        schedule(config),
-        config.precision,
-        observe=lambda before, after: jnp.mean(action(operators, before, after, config), (0, 1)),
-    )
+def move(operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig) -> tuple[Array, Array, Motion]:
+    """What a block does after its kick, every position by itself: follow the flow, or relax, which leaves the momentum alone.
+
+    Args:
+        s, p: `[..., d]`, state and momentum at the block's start.
+        kicked: `[..., d]`, the kick.
+    """
+    positions = tuple(range(s.ndim - 1))
+
+    def observe(before: Array, after: Array) -> Array:
+        return jnp.mean(action(operators, before, after, config), positions)
+
+    if config.dynamics == "dissipative":
+        relaxed, residuals = relaxation.relax(operators.hamiltonian, s, kicked, descent(config), config.precision)
+        return relaxed, p, Motion(observe(s, relaxed), residuals[-1])
+    start = entering_momentum(p, config) + kicked
+    s, p, observed = integrators.flow(operators.hamiltonian, s, start, schedule(config), config.precision, observe)
+    return s, p, Motion(observed, None)
+
+
+def descent(config: ModelConfig) -> relaxation.Descent:
+    """The descent of a free relaxation."""
+    return relaxation.Descent(config.relaxation_steps, config.relaxation_rate, config.relaxation_momentum)
 
 
 def entering_momentum(p: Array, config: ModelConfig) -> Array:

@@ -20,6 +20,7 @@ from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import softplus_adjoint
 from lior_jax.physics.products import Gates, two_form, two_form_adjoint
+from lior_jax.physics.relaxation import restrain, restrain_adjoint
 from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
 from lior_jax.physics.retrieval import Couplings
 
@@ -68,8 +69,11 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         key=_whiten_charts(params, blocks.key, config),
         value=blocks.value,
         output=blocks.output,
-        hamiltonian=hamiltonian._replace(
-            curvature=positive(hamiltonian.curvature), inverse_mass=positive(hamiltonian.inverse_mass)
+        hamiltonian=Hamiltonian(
+            units=jax.vmap(restrain)(hamiltonian.units) if config.dynamics == "dissipative" else hamiltonian.units,
+            bias=hamiltonian.bias,
+            curvature=positive(hamiltonian.curvature),
+            inverse_mass=positive(hamiltonian.inverse_mass),
         ),
         couplings=Couplings(positive(blocks.inverse_temperature), log_prior, _prepare_products(blocks.products, config), field),
         memory=memory,
@@ -84,6 +88,9 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     metric_by_key, c_key = _whiten_charts_adjoint(params, blocks.key, cotangent.key, config)
     raw, c_hamiltonian = blocks.hamiltonian, cotangent.hamiltonian
     by_lag_adjoint = jax.vmap(kernel.values_adjoint)
+    c_units = c_hamiltonian.units
+    if config.dynamics == "dissipative":
+        c_units = jax.vmap(restrain_adjoint)(raw.units, c_units)
     c_prior = c_memory = c_field = None
     if blocks.lag_prior is not None:
         c_prior = jax.vmap(kernel.log_prior_adjoint)(blocks.lag_prior, _prior_shift(params), couplings.log_prior)
@@ -103,6 +110,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
         metric=jax.tree.map(jnp.add, metric_by_query, metric_by_key),
         inverse_temperature=softplus_adjoint(blocks.inverse_temperature, couplings.inverse_temperature),
         hamiltonian=c_hamiltonian._replace(
+            units=c_units,
             curvature=softplus_adjoint(raw.curvature, c_hamiltonian.curvature),
             inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
         ),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import (
+    RMS_EPSILON,
     Precision,
     correlate,
     gelu_and_slope,
@@ -32,9 +33,9 @@ class Hamiltonian(NamedTuple):
     inverse_mass: Array
 
 
-def potential(hamiltonian: Hamiltonian, s: Array) -> Array:
+def potential(hamiltonian: Hamiltonian, s: Array, softness: float = RMS_EPSILON) -> Array:
     """`V(s)` of every point `[..., d]`: `[...]`."""
-    s_hat, _ = rms_normalize(s)
+    s_hat, _ = rms_normalize(s, softness)
     z, gate = _features(hamiltonian, s_hat, "float32")
     gelu, _ = gelu_and_slope(z + _row(hamiltonian.bias, z))
     return 0.5 * hamiltonian.curvature * jnp.sum(s * s, -1) - jnp.sum(gelu * gate, -1)
@@ -55,13 +56,13 @@ def velocity(hamiltonian: Hamiltonian, p: Array) -> Array:
     return p * _row(hamiltonian.inverse_mass, p)
 
 
-def force(hamiltonian: Hamiltonian, s: Array, precision: Precision = "float32") -> Array:
+def force(hamiltonian: Hamiltonian, s: Array, precision: Precision = "float32", softness: float = RMS_EPSILON) -> Array:
     """`−∂V/∂s` of every point `[..., d]`.
 
     With `e = gelu'(z) ⊙ (Uŝ)` and `F̂ = Uᵀ gelu(z) + Wᵀ e`, the force is
     `(F̂ − ŝ mean(F̂ ⊙ ŝ)) / sqrt(mean(s²) + ε) − κ s`.
     """
-    s_hat, inverse = rms_normalize(s)
+    s_hat, inverse = rms_normalize(s, softness)
     z, gate = _features(hamiltonian, s_hat, precision)
     gelu, slope = gelu_and_slope(z + _row(hamiltonian.bias, z))
     features, gates = hamiltonian.units
@@ -103,7 +104,9 @@ def pair(plus: Array, minus: Array, span: Array) -> Pair:
     return Pair(0.5 * (plus + minus), (plus - minus) / span)
 
 
-def kick_contrast(hamiltonian: Hamiltonian, s: Pair, span: Array, precision: Precision) -> tuple[Pair, Hamiltonian]:
+def kick_contrast(
+    hamiltonian: Hamiltonian, s: Pair, span: Array, precision: Precision, softness: float = RMS_EPSILON
+) -> tuple[Pair, Hamiltonian]:
     """Force on both nudged runs, and the contrast `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span` summed over positions.
 
     Args:
@@ -114,7 +117,7 @@ def kick_contrast(hamiltonian: Hamiltonian, s: Pair, span: Array, precision: Pre
         The pair of forces, and the contrast in the structure of the parameters (the mass has no part in `V`).
     """
     s_ends = s.ends(span)
-    (hat_plus, inverse_plus), (hat_minus, inverse_minus) = (rms_normalize(x) for x in s_ends)
+    (hat_plus, inverse_plus), (hat_minus, inverse_minus) = (rms_normalize(x, softness) for x in s_ends)
     s_hat = pair(hat_plus, hat_minus, span)
     (z_mean, gate_mean), (z_slope, gate_slope) = (_features(hamiltonian, x, precision) for x in s_hat)
     z_ends = Pair(z_mean + _row(hamiltonian.bias, z_mean), z_slope).ends(span)

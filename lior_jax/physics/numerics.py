@@ -46,16 +46,17 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def rms_normalize(x: Array) -> tuple[Array, Array]:
+def rms_normalize(x: Array, epsilon: float = RMS_EPSILON) -> tuple[Array, Array]:
     """`x̂ = x / sqrt(mean(x²) + ε)` over the last axis.
 
     Args:
         x: `[..., d]`.
+        epsilon: ε, where the direction alone is not what is wanted.
 
     Returns:
         `x̂` `[..., d]`, and `1 / sqrt(mean(x²) + ε)` `[..., 1]`.
     """
-    inverse = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
+    inverse = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
     return x * inverse, inverse
 
 

@@ -242,7 +242,7 @@ def test_chunks_change_nothing(config):
     pieces, pieces_info = oracles.estimate(params, batch, config=replace(config, "learning", chunk=1))
     # The rounding of the nudged runs, 1e-7 and some, amplified by 1 / ε₀.
     assert_trees_close(pieces, whole, 5e-4)
-    assert_trees_close(pieces_info._replace(reversibility=info.reversibility), info, 1e-5)
+    assert_trees_close(pieces_info._replace(reversibility=info.reversibility, residual=info.residual), info, 1e-5)
     np.testing.assert_allclose(pieces_info.reversibility, info.reversibility, atol=2e-5)
 
 
@@ -274,7 +274,8 @@ def test_info(config):
     norm = np.sqrt(sum(np.sum(x * x) for x in named_leaves(estimate).values()))
     np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-5)
     assert 0 <= info.reversibility <= 1e-4
-    assert info.nudge.shape == info.action.shape == (config.model.blocks,)
+    np.testing.assert_allclose(info.residual.max(), 0 if config.model.carry_momentum else info.reversibility)
+    assert info.nudge.shape == info.residual.shape == info.action.shape == (config.model.blocks,)
 
     expected = dense.network(params, batch[0], config.model)
     np.testing.assert_allclose(info.action, expected.actions.sum(-1), rtol=1e-4)

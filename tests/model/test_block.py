@@ -183,3 +183,30 @@ def test_keys_moment_is_observed_where_a_frame_follows_it(frame, float64):
     keys = np.einsum("bld,hmd->blhm", oracles.rms_hat(np.asarray(s)), made.key)[..., : config.chart_dim]
     expected = np.mean(keys[..., :, None] * keys[..., None, :], (0, 1))
     np.testing.assert_allclose(moment, expected, rtol=1e-10)
+
+
+# --- moving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"leapfrog_steps": 2}, {"carry_momentum": True}, {"dynamics": "dissipative"}])
+def test_positions_move_by_themselves(changes, float64):
+    """A single position, of any leading shape, goes where it goes among the others; the action is its own."""
+    config = ModelConfig(**(SMALL | changes))
+    made, (s, p), kicked = to64(prepared(config)), states(config), states(config, seed=1)[0]
+    moved, momentum, _ = block.move(made, s, p, kicked, config)
+    alone, own, observed = block.move(made, s[1, 2], p[1, 2], kicked[1, 2], config)
+    np.testing.assert_allclose(alone, moved[1, 2], rtol=1e-12)
+    np.testing.assert_allclose(own, momentum[1, 2], rtol=1e-12)
+    assert (np.asarray(alone) != s[1, 2]).all()
+    assert observed.action.shape == (config.heads,)
+
+
+def test_relaxing_observes_the_straight_way_and_the_residual(float64):
+    config = small_config({"rule": "equilibrium"}, **PARTS["constitutive"], relaxation_steps=4).model
+    made, (s, p) = to64(prepared(config)), states(config)
+    (moved, momentum), observed = apply(made, s, p, config=config)
+    np.testing.assert_allclose(observed.action, np.mean(action(made, s, moved, config=config), (0, 1)), rtol=1e-10)
+    np.testing.assert_array_equal(momentum, p)
+    before = dense.relax(to_numpy(made.hamiltonian), *map(np.asarray, (s, kick(made, s, config=config)[0])), config)
+    np.testing.assert_allclose(moved, before, rtol=1e-10)
+    assert 1e-6 < observed.residual < 1

@@ -16,6 +16,7 @@ from tests.oracles import (
     normal,
     random_batch,
     random_params,
+    relaxing,
     small_config,
     to64,
     trained_looking,
@@ -26,6 +27,11 @@ CARRY = small_config(carry_momentum=True, leapfrog_steps=2, step_size=0.6)
 RANKLESS = small_config(metric_rank=0, rotor_layers=0, heads=3, blocks=3, taps=9, leapfrog_steps=3, step_size=0.5)
 ALL = {name: small_config(**changes) for name, changes in EVERYTHING.items()}
 CONFIGS = {"plain": CONFIG, "carry": CARRY, "rankless": RANKLESS} | ALL
+RELAXED = {
+    name: small_config({"rule": "equilibrium"}, relaxation_steps=5, relaxation_momentum=0.4, **relaxing(changes))
+    for name, changes in {"relaxed": {}, "relaxed_curvature": EVERYTHING["rotor_curvature_carry"]}.items()
+}
+CONFIGS |= RELAXED
 ALONE = {name: small_config(**changes) for name, changes in PARTS.items()}
 
 run = jax.jit(network.run, static_argnames="config")
@@ -49,7 +55,7 @@ def test_logits_are_the_dense_forward_pass(name, float64):
     assert (observed.moment is None) == (config.model.frame != "derived")
 
 
-@pytest.mark.parametrize("name", ["carry", *ALL])
+@pytest.mark.parametrize("name", ["carry", "relaxed", *ALL])
 def test_actions_add_up_the_heads(name):
     config = CONFIGS[name]
     tokens, _ = random_batch(config)
@@ -66,7 +72,7 @@ def test_float32_is_accurate():
     np.testing.assert_allclose(oracles.logits(params, tokens, config=CONFIG.model), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "carry", *ALL])
+@pytest.mark.parametrize("name", ["plain", "carry", "relaxed", *ALL])
 def test_no_logit_sees_the_future(name):
     """To the last bit: changing one token changes nothing before it, and everything from it on."""
     config = CONFIGS[name]

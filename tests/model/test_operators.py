@@ -53,10 +53,13 @@ def check_prepare_adjoint(changes):
     check_adjoint(function, adjoint, (params.blocks,))
 
 
-@pytest.mark.parametrize("name", ["block_rot", "learned_lowrank", "derived_blocks", "adaptive_order", "tensor", *EVERYTHING])
+ALONE = ["block_rot", "learned_lowrank", "derived_blocks", "adaptive_order", "tensor", "relaxed"]
+
+
+@pytest.mark.parametrize("name", [*ALONE, *EVERYTHING])
 def test_prepare_adjoint(name):
     """Of parts that share nothing with others, and of all at once."""
-    check_prepare_adjoint((PARTS | EVERYTHING)[name])
+    check_prepare_adjoint((PARTS | EVERYTHING | {"relaxed": {"dynamics": "dissipative"}})[name])
 
 
 @settings(max_examples=4)

@@ -22,6 +22,7 @@ CONFIGS = {
     "carry": small_config(context=CONTEXT, carry_momentum=True, leapfrog_steps=2, step_size=0.6),
     "rankless": small_config(context=CONTEXT, metric_rank=0, rotor_layers=0, heads=3, taps=9, leapfrog_steps=3, step_size=0.5),
     "one_tap": small_config(context=CONTEXT, taps=1),
+    "dissipative": small_config(context=CONTEXT, dynamics="dissipative"),
 } | {name: small_config(context=CONTEXT, **changes) for name, changes in (PARTS | EVERYTHING).items()}
 
 layers = jax.jit(recurrence.layers, static_argnames="config")

@@ -120,6 +120,30 @@ def test_a_short_run_beats_unigrams_and_bigrams(tmp_path):
     assert reached < bigram < unigram
 
 
+def test_equilibrium_beats_bigrams_and_its_checkpoint_relaxes(tiny, tmp_path):
+    """On a tiny corpus, with every step settled; and what is loaded from the folder scores what training measured."""
+    config = tiny(
+        "run",
+        *("learning.rule=equilibrium", "optimizer.learning_rate=1e-2", "training.steps=80", "training.batch_size=8"),
+        *("training.eval_every=80", "training.eval_windows=null", "training.save_every=80"),
+    )
+    corpus = data.load(config)
+    summary = training.train(config)
+    pairs = np.full((corpus.tokenizer.vocab_size,) * 2, 0.1)
+    np.add.at(pairs, (corpus.train[:-1], corpus.train[1:]), 1)
+    surprise = -np.log(pairs / pairs.sum(1, keepdims=True))
+    assert summary.nats_per_character < surprise[corpus.validation[:-1], corpus.validation[1:]].mean()
+    steps = [line for line in metrics.read(tmp_path / "run") if line["kind"] == "train"]
+    assert max(line["reversibility"] for line in steps) < 1e-3
+    assert all(len(line["residual"]) == config.model.blocks for line in steps)
+
+    engine = Engine.from_checkpoint(tmp_path / "run")
+    assert engine.config.dynamics == "dissipative"
+    text = corpus.tokenizer.decode(corpus.validation)
+    assert math.isclose(engine.score(text, stride=16).nats_per_token, summary.nats_per_character, rel_tol=1e-5)
+    assert len(engine.generate("1 is", max_tokens=5)) == 5
+
+
 def test_run_folder_holds_all_that_the_summary_promises(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["step"] == 12

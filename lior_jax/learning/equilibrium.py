@@ -1,0 +1,169 @@
+"""Equilibrium propagation: the gradient as the contrast of free and nudged relaxations (DESIGN.md section 4).
+
+The free phase relaxes every block to a minimum of its energy. The nudged phases relax again from there, with a small pull of
+the target on the energy. What the pull does to a minimum is the inverse of the energy's curvature, which is symmetric: so the
+difference of any local statistic `∂E/∂θ` between two nudges, divided by their distance, is the gradient of the loss.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from lior_jax.config import Config, ModelConfig
+from lior_jax.learning import nudge
+from lior_jax.learning.chunks import in_chunks
+from lior_jax.learning.info import Info
+from lior_jax.model import block, network
+from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
+from lior_jax.model.parameters import Block, Params
+from lior_jax.physics import relaxation
+from lior_jax.physics.hamiltonian import Pair
+
+
+class Stored(NamedTuple):
+    """What the free phase keeps of a block, `[B, L, d]` each: its input and its kick."""
+
+    s_in: Array
+    kicked: Array
+
+
+class End(NamedTuple):
+    """A block's free state, and the loss's cotangent of it: `[B, L, d]` each. `targets` `[B, L]` pull anew at every step."""
+
+    s: Array
+    c_s: Array
+    targets: Array | None
+
+
+class Health(NamedTuple):
+    """Of one block's nudged relaxation: residual of the slope, and mean strength of the push; `[]` each."""
+
+    residual: Array
+    nudge: Array
+
+
+def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
+    """As `learning.estimate`, by equilibrium propagation. With `learning.update: geometry` or another `learning.pull` than
+    the loss's it is what these say, and no gradient of the loss."""
+    tokens, targets = batch
+    chex.assert_rank([tokens, targets], 2)
+    chex.assert_equal_shape([tokens, targets])
+    model, learning = config.model, config.learning
+    operators = prepare(params, tokens.shape[1], model)
+    s_last, (stored, observed) = _free_phase(operators, network.embed(params.embedding, tokens), model)
+    loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
+    if learning.pull == "target_embedding":
+        c_s = nudge.target_embedding_adjoint(params.embedding, s_last, targets)
+    if learning.pull == "off":
+        c_readout, c_s = jnp.zeros_like(c_readout), jnp.zeros_like(c_s)
+
+    sides = nudge.sides_of(learning.nudge, tokens)
+    run = partial(_nudged_block, readout=params.readout, size=tokens.size, config=config)
+
+    def nudge_block(end: End, scanned):
+        operators, stored = scanned
+        c_s, gradient, health = in_chunks(partial(run, operators), learning.chunk, end, stored, sides)
+        return End(stored.s_in, c_s, None), (gradient, Health(jnp.max(health.residual), jnp.mean(health.nudge)))
+
+    end, blocks = End(s_last, c_s, None), (operators, stored)
+    if learning.pull == "force":
+        # The last block by itself: its pull alone follows its state.
+        end, top = nudge_block(end._replace(targets=targets), _at(blocks, -1))
+        start, below = lax.scan(nudge_block, end, _at(blocks, slice(-1)), reverse=True)
+        c_operators, health = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), below, top)
+    else:
+        start, (c_operators, health) = lax.scan(nudge_block, end, blocks, reverse=True)
+
+    gradient = Params(
+        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s),
+        blocks=prepare_adjoint(params, c_operators, model),
+        readout=c_readout,
+        carried=jax.tree.map(jnp.zeros_like, params.carried),
+    )
+    if learning.update == "geometry":
+        gradient = _geometry_only(gradient)
+    residual = jnp.maximum(observed.residual, health.residual)
+    info = Info(
+        loss=loss,
+        reversibility=jnp.max(residual),
+        residual=residual,
+        nudge=health.nudge,
+        gradient_norm=optax.tree.norm(gradient),
+        action=jnp.sum(observed.action, -1),
+        carried=params.carried if learning.pull == "off" else carry(params, observed.action, observed.moment, model),
+    )
+    return gradient, info
+
+
+def _nudged_block(
+    operators: Operators, end: End, stored: Stored, sides: tuple[Array, Array], readout: Array, size: int, config: Config
+) -> tuple[Array, Operators, Health]:
+    """Relax a nudged pair from a block's free state: the cotangent of its input, and the gradient of its operators.
+
+    Args:
+        size: number of targets that the loss is the mean of, which are more than those of a chunk.
+    """
+    model, learning = config.model, config.learning
+    hamiltonian = operators.hamiltonian
+    c_s, c_before, by_action = end.c_s, 0.0, None
+    if learning.action_weight:
+        weight = learning.action_weight / size
+        c_before, c_after, by_action = block.action_adjoint(operators, stored.s_in, end.s, weight, model)
+        c_s = c_s + c_after
+
+    def pull(s: Array) -> Array:
+        if end.targets is None:
+            return c_s
+        _, _, anew = network.readout_loss_adjoint(readout, s, end.targets, model.precision)
+        return anew * (end.targets.size / size) + (c_s - end.c_s)
+
+    epsilon = nudge.strength(learning.nudge_size, end.s, c_s)
+    span = (sides[0] - sides[1]) * epsilon
+    held = relaxation.anchor(hamiltonian, stored.s_in, stored.kicked)
+    descent = block.descent(model)
+    descent = descent._replace(steps=learning.nudged_steps or descent.steps)
+    pair, residuals = relaxation.relax_pair(hamiltonian, held, end.s, pull, sides, epsilon, descent, model.precision)
+    contrast = relaxation.contrast(hamiltonian, pair, stored.s_in, span, model.precision)
+
+    _, c_s_by_kick, gradient = block.kick_adjoint(operators, stored.s_in, contrast.push, model)
+    gradient = gradient._replace(hamiltonian=contrast.hamiltonian)
+    if by_action is not None:
+        law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
+        gradient = gradient._replace(query=gradient.query + by_action.query, resilience=law)
+    if learning.update == "geometry":
+        gradient = _action_contrast(operators, stored.s_in, pair, span, model)
+    return contrast.s_in + c_s_by_kick + c_before, gradient, Health(residuals[-1], jnp.mean(epsilon))
+
+
+def _action_contrast(operators: Operators, s_in: Array, s: Pair, span: Array, model: ModelConfig) -> Operators:
+    """What ΔLIoR, `Σ [action(s_in → s₊) − action(s_in → s₋)] / span`, depends on: the metric, through the whitened chart."""
+    (_, _, plus), (_, _, minus) = (
+        block.action_adjoint(operators, s_in, end, sign / span, model) for sign, end in zip((1, -1), s.ends(span), strict=True)
+    )
+    return jax.tree.map(jnp.zeros_like, operators)._replace(query=plus.query + minus.query)
+
+
+def _geometry_only(gradient: Params) -> Params:
+    still = jax.tree.map(jnp.zeros_like, gradient)
+    blocks: Block = still.blocks._replace(metric=gradient.blocks.metric)
+    return still._replace(blocks=blocks)
+
+
+def _at(blocks: Any, index: int | slice) -> Any:
+    return jax.tree.map(lambda x: x[index], blocks)
+
+
+def _free_phase(operators: Operators, s: Array, model: ModelConfig):
+    """Relax all blocks; keep what the nudged phases need, and what was observed of each block."""
+
+    def step(s, operators):
+        kicked, moment = block.kick(operators, s, model)
+        relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model)
+        return relaxed, (Stored(s, kicked), block.Observation(*moved, moment))
+
+    return lax.scan(step, s, operators)

@@ -421,7 +421,7 @@ MUTATIONS = [
         '"features": units[:, 1]',
         "analysis/test_compression.py -k go_back",
     ),
-    Mutation("analysis/report.py", "html.escape(samples[index]['text'])", "samples[index]['text']", "analysis/test_report.py"),
+    Mutation("analysis/page.py", "<pre>{html.escape(text)}", "<pre>{text}", "analysis/test_report.py"),
     Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
 ]

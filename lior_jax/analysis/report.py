@@ -1,12 +1,9 @@
 """One self-contained HTML page of a run: everything is inside it, and it asks nothing of a network."""
 
-import base64
-import html
-import io
 import json
 import math
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
 from lior_jax import checkpoint, model
 from lior_jax.analysis import compression, conservation, plots, probe
+from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from lior_jax.model.operators import prepare
@@ -31,22 +28,6 @@ _PROBED = 4
 """Of its positions, at which Jacobians are measured."""
 _LIBRARIES = ("lior-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #d5dde6; }
-p.note, figcaption { color: #55636f; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
-th { color: #55636f; font-weight: 600; white-space: nowrap; }
-table.figures td { text-align: right; }
-table.figures tr:first-child th { text-align: right; border-bottom: 1px solid #d5dde6; }
-pre { background: #f4f6f9; padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
-"""
-
 
 def write(run: str | Path) -> Path:
     """Write `report.html` into a run's folder, from its metrics, its configuration and, once there is one, its best checkpoint.
@@ -58,26 +39,20 @@ def write(run: str | Path) -> Path:
         UserError: no run, a damaged one, or a folder that cannot be written to.
     """
     run = existing_folder(run)
-    page = run / FILE
-    text = render(run)
+    path, text = run / FILE, render(run)
     try:
-        page.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as problem:
-        raise UserError(f"{page} cannot be written ({problem.strerror}).") from None
-    return page
+        raise UserError(f"{path} cannot be written ({problem.strerror}).") from None
+    return path
 
 
 def render(run: Path) -> str:
     """The page's text."""
     lines = run_metrics.read(run)
-    name = html.escape(run.resolve().name)
+    begin = note("A run of lior_jax, which learns by Hamiltonian echo.")
     sections = [*_summary(run, lines), *_curves(lines), *_samples(lines), *_inside(run, lines), *_settings(run)]
-    body = "\n".join(sections)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
-        f'<p class="note">A run of lior_jax, which learns by Hamiltonian echo.</p>\n{body}\n</body>\n</html>\n'
-    )
+    return page(run.resolve().name, [begin, *sections])
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
@@ -103,70 +78,71 @@ def _summary(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     speeds = [line["tokens_per_second"] for line in trained if "tokens_per_second" in line]
     if speeds:
         rows["speed, median"] = f"{np.median(speeds):,.0f} tokens/s"
-    yield _table(rows.items())
+    yield table(rows.items())
 
 
 def _curves(lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield "<h2>Learning</h2>"
+    yield heading("Learning")
     if not any(line["kind"] == "train" for line in lines):
-        yield '<p class="note">No step was logged yet.</p>'
+        yield note("No step was logged yet.")
         return
-    yield _picture(plots.loss_curve(lines), "Cross-entropy against the step.")
-    yield "<h2>Health of the echo</h2>"
-    yield _picture(
+    yield picture(plots.loss_curve(lines), "Cross-entropy against the step.")
+    yield heading("Health of the echo")
+    yield picture(
         plots.echo_health(lines),
         "Left: how far states rebuilt by the echo are from those of the free run; it should stay near the rounding error. "
         "Middle: how hard each block's end is pushed. Right: the norm of the gradient estimate before clipping.",
     )
-    yield "<h2>Action</h2>"
-    yield _picture(plots.action_over_training(lines), "Mean LIoR action of each block's flow during training.")
+    yield heading("Action")
+    yield picture(plots.action_over_training(lines), "Mean LIoR action of each block's flow during training.")
 
 
 def _samples(lines: list[dict[str, Any]]) -> Iterator[str]:
     samples = [line for line in lines if line["kind"] == "sample"]
     if samples:
-        yield "<h2>Samples over time</h2>"
+        yield heading("Samples over time")
     # The first, the last and some between: a long run has hundreds.
     for index in sorted({round(place) for place in np.linspace(0, len(samples) - 1, min(len(samples), 6))}):
-        yield f"<h3>step {samples[index]['step']:,}</h3>\n<pre>{html.escape(samples[index]['text'])}</pre>"
+        yield heading(f"step {samples[index]['step']:,}", level=3)
+        yield verbatim(samples[index]["text"])
 
 
 def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield "<h2>Geometry</h2>"
+    yield heading("Geometry")
     try:
         with checkpoint.open_run(run) as checkpoints:
             step = checkpoints.best
-    except UserError as problem:
-        yield f'<p class="note">{html.escape(str(problem))}</p>'
+        engine = Engine.from_checkpoint(run, step)
+    except UserError as problem:  # none yet, or a damaged one: the rest of the page stands
+        yield note(str(problem))
         return
-    engine = Engine.from_checkpoint(run, step)
     params, config = engine.params, engine.config
     tokens = engine.tokenizer.encode(_text(run, lines))[: min(_TOKENS, config.context)]
     names = [engine.tokenizer.decode(np.array([token])) for token in tokens]
     view = jax.tree.map(np.asarray, probe.look(params, tokens[None], config))
-    yield f'<p class="note">Of the checkpoint of step {step:,}, looking at the beginning of a sample.</p>'
+    yield note(f"Of the checkpoint of step {step:,}, looking at the beginning of a sample.")
     ends = sorted({0, config.blocks - 1})
     for block in ends:
         maps = {f"head {head}": view.weights[block, 0, head] for head in range(min(config.heads, 4))}
-        yield _picture(
+        yield picture(
             plots.cost_maps(maps, names, "share of the retrieval", limits=(0, 1)),
             f"Block {block}: what each token retrieves from those before.",
         )
     maps = {f"block {block}, head 0": view.cost[block, 0, 0] for block in ends}
-    yield _picture(plots.cost_maps(maps, names, "geodesic cost"), "How far each query is from each key in the learned metric.")
+    yield picture(plots.cost_maps(maps, names, "geodesic cost"), "How far each query is from each key in the learned metric.")
     stretch = probe.metrics(params, config)
     for block in ends:
-        yield _picture(plots.metric_ellipses(stretch[block]), f"Block {block}: metrics of the heads.")
+        yield picture(plots.metric_ellipses(stretch[block]), f"Block {block}: metrics of the heads.")
     operators = prepare(params, config.context, config)
     if operators.couplings.log_prior is not None:
         shown = operators.couplings.log_prior[np.array(ends)]
         which = " and ".join(f"block {block}" for block in ends)
-        yield _picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
-    yield _picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
+        yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
+    yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
 
-    yield "<h2>What the flows keep</h2>"
+    yield heading("What the flows keep")
     kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
-    yield _figures(
+    yield figures(
         ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
         (
             (
@@ -178,22 +154,22 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
             for block in range(config.blocks)
         ),
     )
-    yield (
-        '<p class="note">What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start '
+    yield note(
+        "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
         "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float32 at "
-        f"{len(tokens[:_PROBED])} positions by pushing the start along each axis.</p>"
+        f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
     )
-    yield _picture(
+    yield picture(
         plots.energies(kept.energy.reshape(*kept.energy.shape[:2], -1)),
         "Energy: a short leapfrog flow keeps volume and can be undone exactly, but keeps energy only to the order of its step.",
     )
 
-    yield "<h2>Spectra</h2>"
+    yield heading("Spectra")
     spectra = compression.spectra(params)
-    yield _picture(
+    yield picture(
         plots.spectra({name: [x.singular_values for x in kind] for name, kind in spectra.items()}), "Singular values."
     )
-    yield _figures(
+    yield figures(
         ("matrix", "block", "directions", "effective by entropy", "for 0.99 of the energy", "error, bound", "numbers", "pays"),
         (
             (
@@ -210,52 +186,26 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
             for block, x in enumerate(kind)
         ),
     )
-    yield (
-        '<p class="note">Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to '
+    yield note(
+        "Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to "
         "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 compressing "
-        f"pays, if the loss agrees. The model has {model.count(params):,} parameters in all.</p>"
+        f"pays, if the loss agrees. The model has {model.count(params):,} parameters in all."
     )
 
 
 def _settings(run: Path) -> Iterator[str]:
-    yield "<h2>Configuration</h2>"
+    yield heading("Configuration")
     record = yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))
-    yield f"<pre>{html.escape(yaml.safe_dump(record, sort_keys=False, allow_unicode=True))}</pre>"
-    yield "<h2>Environment of this page</h2>"
+    yield verbatim(yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    yield heading("Environment of this page")
     rows = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     rows |= {name: metadata.version(name) for name in _LIBRARIES}
     rows["devices"] = ", ".join(sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}))
-    yield _table(rows.items())
-    yield '<p class="note">Where the page was written; a run does not record where it was trained.</p>'
-
-
-# --- pieces ----------------------------------------------------------------------------------------------------------
+    yield table(rows.items())
+    yield note("Where the page was written; a run does not record where it was trained.")
 
 
 def _text(run: Path, lines: list[dict[str, Any]]) -> str:
     """The newest sample, or the prompt of the samples."""
     samples = [line["text"] for line in lines if line["kind"] == "sample"]
     return samples[-1] if samples else yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))["sample"]["prompt"]
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and what they stand for."""
-    cells = ((html.escape(name), html.escape(text)) for name, text in rows)
-    return "<table>" + "".join(f"<tr><th>{name}</th><td>{text}</td></tr>\n" for name, text in cells) + "</table>"
-
-
-def _figures(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table of figures under their names."""
-
-    def row(cells: tuple[str, ...], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
-
-    return '<table class="figures">' + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
-
-
-def _picture(figure: Figure, caption: str) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'

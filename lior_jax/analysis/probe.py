@@ -13,7 +13,6 @@ from jax import Array, lax
 from lior_jax.config import ModelConfig
 from lior_jax.model import Params, block, network
 from lior_jax.model.operators import Operators, prepare
-from lior_jax.physics import integrators
 from lior_jax.physics.geometry import whiten
 from lior_jax.physics.kernel import convolve
 from lior_jax.physics.numerics import project, rms_normalize
@@ -62,18 +61,15 @@ def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig
     one_hot = jnp.broadcast_to(jnp.eye(length, dtype=s.dtype)[None, :, None], (s.shape[0], length, config.heads, length))
     couplings = operators.couplings._replace(field=None)
     weights = retrieve(queries, keys, one_hot, weigh, couplings, config.precision)
-    momentum = block.entering_momentum(p, config) + block.kick(operators, s, config)[0]
-    *_, action = integrators.flow(
-        operators.hamiltonian,
-        s,
-        momentum,
-        block.schedule(config),
-        config.precision,
-        observe=partial(block.action, operators, config=config),
-    )
+    kicked, _ = block.kick(operators, s, config)
+
+    def move(s, p, kicked):  # of one position, whose mean action is its own
+        return block.move(operators, *(x[None, None] for x in (s, p, kicked)), config)[2].action
+
+    action = jax.vmap(jax.vmap(move))(s, p, kicked)
     return View(
         state=s,
-        momentum=momentum,
+        momentum=block.entering_momentum(p, config) + kicked,
         cost=geodesic_cost(squared_distance(queries, keys, config.precision), weigh),
         weights=jnp.swapaxes(weights, 1, 2),
         resilience=jnp.ones(queries.shape[:3], s.dtype) if weigh is None else weigh,

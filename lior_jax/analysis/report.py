@@ -140,6 +140,8 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
     yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
 
+    if config.dynamics == "dissipative":
+        return  # a relaxation keeps nothing
     yield heading("What the flows keep")
     kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
     yield figures(

@@ -15,8 +15,10 @@ import yaml
 from lior_jax import checkpoint, model
 from lior_jax.analysis import compression, conservation, plots, probe
 from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
+from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
+from lior_jax.model import Params
 from lior_jax.model.operators import prepare
 from lior_jax.training import metrics as run_metrics
 from lior_jax.training.run_folder import RECORD, existing_folder
@@ -140,31 +142,8 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
     yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
 
-    if config.dynamics == "dissipative":
-        return  # a relaxation keeps nothing
-    yield heading("What the flows keep")
-    kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
-    yield figures(
-        ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
-        (
-            (
-                str(block),
-                f"{kept.volume[block].mean():.6f}",
-                f"{kept.reversibility[block].max():.1e}",
-                f"{kept.symplectic_error[block].max():.1e}",
-            )
-            for block in range(config.blocks)
-        ),
-    )
-    yield note(
-        "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
-        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float32 at "
-        f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
-    )
-    yield picture(
-        plots.energies(kept.energy.reshape(*kept.energy.shape[:2], -1)),
-        "Energy: a short leapfrog flow keeps volume and can be undone exactly, but keeps energy only to the order of its step.",
-    )
+    if config.dynamics != "dissipative":  # a relaxation keeps nothing
+        yield from _flows(params, tokens, config)
 
     yield heading("Spectra")
     spectra = compression.spectra(params)
@@ -192,6 +171,33 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         "Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to "
         "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 compressing "
         f"pays, if the loss agrees. The model has {model.count(params):,} parameters in all."
+    )
+
+
+def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
+    """What the blocks' flows keep."""
+    yield heading("What the flows keep")
+    kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
+    yield figures(
+        ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
+        (
+            (
+                str(block),
+                f"{kept.volume[block].mean():.6f}",
+                f"{kept.reversibility[block].max():.1e}",
+                f"{kept.symplectic_error[block].max():.1e}",
+            )
+            for block in range(config.blocks)
+        ),
+    )
+    yield note(
+        "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
+        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float32 at "
+        f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
+    )
+    yield picture(
+        plots.energies(kept.energy.reshape(*kept.energy.shape[:2], -1)),
+        "Energy: a short leapfrog flow keeps volume and can be undone exactly, but keeps energy only to the order of its step.",
     )
 
 

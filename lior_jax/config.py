@@ -172,6 +172,8 @@ class LearningConfig(Section):
     """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose echoes run at once; fewer need less memory and fit a CPU's cache. By default all."""
+    residual_limit: float | None = Field(None, gt=0)
+    """A step whose residual (the echo's reversibility) is above this is not applied; null for the rule's own limit."""
 
 
 class OptimizerConfig(Section):
@@ -229,6 +231,10 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
     """Latest checkpoints to keep, beside the best."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep the checkpoints of steps that this divides, too; null for none."""
+    patience: int = Field(5, ge=1)
+    """Steps in a row with bad numbers, none of which is applied, after which the run stops."""
 
 
 class Config(Section):

@@ -3,6 +3,7 @@
 Decoding computes the whole window of the last `context` tokens for each new one.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from lior_jax.inference import sampling, scoring
 from lior_jax.model import Params
 from lior_jax.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
 _REPLACEMENT = "�"
 
 
@@ -49,20 +51,36 @@ class Engine:
     def from_checkpoint(cls, path: str | Path, step: int | None = None) -> "Engine":
         """Load a run's best checkpoint, or the one of a step.
 
+        If the best one is damaged, that is logged as a warning, and the newest whole one is loaded.
+
         Raises:
-            UserError: no such run or step, or a damaged checkpoint.
+            UserError: no such run or step, or a damaged checkpoint and no other to use instead.
         """
         with checkpoint.open_run(path) as checkpoints:
             if step is None:
-                step = checkpoints.best
-            elif step not in checkpoints.steps:
+                steps = dict.fromkeys([checkpoints.best, *reversed(checkpoints.steps)])
+            elif step in checkpoints.steps:
+                steps = [step]
+            else:
                 raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, checkpoints.steps))}.")
-            metadata = checkpoints.metadata(step)
-            saved = {"model": metadata.config.get("model")}
-            model_config = config.validate(saved, f"The configuration saved in {path}").model
-            like = checkpoint.abstract(partial(model.init, config=model_config), jax.random.key(0))
-            params = checkpoints.params(step, like)
-        return cls(params, model_config, tokenizer.from_json(metadata.tokenizer))
+            _, engine, passed = checkpoints.first_whole(steps, partial(cls._read, checkpoints))
+        for sentence in passed:
+            _log.warning("%s", sentence)
+        return engine
+
+    @classmethod
+    def _read(cls, checkpoints: checkpoint.Checkpoints, step: int) -> "Engine":
+        metadata = checkpoints.metadata(step)
+        saved = {"model": metadata.config.get("model")}
+        model_config = config.validate(saved, f"The configuration saved in {checkpoints.run}").model
+        words = tokenizer.from_json(metadata.tokenizer)
+        if words.vocab_size != model_config.vocab_size:
+            raise UserError(
+                f"The checkpoint of step {step} in {checkpoints.run} has a model of {model_config.vocab_size} tokens and a "
+                f"tokenizer of {words.vocab_size}; use another checkpoint."
+            )
+        like = checkpoint.abstract(partial(model.init, config=model_config), jax.random.key(0))
+        return cls(checkpoints.params(step, like), model_config, words)
 
     def stream(
         self,

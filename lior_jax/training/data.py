@@ -30,19 +30,23 @@ class Corpus:
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
 
 
-def load(config: Config, saved: Metadata | None = None) -> Corpus:
+def load(config: Config, saved: Metadata | None = None, another: bool = False) -> Corpus:
     """Read, split and tokenise the corpus of a configuration.
 
     Args:
-        saved: of a run to resume, which must have had the same text; its tokenizer is used.
+        saved: of a run to resume, whose tokenizer is used.
+        another: whether the text may be another one than that run's.
 
     Raises:
         UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one.
     """
     text, source = read_text(config.data.path)
     fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    if saved is not None and saved.corpus != fingerprint:
-        raise UserError(f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume.")
+    if saved is not None and saved.corpus != fingerprint and not another:
+        raise UserError(
+            f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume, or take the new "
+            "one by --force."
+        )
     cut = len(text) - round(len(text) * config.data.validation_fraction)
     parts = text[:cut], text[cut:]
     if saved is not None:
@@ -121,7 +125,7 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
     Returns:
         Tokens and targets, each `[batch_size, context]` int32; targets are the tokens one position later.
     """
-    windows = max(1, (len(tokens) - context) // context)
+    windows = windows_per_epoch(tokens, context)
     offsets = []
     for index in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(index, windows)
@@ -129,6 +133,11 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
         offsets.append(first + order[place] * context)
     rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)]
     return rows[:, :-1], rows[:, 1:]
+
+
+def windows_per_epoch(tokens: np.ndarray, context: int) -> int:
+    """How many windows an epoch has."""
+    return max(1, (len(tokens) - context) // context)
 
 
 @lru_cache(maxsize=2)

@@ -175,6 +175,7 @@ class _Loop:
                     self._read(step, running, state)
                     self.pause(state, step, evaluates)
                     running, proceed, self.clock = None, yes, None
+                    leaving = self.stop.requested
                 progress.set_postfix(self.figures, refresh=False)
                 progress.update()
         return step
@@ -291,6 +292,7 @@ def _restore(checkpoints: checkpoint.Checkpoints, config: Config, saved: run_fol
     for sentence in passed:
         tqdm.write(sentence)
     checkpoints.set_aside(after=step)
+    tqdm.write(f"Going on from step {step}.")
     return state, step
 
 

@@ -63,11 +63,10 @@ def _files(folder: Path) -> set[str]:
     if folder.is_symlink():
         raise _ForeignError("it is a symbolic link")
     while folders:
-        for entry in os.scandir(folders.pop()):
-            name = Path(entry.path).relative_to(folder).as_posix()
-            mode = entry.stat(follow_symlinks=False).st_mode
+        for path in folders.pop().iterdir():
+            name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
             if stat.S_ISDIR(mode):
-                folders.append(Path(entry.path))
+                folders.append(path)
             elif stat.S_ISREG(mode):
                 names.add(name)
             else:

@@ -1,8 +1,8 @@
-"""One checkpoint: a folder with trees of arrays (Orbax), a JSON record, and the manifest that makes it whole.
+"""One checkpoint: a folder with trees of arrays (NumPy's `.npz`), a JSON record, and the manifest that makes it whole.
 
 It is written beside its place and renamed into it when every byte is on the disk, so that a folder under its final
-name is complete whatever was killed or cut off, and when. Nothing in it is ever executed: arrays are read onto an
-abstract tree that the program gives, and all else is JSON.
+name is complete whatever was killed or cut off, and when. Nothing in it is ever executed: arrays are read, without
+pickles, onto an abstract tree that the program gives, and all else is JSON.
 """
 
 import json
@@ -10,11 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lior_jax import files, manifest
 
@@ -34,7 +31,7 @@ def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
 
     Args:
         folder: its final place.
-        trees: pytrees of arrays, by name; in `Params`, `None` and arrays of size zero are allowed.
+        trees: pytrees of arrays, by name.
         record: plain values.
 
     Raises:
@@ -45,12 +42,9 @@ def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
         shutil.rmtree(saving, ignore_errors=True)
         saving.mkdir(parents=True)
         for name, tree in trees.items():
-            with _checkpointer() as checkpointer:
-                checkpointer.save((saving / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))
+            np.savez(saving / f"{name}.npz", allow_pickle=False, **_named(tree))
         (saving / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         manifest.commit(saving)
-        for path in (path for path in saving.rglob("*") if path.is_dir()):
-            files.flush_folder(path)
         files.flush_folder(saving)
         if folder.exists():
             folder.rename(replaced)
@@ -100,11 +94,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 def read_tree(folder: Path, name: str, like: Any) -> Any:
     """A tree of arrays, in the structure, shapes and types of the abstract tree `like`. Raises `SnapshotError`."""
     try:
-        with _checkpointer() as checkpointer:
-            tree = checkpointer.restore((folder / name).absolute(), args=ocp.args.StandardRestore(_without_empty(like)))
-        return jax.tree.map(lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype), like, tree)
-    except Exception as problem:  # whatever Orbax and TensorStore find in a damaged or strange folder
-        raise SnapshotError(f"{name}: {_one_line(problem)}") from None
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            loaded = [_fitting(arrays[place], shape) for place, shape in _named(like).items()]
+    except Exception as problem:  # whatever NumPy and its decompression find in a damaged or strange file
+        raise SnapshotError(f"{name}.npz: {_one_line(problem)}") from None
+    # Without a copy the array might lie in memory that a step, to which it is donated, must not overwrite.
+    placed = [
+        jax.device_put(x, shape.sharding, may_alias=False) for x, shape in zip(loaded, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
 def to_host(tree: Any) -> Any:
@@ -112,14 +110,18 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax writes into the middle of the progress bar
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths in it, such as `.blocks.metric.scale`."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _without_empty(tree: Any) -> Any:
-    """The tree without arrays of size zero (a metric without rotors has no angles), which Orbax cannot save."""
-    return jax.tree.map(lambda x: x if x.size else None, tree)
+def _fitting(array: np.ndarray, like: Any) -> np.ndarray:
+    """The array, if it has the shape and type that it should have."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == like.dtype.itemsize:
+        array = array.view(like.dtype)  # NumPy does not know bfloat16, and keeps its bytes
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{array.dtype}{list(array.shape)} where {like.dtype}{list(like.shape)} belongs")
+    return array
 
 
 def _one_line(problem: Exception) -> str:

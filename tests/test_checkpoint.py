@@ -60,9 +60,8 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(finished_run, tmp_path, da
     shutil.copytree(finished_run, run)
     with checkpoint.open_run(run) as checkpoints:
         latest = checkpoints.latest
-    for file in (run / checkpoint.FOLDER / str(latest) / "params").rglob("*"):
-        if file.is_file():
-            file.unlink() if damage == "delete" else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    file = run / checkpoint.FOLDER / str(latest) / "params.npz"
+    file.unlink() if damage == "delete" else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=f"step {latest} in .* is damaged") as raised:
         Engine.from_checkpoint(run, step=latest)
     assert "\n" not in str(raised.value)

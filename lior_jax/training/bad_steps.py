@@ -47,7 +47,7 @@ class BadSteps:
         try:
             self._write(step, reasons, info, batch, trees)
             kept = f"batch and state are in {self.folder / str(step)}"
-        except Exception as problem:  # whatever the disk or Orbax raise must not end the run
+        except Exception as problem:  # whatever the disk refuses must not end the run
             kept = f"batch and state could not be written ({problem})"
         return f"Step {step} was not applied: {reasons}; {kept}."
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lior_jax import files
 from lior_jax import tokenizer as tokenizers
 from lior_jax.checkpoint import Metadata
 from lior_jax.config import Config
@@ -80,8 +81,7 @@ def read_text(path: str | None) -> tuple[str, str]:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics)), "the embedded corpus pydoc_data.topics"
-    files = _files(path)
-    texts = [text for text in map(_read_file, files) if text]
+    texts = [text for text in map(_read_file, _files(path)) if text]
     if not texts:
         raise UserError(f"data.path: there is no text in {path}; give a file with some UTF-8 text.")
     return "\n\n".join(texts), path
@@ -89,16 +89,26 @@ def read_text(path: str | None) -> tuple[str, str]:
 
 def _files(path: str) -> list[Path]:
     given = Path(path)
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        found = [file for file in given.rglob("*") if not any(part.startswith(".") for part in file.relative_to(given).parts)]
-    else:
+    try:
+        kind = files.kind(given)
+        if kind == "a folder":
+            found = [file for file in given.rglob("*") if not _is_hidden(file.relative_to(given))]
+        elif kind:
+            raise UserError(f"data.path: {path} is {kind}, not a file; give a UTF-8 file, folder or glob.")
+        else:
+            found = [given]
+    except FileNotFoundError:
         found = [Path(match) for match in glob.glob(path, recursive=True)]
-    files = sorted(file for file in found if file.is_file())
-    if not files:
+    except OSError as problem:
+        raise UserError(f"data.path: {path} cannot be read: {problem.strerror}.") from None
+    found = sorted(file for file in found if file.is_file())
+    if not found:
         raise UserError(f"data.path: there is no file at {path!r}; give an existing UTF-8 file, folder or glob.")
-    return files
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_file(file: Path) -> str:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lior_jax import model
 from lior_jax.config import Config
 from lior_jax.training import data
-from lior_jax.training.loop import with_vocabulary
+from lior_jax.training.loop import check_sample, with_vocabulary
 from lior_jax.training.step import initial_state, train_step
 
 
@@ -14,10 +14,11 @@ def report(config: Config) -> str:
     """Parameters, tokens, and the memory of the compiled step; nothing is trained, and nothing written.
 
     Raises:
-        UserError: as training would, for the corpus and the vocabulary.
+        UserError: as training would, for the corpus, the vocabulary and the prompt of the samples.
     """
     corpus = data.load(config)
     config = with_vocabulary(config, corpus)
+    check_sample(config, corpus)
     training, context = config.training, config.model.context
     state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
     window = jax.ShapeDtypeStruct((training.batch_size, context), jnp.int32)

@@ -70,7 +70,7 @@ def train(
         saved = run_folder.saved(run, config, force) if resume else None
         corpus = data.load(config, saved.metadata if saved else None, another=force)
         config = with_vocabulary(config, corpus)
-        _check_sample(config, corpus)
+        check_sample(config, corpus)
         if not resume:
             run_folder.make_folder(run)
             stack.enter_context(lock.held(run))
@@ -296,7 +296,7 @@ def _restore(checkpoints: checkpoint.Checkpoints, config: Config, saved: run_fol
     return state, step
 
 
-def _check_sample(config: Config, corpus: Corpus) -> None:
+def check_sample(config: Config, corpus: Corpus) -> None:
     """A prompt that cannot be encoded is told now, not at the first evaluation."""
     try:
         corpus.tokenizer.encode(config.sample.prompt)

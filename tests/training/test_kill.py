@@ -18,7 +18,7 @@ from tests.runs import TINY
 from tests.training.test_loop import figures, saved_leaves
 
 KILLS = 50
-STEPS = 160
+STEPS = 100
 
 
 def committed(run: Path) -> list[int]:
@@ -40,8 +40,9 @@ def saving(run: Path) -> set[str]:
     return {name for name in os.listdir(run / checkpoint.FOLDER) if name.startswith(snapshot.SAVING)}
 
 
-def kill_within_a_save(run: Path, process: Training, chance: random.Random) -> bool:
-    """Kill the process a random while after the beginning of its first or second save; returns whether it was within it."""
+def kill_within_a_save(run: Path, process: Training, chance: random.Random) -> str | None:
+    """Kill the process a random while after the beginning of its first or second save; returns which files the save had
+    written by then, or None if it was over."""
     seen: set[str] = set()
     left = saving(run)  # of the process that was killed before; it is removed at the start
     saves, begin = chance.randint(1, 2), time.monotonic()
@@ -51,25 +52,29 @@ def kill_within_a_save(run: Path, process: Training, chance: random.Random) -> b
         left &= saving(run)
         seen |= saving(run) - left
         time.sleep(0.0005)
-    time.sleep(chance.uniform(0, 0.08))
+    time.sleep(chance.uniform(0, 0.02))
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    return bool(saving(run))
+    for name in saving(run) - left:
+        return ", ".join(sorted(os.listdir(run / checkpoint.FOLDER / name)))
+    return None
 
 
-def kill_again_and_again(run: Path, compiled: Path, kills: int, chance: random.Random) -> int:
-    """Resume and kill until so many kills hit a save; then let the run end. Returns the number of kills within saves."""
-    hits, expected = 0, committed(run)[-1]
+def kill_again_and_again(run: Path, compiled: Path, kills: int, chance: random.Random) -> list[str]:
+    """Resume and kill until so many kills hit a save; then let the run end. Returns what the saves had written."""
+    hits: list[str] = []
+    expected = committed(run)[-1]
     log = run.with_name(f"{run.name}.log")
-    for _ in range(3 * kills):
+    for _ in range(4 * kills):
         process = Training(["--resume", run], log, compiled)
-        hits += kill_within_a_save(run, process, chance)
+        moment = kill_within_a_save(run, process, chance)
+        hits += [] if moment is None else [moment]
         assert f"Going on from step {expected}.\n" in process.said, "it began at the last step that was committed"
         assert not re.search("Traceback|damaged", process.said), process.said
         steps = committed(run)
         assert steps[-1] >= expected
         expected = steps[-1]
-        if hits == kills:
+        if len(hits) == kills:
             break
     assert expected < STEPS - 2
     end = Training(["--resume", run], log, compiled)
@@ -105,7 +110,9 @@ def test_fifty_kills_within_saves_change_nothing(tmp_path):
         return kill_again_and_again(tmp_path / name, compiled, KILLS // 2, random.Random(seed))
 
     with ThreadPoolExecutor(2) as pool:  # two runs beside each other: two cores
-        assert sum(pool.map(killed, ("one", "two"), (1, 2))) == KILLS
+        moments = [moment for hits in pool.map(killed, ("one", "two"), (1, 2)) for moment in hits]
+    assert len(moments) == KILLS
+    assert len(set(moments)) >= 3, f"the kills hit a save at different moments: {set(moments)}"
     step, expected = saved_leaves(tmp_path / "straight")
     for name in ("one", "two"):
         reached, leaves = saved_leaves(tmp_path / name)

@@ -16,13 +16,20 @@ def main() -> None:
     parser.add_argument(
         "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
     )
+    parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell size, memory and tokens per epoch; train and write nothing"
+    )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
     parser.add_argument("--report", metavar="RUN", help="do not train, but write a page about a run, RUN/report.html")
     arguments = parser.parse_args()
-    if arguments.report and (arguments.config or arguments.resume or arguments.set or arguments.stop_after):
+    alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
+    if arguments.report and any(alone):
         parser.error("--report RUN goes with no other option")
     if not (arguments.config or isinstance(arguments.resume, str) or arguments.report):
         parser.error("give --config FILE, --resume RUN, or --report RUN")
+    if arguments.force and not arguments.resume:
+        parser.error("--force goes with --resume")
     if arguments.stop_after is not None and arguments.stop_after < 1:
         parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
     try:
@@ -33,8 +40,8 @@ def main() -> None:
     except OSError as problem:
         print(f"train.py: {problem}. What was saved is kept; mend it and go on with --resume.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nStopped. What was saved is kept; go on with --resume.", file=sys.stderr)
+    except KeyboardInterrupt:  # before training began; from then on see training.signals
+        print("\nStopped.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -50,15 +57,22 @@ def run(arguments: argparse.Namespace) -> None:
     # JAX starts only now, so that a mistake in the configuration is told at once.
     from lior_jax import training
     from lior_jax.analysis import plots
-    from lior_jax.training import metrics
+    from lior_jax.training import dry_run, metrics, signals
 
     if config is None:
-        if arguments.set:
-            raise UserError("--set does not go with --resume RUN: a run keeps the configuration that it was started with.")
-        config = training.resume_config(resumes_from)
+        config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)
-    summary = training.train(config, resume=bool(arguments.resume), stop_after=arguments.stop_after)
+    if arguments.dry_run:
+        print(dry_run.report(config))
+        return
+    with signals.watched() as stop:
+        try:
+            summary = training.train(config, bool(arguments.resume), arguments.stop_after, force=arguments.force, stop=stop)
+        except signals.StoppedError as stopped:
+            said = f"{stopped} What was saved before is kept" if str(stopped) else "Saved"
+            print(f"{said}; go on with --resume {config.run.directory}.", file=sys.stderr)
+            sys.exit(stopped.status)
 
     session = " in this session" if arguments.resume else ""
     rule = {"echo": "Hamiltonian echo", "equilibrium": "equilibrium propagation"}[config.learning.rule]

@@ -103,8 +103,8 @@ def _train(config: Config, corpus: Corpus, seed: int) -> float:
     """Train, and validate on the whole validation part. The seed stays out of the configuration, which is compiled in."""
     state = _start(config, seed)
     for step in range(config.training.steps):
-        state, info = loop.train_step(state, _batch(config, corpus, seed, step), config)
-    if not np.isfinite(info.loss):
+        state, report = loop.train_step(state, _batch(config, corpus, seed, step), config)
+    if not np.isfinite(report.info.loss):
         return float("nan")
     windows = scoring.cover(corpus.validation, config.model.context)
     return scoring.mean_nats(state.params, windows, config.model) / corpus.characters_per_token

@@ -1,22 +1,23 @@
-"""Checkpoints of a run (Orbax): the latest few and the best, each with all that resuming and inference need.
+"""Checkpoints of a run: the latest few, every N-th and the best, each with all that resuming and inference need.
 
 A checkpoint holds the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and what else
-describes the run. There is no random state: data and samples are pure functions of the seed and the step.
+describes the run. There is no random state: data and samples are pure functions of the seed and the step. Saving runs
+beside training; a save that fails is told, and neither training nor the next save is any the worse for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import absl.logging
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
+from lior_jax import snapshot
 from lior_jax.errors import UserError
 
 FOLDER = "checkpoints"
+ASIDE = "damaged-"
+"""Begins the name of a damaged checkpoint that a resumed run has put aside."""
 
 
 class Metadata(NamedTuple):
@@ -28,117 +29,176 @@ class Metadata(NamedTuple):
     """SHA-256 of the text."""
 
 
+class DamageError(UserError):
+    """A checkpoint that cannot be used; `reason` says why, without the rest of the sentence."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class Checkpoints:
     """The checkpoints of one run folder; use as a context manager, which waits for unfinished saves.
 
     Args:
         run: the run's folder.
         keep: latest checkpoints to keep, beside the best; None to open a run for reading only.
+        keep_every: keep every checkpoint of a step that this divides, too.
     """
 
-    def __init__(self, run: str | Path, keep: int | None = None):
-        self.run = Path(run)
-        # Orbax warns at every save without a validation loss, in the middle of the progress bar.
-        absl.logging.set_verbosity(absl.logging.ERROR)
-        # It keeps the last of the ascending order, so the smallest loss must rank highest.
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: -_validation_loss(metrics), n=1, keep_checkpoints_without_metrics=False
-        )
-        self._manager = ocp.CheckpointManager(
-            (self.run / FOLDER).absolute(),
-            item_names=("params", "optimizer", "metadata"),
-            options=ocp.CheckpointManagerOptions(
-                create=keep is not None,
-                best_fn=_validation_loss,
-                best_mode="min",
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            ),
-        )
+    def __init__(self, run: str | Path, keep: int | None = None, keep_every: int | None = None):
+        self.run, self.folder = Path(run), Path(run) / FOLDER
+        self._keep, self._keep_every = keep, keep_every
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._saving: tuple[int, Future] | None = None
+        self._complaints: list[str] = []
+        self._whole: set[int] = set()
+        """Steps whose manifest was verified."""
+        if keep is not None:
+            snapshot.tidy(self.folder)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
-
-    def wait(self) -> None:
-        """Return when all saves are finished."""
-        self._manager.wait_until_finished()
-
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
-        return self._manager.latest_step()
-
-    @property
-    def best(self) -> int | None:
-        """Step of the checkpoint of smallest validation loss, or the newest if none was validated."""
-        best = self._manager.best_step()
-        return self.latest if best is None else best
+        self.wait()
+        self._worker.shutdown()
 
     @property
     def steps(self) -> list[int]:
         """Steps of all checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
 
-    def save(self, step: int, params: Any, optimizer_state: Any, metadata: Metadata, validation_loss: float | None) -> None:
-        """Start saving a step. One that is there already is replaced: a run comes by again only if it was damaged."""
-        if step in self.steps:
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(_without_empty(params)),
-                optimizer=ocp.args.StandardSave(_without_empty(optimizer_state)),
-                metadata=ocp.args.JsonSave(metadata._asdict()),
-            ),
-            metrics=None if validation_loss is None else {"validation_loss": validation_loss},
-            force=True,
-        )
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return max(self.steps, default=None)
 
-    def newest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
-        """The newest step that `read` can read, and what it reads; None without checkpoints.
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint of smallest validation loss, or the newest if none was validated."""
+        losses = {step: loss for step in self.steps if (loss := self.validation_loss(step)) is not None}
+        return min(losses, key=lambda step: (losses[step], -step)) if losses else self.latest
 
-        Raises:
-            UserError: there are checkpoints, and all are damaged.
+    def save(
+        self,
+        step: int,
+        params: Any,
+        optimizer_state: Any,
+        metadata: Metadata,
+        validation_loss: float | None,
+        owes_evaluation: bool = False,
+    ) -> None:
+        """Start saving a step, in the place of a checkpoint of it that may be there; waits for an earlier save to finish.
+
+        Args:
+            validation_loss: by which the best is chosen; None if the step was not evaluated.
+            owes_evaluation: the run was stopped where an evaluation was due, so a resumed run begins with it.
         """
-        damage = None
-        for step in reversed(self.steps):
+        self.wait()
+        trees = snapshot.to_host({"params": params, "optimizer": optimizer_state})
+        record = metadata._asdict() | {"validation_loss": validation_loss, "owes_evaluation": owes_evaluation}
+        self._whole.discard(step)
+        self._saving = step, self._worker.submit(self._save, step, trees, record)
+
+    def wait(self) -> None:
+        """Return when the save is finished, whether or not it succeeded."""
+        if self._saving is None:
+            return
+        step, future = self._saving
+        self._saving = None
+        problem = future.exception()
+        if problem is not None:
+            newest = f"the newest whole one is that of step {self.latest}" if self.steps else "there is no other yet"
+            self._complaints.append(f"The checkpoint of step {step} could not be saved ({_one_line(problem)}); {newest}.")
+
+    def complaints(self) -> list[str]:
+        """What went wrong with saves that are finished and was not told yet, a sentence each."""
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+        told, self._complaints = self._complaints, []
+        return told
+
+    def first_whole(self, steps: Iterable[int], read: Callable[[int], Any]) -> tuple[int, Any, list[str]] | None:
+        """The first of some steps that `read` can read, what it reads, and a sentence for each that was passed over.
+
+        Returns None without steps. Raises `UserError` if all are damaged.
+        """
+        passed: list[tuple[int, DamageError]] = []
+        for step in steps:
             try:
-                return step, read(step)
-            except UserError as problem:
-                damage = damage or problem
-        if damage is not None:
-            raise damage
+                value = read(step)
+            except DamageError as problem:
+                passed.append((step, problem))
+                continue
+            sentence = "The checkpoint of step {} is damaged ({}); using that of step {} instead."
+            return step, value, [sentence.format(other, problem.reason, step) for other, problem in passed]
+        if passed:
+            raise passed[0][1]
         return None
+
+    def newest(self, read: Callable[[int], Any]) -> tuple[int, Any, list[str]] | None:
+        """`first_whole`, from the newest on."""
+        return self.first_whole(reversed(self.steps), read)
+
+    def set_aside(self, after: int) -> None:
+        """Rename the checkpoints after a step: the run goes on from there, and they are no longer part of it."""
+        for step in self.steps:
+            if step > after:
+                aside = self.folder / f"{ASIDE}{step}"
+                if aside.exists():
+                    snapshot.remove(aside)
+                (self.folder / str(step)).rename(aside)
+
+    def validation_loss(self, step: int) -> float | None:
+        """Nats per token of a step, None if it was not evaluated, or cannot be read."""
+        try:
+            loss = snapshot.read_record(self.folder / str(step)).get("validation_loss")
+        except snapshot.SnapshotError:
+            return None
+        return loss if isinstance(loss, float) else None
 
     def metadata(self, step: int) -> Metadata:
         """What describes the run."""
-        return self._restore(step, lambda items: Metadata(**items["metadata"]), metadata=ocp.args.JsonRestore())
+        return self._read(step, lambda folder: Metadata(*(snapshot.read_record(folder)[name] for name in Metadata._fields)))
+
+    def owes_evaluation(self, step: int) -> bool:
+        """Whether the run was stopped at a step before the evaluation that was due there."""
+        return bool(self._read(step, snapshot.read_record).get("owes_evaluation"))
 
     def params(self, step: int, like: Any) -> Any:
         """Parameters, in the structure and types of the abstract tree `like`."""
-        return self._restore_tree(step, "params", like)
+        return self._read(step, lambda folder: snapshot.read_tree(folder, "params", like))
 
     def optimizer(self, step: int, like: Any) -> Any:
         """Optimiser state, in the structure and types of the abstract tree `like`."""
-        return self._restore_tree(step, "optimizer", like)
+        return self._read(step, lambda folder: snapshot.read_tree(folder, "optimizer", like))
 
-    def _restore_tree(self, step: int, item: str, like: Any) -> Any:
-        arguments = {item: ocp.args.StandardRestore(_without_empty(like))}
-        return self._restore(step, lambda items: _with_empty(items[item], like), **arguments)
-
-    def _restore(self, step: int, read: Callable[[Any], Any], **items: Any) -> Any:
+    def _read(self, step: int, read: Callable[[Path], Any]) -> Any:
+        """Read a checkpoint whose manifest is in order. Raises `DamageError`."""
+        folder = self.folder / str(step)
         try:
-            return read(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        except Exception as problem:
-            reason = str(problem).splitlines()[0][:200] if str(problem) else ""
-            others = [str(other) for other in self.steps if other != step]
-            mend = f"use that of step {' or '.join(others)}" if others else "there is no other to fall back on"
-            raise UserError(
-                f"The checkpoint of step {step} in {self.run} is damaged or was saved by another version "
-                f"({type(problem).__name__}: {reason}); {mend}."
-            ) from None
+            if step not in self._whole:
+                snapshot.verify(folder)
+                self._whole.add(step)
+            return read(folder)
+        except (snapshot.SnapshotError, KeyError, TypeError) as problem:
+            reason = str(problem) if isinstance(problem, snapshot.SnapshotError) else f"{snapshot.RECORD} is incomplete"
+        others = [str(other) for other in self.steps if other != step]
+        mend = f"use that of step {' or '.join(others)}" if others else "there is no other to fall back on"
+        message = f"The checkpoint of step {step} in {self.run} is damaged or was saved by another version ({reason}); {mend}."
+        raise DamageError(reason, message)
+
+    def _save(self, step: int, trees: dict[str, Any], record: dict[str, Any]) -> None:
+        snapshot.write(self.folder / str(step), trees, record)
+        kept = set(self.steps[-self._keep :]) | {self.best}
+        for other in self.steps:
+            if other not in kept and not (self._keep_every and other % self._keep_every == 0):
+                snapshot.remove(self.folder / str(other))
 
 
 def open_run(run: str | Path) -> Checkpoints:
@@ -160,15 +220,6 @@ def abstract(function: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def _without_empty(tree: Any) -> Any:
-    """The tree without arrays of size zero (a metric without rotors has no angles), which Orbax cannot save."""
-    return jax.tree.map(lambda x: x if x.size else None, tree)
-
-
-def _with_empty(tree: Any, like: Any) -> Any:
-    """Put the arrays that `_without_empty` took out of `like` back into a restored tree."""
-    return jax.tree.map(lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype), like, tree)
-
-
-def _validation_loss(metrics: dict[str, float]) -> float:
-    return metrics["validation_loss"]
+def _one_line(problem: BaseException) -> str:
+    lines = str(problem).splitlines()
+    return lines[0][:200] if lines else type(problem).__name__

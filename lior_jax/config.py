@@ -4,14 +4,17 @@ Every section is immutable and hashable, so it can be a static argument of `jax.
 """
 
 import difflib
+import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from lior_jax import files
 from lior_jax.errors import UserError
 from lior_jax.physics.frames import max_rotor_layers
 from lior_jax.physics.geometry import Geometry, base_metric, precompute
@@ -38,13 +41,27 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _path(value: str) -> str:
+    """A path that the system can be asked for."""
+    try:
+        if b"\0" not in os.fsencode(value):
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ValueError("a path has neither NUL nor lone surrogates")
+
+
 Rows = tuple[tuple[float, ...], ...]
+PathText = Annotated[str, AfterValidator(_path)]
+
+_COMPLAINTS = 20
+"""Of a configuration that are told at once."""
 
 
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
-    directory: str = Field("runs/default", min_length=1)
+    directory: PathText = Field("runs/default", min_length=1)
     """Folder of the run: checkpoints, metrics, samples, figures."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the initial parameters, the order of the data and the samples."""
@@ -53,7 +70,7 @@ class RunConfig(Section):
 class DataConfig(Section):
     """What is read, and how it becomes tokens."""
 
-    path: str | None = None
+    path: PathText | None = None
     """UTF-8 file, folder or glob; nothing stands for the embedded corpus, `pydoc_data.topics`."""
     tokenizer: str = "char"
     """`byte`, `char`, or `bpe:N` with N the size of the vocabulary."""
@@ -62,7 +79,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _tokenizer_is_known(self):
-        if not re.fullmatch(r"byte|char|bpe:[1-9]\d*", self.tokenizer):
+        if not re.fullmatch(r"byte|char|bpe:[1-9][0-9]{0,8}", self.tokenizer):
             raise ValueError(f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048)")
         if self.tokenizer.startswith("bpe:") and not 257 <= int(self.tokenizer[4:]) <= 2**20:
             raise ValueError(f"tokenizer: {self.tokenizer!r} must have room for the 256 bytes, and at most {2**20} tokens")
@@ -198,6 +215,9 @@ class LearningConfig(Section):
     """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose nudged runs go at once; fewer need less memory and fit a CPU's cache. By default all."""
+    residual_limit: float | None = Field(None, gt=0)
+    """A step whose residual (the echo's reversibility, a relaxation's largest) is above this is not applied; null for
+    the rule's own limit."""
 
     @property
     def learns_all(self) -> bool:
@@ -260,6 +280,10 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
     """Latest checkpoints to keep, beside the best."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep the checkpoints of steps that this divides, too; null for none."""
+    patience: int = Field(5, ge=1)
+    """Steps in a row with bad numbers, none of which is applied, after which the run stops."""
 
 
 class Config(Section):
@@ -356,11 +380,13 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
             its path, with what is allowed.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = files.read(Path(path), "The configuration").decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"There is no configuration {path}; {_neighbours(Path(path))}.") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"The configuration {path} cannot be read: {problem}.") from None
+    except UnicodeDecodeError as problem:
+        raise UserError(f"The configuration {path} is not UTF-8 (byte {problem.start}); give a YAML file.") from None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"The configuration {str(path)!r} cannot be read: {problem}.") from None
     return parse(text, str(path), overrides)
 
 
@@ -381,7 +407,9 @@ def validate(values: dict[str, Any], source: str) -> Config:
         return Config.model_validate(values)
     except pydantic.ValidationError as problem:
         complaints = [_explain(error) for error in problem.errors()]
-        raise UserError(f"{source}: " + "; ".join(complaints) + ".") from None
+        if len(complaints) > _COMPLAINTS:
+            complaints[_COMPLAINTS:] = [f"and {len(complaints) - _COMPLAINTS} more"]
+        raise UserError(_one_line(f"{source}: " + "; ".join(complaints) + ".")) from None
 
 
 def replace(config: Config, section: str, **values: Any) -> Config:
@@ -403,22 +431,26 @@ def differences(old: Config, new: Config) -> list[str]:
 def _yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as problem:
+    except RecursionError:
+        raise UserError(f"{source} is not valid YAML: it is nested too deeply.") from None
+    except Exception as problem:  # the library's own, and what its readers of numbers and dates raise for malformed ones
         mark = getattr(problem, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where} is not valid YAML: {getattr(problem, 'problem', None) or problem}.") from None
+        reason = getattr(problem, "problem", None) or str(problem)[:200] or type(problem).__name__
+        raise UserError(_one_line(f"{source}{where} is not valid YAML: {reason}.")) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
     parts = key.strip().split(".")
     if not sign or len(parts) != 2 or not all(parts):
-        raise UserError(f"--set {override!r} must look like section.key=value, for example --set training.steps=500.")
+        example = "section.key=value, for example --set training.steps=500"
+        raise UserError(f"--set {_short(override)} must look like {example}.")
     section = values.get(parts[0])
     if section is None:
         section = values[parts[0]] = {}
     if isinstance(section, dict):
-        section[parts[1]] = _yaml(value, f"--set {override!r}")
+        section[parts[1]] = _yaml(value, f"--set {_short(override)}")
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -430,13 +462,27 @@ def _explain(error: dict[str, Any]) -> str:
         hint = f"did you mean {close[0]}? Allowed here" if close else "allowed here"
         return f"unknown key {path}; {hint}: {', '.join(known)}"
     if error["type"] == "value_error":
-        return ".".join(filter(None, [path, str(error["ctx"]["error"])]))
+        between = ": " if len(location) > 1 else "."  # what a section complains of begins with its key
+        return between.join(filter(None, [path, str(error["ctx"]["error"])]))
     if error["type"] == "literal_error":
-        return f"{path} is {error['input']!r}, but must be {error['ctx']['expected']}"
+        return f"{path} is {_short(error['input'])}, but must be {error['ctx']['expected']}"
     if error["type"] == "model_type":
         return f"{path} must be a section with the keys {', '.join(_keys(location))}, not {_kind(error['input'])}"
     message = error["msg"].removeprefix("Input ").replace("should be", "must be")
-    return f"{path} is {error['input']!r}, but {message}"
+    return f"{path} is {_short(error['input'])}, but {message}"
+
+
+def _short(value: Any) -> str:
+    """A value as it is shown in a sentence. YAML's aliases can make a few lines stand for more than any memory holds."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 3, 80, 80
+    return shown.repr(value)
+
+
+def _one_line(text: str) -> str:
+    """A message without what a terminal would not print as it stands."""
+    words = " ".join(text.split())
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in words)
 
 
 def _keys(location: list[str]) -> list[str]:

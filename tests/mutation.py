@@ -39,6 +39,8 @@ ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "lea
 RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampling.py", "inference/test_engine.py"
 MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_remembering.py"
 EXPORT = "inference/test_export.py"
+BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
+FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "test_manifest.py", "test_checkpoint.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
@@ -424,6 +426,32 @@ MUTATIONS = [
     Mutation("analysis/page.py", "<pre>{html.escape(text)}", "<pre>{text}", "analysis/test_report.py"),
     Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
+    # --- runs that cannot be lost ------------------------------------------------------------------------------------
+    Mutation("learning/soundness.py", "info.reversibility <= residual_limit(config)]", "True]", f"{BAD_STEPS} -k passed_over"),
+    Mutation("learning/soundness.py", "(info.loss, info.gradient_norm,", "(info.loss,", f"{BAD_STEPS} -k infinite"),
+    Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_STEPS} -k passed_over"),
+    Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_STEPS} -k never_trains"),
+    Mutation("training/loop.py", "self.bad_steps.in_a_row = 0", "pass", f"{BAD_STEPS} -k too_many"),
+    Mutation(
+        "training/loop.py", "nats, owes_evaluation = None, True", "nats, owes_evaluation = None, False", f"{SIGNALS} -k due"
+    ),
+    Mutation("training/loop.py", "leaving = self.stop.requested\n                progress", "progress", f"{SIGNALS} -k sample"),
+    Mutation("training/loop.py", "checkpoints.set_aside(after=step)", "", f"{RESUME} -k aside"),
+    Mutation("training/loop.py", "if saved.forced:", "if False:", f"{RESUME} -k by_force"),
+    Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
+    Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
+    Mutation("training/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", f"{RESUME} -k one_process"),
+    Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second"),
+    Mutation("training/metrics.py", "self._size = self._path", "_ = self._path", f"{FAILING} -k takes_no_more"),
+    Mutation("training/data.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
+    Mutation("manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
+    Mutation("manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
+    Mutation("manifest.py", "*sorted(found - sums.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
+    Mutation("manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
+    Mutation("snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{RESUME} -k without_force"),
+    Mutation("checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"),
+    Mutation("checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
+    Mutation("files.py", "if other:", "if False:", "test_config_junk.py -k no_configuration"),
 ]
 
 

@@ -1,13 +1,14 @@
 """Checkpoints: what is kept, what comes back, and what a damaged one says."""
 
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax import checkpoint
+from lior_jax import checkpoint, snapshot
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 
@@ -20,8 +21,8 @@ PARAMS = {
 LIKE = checkpoint.abstract(lambda: jax.tree.map(jnp.asarray, PARAMS))
 
 
-def save(run, losses, keep):
-    with checkpoint.Checkpoints(run, keep) as checkpoints:
+def save(run, losses, keep, keep_every=None):
+    with checkpoint.Checkpoints(run, keep, keep_every) as checkpoints:
         for step, loss in losses.items():
             tree = jax.tree.map(lambda x, step=step: jnp.asarray(x) + step, PARAMS)
             checkpoints.save(step, tree, {"count": jnp.asarray(step)}, checkpoint.Metadata({"step": step}, {}, "x"), loss)
@@ -33,6 +34,58 @@ def test_latest_k_and_best_are_kept(tmp_path):
     with checkpoint.open_run(tmp_path) as checkpoints:
         assert checkpoints.steps == [2, 5, 6]
         assert (checkpoints.latest, checkpoints.best) == (6, 2)
+
+
+def test_latest_k_every_nth_and_best_are_kept(tmp_path):
+    save(tmp_path, {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 2.5, 7: 1.0, 8: None, 9: None}, keep=1, keep_every=4)
+    with checkpoint.open_run(tmp_path) as checkpoints:
+        # Of two equally good ones the later is the best.
+        assert checkpoints.steps == [4, 7, 8, 9]
+        assert (checkpoints.latest, checkpoints.best) == (9, 7)
+
+
+def test_saving_runs_beside_training_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
+    """What is saved is the state as it was, whatever becomes of its memory meanwhile."""
+    go, write = threading.Event(), snapshot.write
+    monkeypatch.setattr(snapshot, "write", lambda *args: (go.wait(30), write(*args)))
+    with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+        array = np.arange(3.0)
+        checkpoints.save(1, {"a": array}, {}, checkpoint.Metadata({}, {}, "x"), None)
+        assert checkpoints.steps == []
+        assert checkpoints.complaints() == []
+        array += 1
+        threading.Timer(0.1, go.set).start()
+    assert checkpoints.steps == [1]
+    with np.load(tmp_path / checkpoint.FOLDER / "1" / "params.npz", allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["['a']"], np.arange(3.0))
+
+
+def test_what_a_killed_writer_leaves_is_tidied_and_what_it_was_replacing_is_put_back(tmp_path):
+    save(tmp_path, {1: 1.0, 2: 2.0}, keep=2)
+    folder = tmp_path / checkpoint.FOLDER
+    (folder / "2").rename(folder / f"{snapshot.REPLACED}2")
+    shutil.copytree(folder / "1", folder / f"{snapshot.SAVING}2")
+    shutil.copytree(folder / "1", folder / f"{snapshot.REPLACED}1")
+    with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+        assert checkpoints.metadata(2).config == {"step": 2}
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_bfloat16_comes_back_too(tmp_path):
+    tree = {"a": jnp.asarray([1.5, -2.0, 3e38], jnp.bfloat16)}
+    with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(1, tree, {}, checkpoint.Metadata({}, {}, "x"), None)
+    restored = checkpoints.params(1, checkpoint.abstract(lambda: tree))
+    assert restored["a"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(restored["a"], tree["a"])
+
+
+@pytest.mark.parametrize("like", [{"a": jnp.zeros((3, 2))}, {"a": jnp.zeros((2, 3), jnp.int32)}, {"z": jnp.zeros((2, 3))}])
+def test_arrays_that_are_not_those_of_the_program_are_told(tmp_path, like):
+    save(tmp_path, {1: 1.0}, keep=1)
+    with checkpoint.open_run(tmp_path) as checkpoints, pytest.raises(UserError, match=r"another version \(params\.npz: "):
+        checkpoints.params(1, checkpoint.abstract(lambda: like))
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
@@ -60,9 +113,8 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(finished_run, tmp_path, da
     shutil.copytree(finished_run, run)
     with checkpoint.open_run(run) as checkpoints:
         latest = checkpoints.latest
-    for file in (run / checkpoint.FOLDER / str(latest) / "params").rglob("*"):
-        if file.is_file():
-            file.unlink() if damage == "delete" else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    file = run / checkpoint.FOLDER / str(latest) / "params.npz"
+    file.unlink() if damage == "delete" else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=f"step {latest} in .* is damaged") as raised:
         Engine.from_checkpoint(run, step=latest)
     assert "\n" not in str(raised.value)

@@ -83,6 +83,11 @@ def test_allowed_values_are_listed():
         ("training: {steps: 100000000000000000000}", "training.steps"),
         ("data: {tokenizer: 'bpe:999999999999999999999'}", "data.tokenizer"),
         ("run: {directory: ''}", "run.directory"),
+        (r'run: {directory: "a\0b"}', "run.directory: a path has neither NUL"),
+        (r'data: {path: "\ud800"}', "data.path: a path has neither NUL nor lone surrogates"),
+        ("learning: {residual_limit: 0}", "learning.residual_limit is 0"),
+        ("training: {patience: 0}", "training.patience is 0"),
+        ("training: {keep_every: 0}", "training.keep_every is 0"),
         (
             "model: {chart_dim: 6, metric: block_rot, metric_block: 3}",
             "model.metric_block: blocks of 3 coordinates must be even",

@@ -15,13 +15,18 @@ PROGRAMS = ["train.py", "infer.py"]
 ALLOWED: dict[str, set[str] | None] = {
     "errors": set(),
     "physics": {"errors"},
-    "config": {"errors", "physics"},
+    "files": {"errors"},
+    "manifest": set(),
+    "snapshot": {"files", "manifest"},
+    "config": {"errors", "files", "physics"},
     "tokenizer": {"errors"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"errors", "snapshot"},
     "model": {"errors", "config", "physics"},
     "learning": {"errors", "config", "physics", "model"},
     "inference": {"errors", "config", "physics", "model", "tokenizer", "checkpoint"},
-    "training": {"errors", "config", "physics", "model", "learning", "inference", "tokenizer", "checkpoint"},
+    "training": {
+        *("errors", "files", "config", "physics", "model", "learning", "inference", "tokenizer", "checkpoint", "snapshot"),
+    },
     "analysis": None,
 }
 

@@ -1,5 +1,6 @@
 """A trained model ready for use: generating, streaming, scoring and explaining text."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ MIN_REMEMBERED = 320
 _HELD_OUT = 4096  # targets on which the mixture is chosen, at most
 _RECOLLECTIONS = 3  # entries shown for each explained token
 _SNIPPET = 24  # tokens shown of each
+_log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
@@ -67,8 +69,10 @@ class Engine:
     def from_checkpoint(cls, path: str | Path, step: int | None = None) -> "Engine":
         """Load a run's best checkpoint, or the one of a step; or a model that `export` wrote.
 
+        If the best one is damaged, that is logged as a warning, and the newest whole one is loaded.
+
         Raises:
-            UserError: no such run or step, or a damaged checkpoint.
+            UserError: no such run or step, or a damaged checkpoint and no other to use instead.
         """
         if export.is_export(path):
             if step is not None:
@@ -76,15 +80,29 @@ class Engine:
             return cls(*export.load(path))
         with checkpoint.open_run(path) as checkpoints:
             if step is None:
-                step = checkpoints.best
-            elif step not in checkpoints.steps:
+                steps = dict.fromkeys([checkpoints.best, *reversed(checkpoints.steps)])
+            elif step in checkpoints.steps:
+                steps = [step]
+            else:
                 raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, checkpoints.steps))}.")
-            metadata = checkpoints.metadata(step)
-            saved = {"model": metadata.config.get("model")}
-            model_config = config.validate(saved, f"The configuration saved in {path}").model
-            like = checkpoint.abstract(partial(model.init, config=model_config), jax.random.key(0))
-            params = checkpoints.params(step, like)
-        return cls(params, model_config, tokenizer.from_json(metadata.tokenizer))
+            _, engine, passed = checkpoints.first_whole(steps, partial(cls._read, checkpoints))
+        for sentence in passed:
+            _log.warning("%s", sentence)
+        return engine
+
+    @classmethod
+    def _read(cls, checkpoints: checkpoint.Checkpoints, step: int) -> "Engine":
+        metadata = checkpoints.metadata(step)
+        saved = {"model": metadata.config.get("model")}
+        model_config = config.validate(saved, f"The configuration saved in {checkpoints.run}").model
+        words = tokenizer.from_json(metadata.tokenizer)
+        if words.vocab_size != model_config.vocab_size:
+            raise UserError(
+                f"The checkpoint of step {step} in {checkpoints.run} has a model of {model_config.vocab_size} tokens and a "
+                f"tokenizer of {words.vocab_size}; use another checkpoint."
+            )
+        like = checkpoint.abstract(partial(model.init, config=model_config), jax.random.key(0))
+        return cls(checkpoints.params(step, like), model_config, words)
 
     @cached_property
     def decoder(self) -> Decoder:

@@ -1,6 +1,6 @@
 """How well a model predicts a text: windows that cover it, and the nats of each of its tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -50,9 +50,12 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
     return Windows(padded[place], padded[place + 1], counted)
 
 
-def mean_nats(params: Params, windows: Windows, config: ModelConfig) -> float:
-    """Mean nats of the counted targets."""
-    total = sum(float((losses * counted).sum(dtype=np.float64)) for losses, counted in _losses(params, windows, config))
+def mean_nats(params: Params, windows: Windows, config: ModelConfig, between: Callable[[], object] = lambda: None) -> float:
+    """Mean nats of the counted targets. `between` is called again and again; it may raise, to give up."""
+    total = 0.0
+    for losses, counted in _losses(params, windows, config):
+        between()
+        total += float((losses * counted).sum(dtype=np.float64))
     return total / int(windows.counted.sum())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lior_jax import files
 from lior_jax import tokenizer as tokenizers
 from lior_jax.checkpoint import Metadata
 from lior_jax.config import Config
@@ -30,19 +31,23 @@ class Corpus:
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
 
 
-def load(config: Config, saved: Metadata | None = None) -> Corpus:
+def load(config: Config, saved: Metadata | None = None, another: bool = False) -> Corpus:
     """Read, split and tokenise the corpus of a configuration.
 
     Args:
-        saved: of a run to resume, which must have had the same text; its tokenizer is used.
+        saved: of a run to resume, whose tokenizer is used.
+        another: whether the text may be another one than that run's.
 
     Raises:
         UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one.
     """
     text, source = read_text(config.data.path)
     fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    if saved is not None and saved.corpus != fingerprint:
-        raise UserError(f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume.")
+    if saved is not None and saved.corpus != fingerprint and not another:
+        raise UserError(
+            f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume, or take the new "
+            "one by --force."
+        )
     cut = len(text) - round(len(text) * config.data.validation_fraction)
     parts = text[:cut], text[cut:]
     if saved is not None:
@@ -76,8 +81,7 @@ def read_text(path: str | None) -> tuple[str, str]:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics)), "the embedded corpus pydoc_data.topics"
-    files = _files(path)
-    texts = [text for text in map(_read_file, files) if text]
+    texts = [text for text in map(_read_file, _files(path)) if text]
     if not texts:
         raise UserError(f"data.path: there is no text in {path}; give a file with some UTF-8 text.")
     return "\n\n".join(texts), path
@@ -85,16 +89,26 @@ def read_text(path: str | None) -> tuple[str, str]:
 
 def _files(path: str) -> list[Path]:
     given = Path(path)
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        found = [file for file in given.rglob("*") if not any(part.startswith(".") for part in file.relative_to(given).parts)]
-    else:
+    try:
+        kind = files.kind(given)
+        if kind == "a folder":
+            found = [file for file in given.rglob("*") if not _is_hidden(file.relative_to(given))]
+        elif kind:
+            raise UserError(f"data.path: {path} is {kind}, not a file; give a UTF-8 file, folder or glob.")
+        else:
+            found = [given]
+    except FileNotFoundError:
         found = [Path(match) for match in glob.glob(path, recursive=True)]
-    files = sorted(file for file in found if file.is_file())
-    if not files:
+    except OSError as problem:
+        raise UserError(f"data.path: {path} cannot be read: {problem.strerror}.") from None
+    found = sorted(file for file in found if file.is_file())
+    if not found:
         raise UserError(f"data.path: there is no file at {path!r}; give an existing UTF-8 file, folder or glob.")
-    return files
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_file(file: Path) -> str:
@@ -121,7 +135,7 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
     Returns:
         Tokens and targets, each `[batch_size, context]` int32; targets are the tokens one position later.
     """
-    windows = max(1, (len(tokens) - context) // context)
+    windows = windows_per_epoch(tokens, context)
     offsets = []
     for index in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(index, windows)
@@ -129,6 +143,11 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
         offsets.append(first + order[place] * context)
     rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)]
     return rows[:, :-1], rows[:, 1:]
+
+
+def windows_per_epoch(tokens: np.ndarray, context: int) -> int:
+    """How many windows an epoch has."""
+    return max(1, (len(tokens) - context) // context)
 
 
 @lru_cache(maxsize=2)

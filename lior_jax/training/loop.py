@@ -4,32 +4,28 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from tqdm import tqdm
 
-from lior_jax import checkpoint, learning, model
+from lior_jax import checkpoint, files, model
 from lior_jax import config as configuration
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
-from lior_jax.learning.optimizer import make_schedule
+from lior_jax.learning import soundness
 from lior_jax.model import Params
-from lior_jax.training import data, run_folder
+from lior_jax.training import data, lock, run_folder
+from lior_jax.training.bad_steps import BadSteps
 from lior_jax.training.data import Corpus
 from lior_jax.training.metrics import Metrics
-
-
-class State(NamedTuple):
-    """All that a step changes."""
-
-    params: Params
-    optimizer: optax.OptState
+from lior_jax.training.signals import Stop, StoppedError
+from lior_jax.training.step import Report, State, initial_state, train_step
 
 
 class Summary(NamedTuple):
@@ -49,38 +45,77 @@ class Summary(NamedTuple):
         return self.nats_per_character / math.log(2)
 
 
-def train(config: Config, resume: bool = False, stop_after: int | None = None) -> Summary:
+def train(
+    config: Config, resume: bool = False, stop_after: int | None = None, force: bool = False, stop: Stop | None = None
+) -> Summary:
     """Run a configuration to its end.
 
     Args:
         config: as loaded; the vocabulary is taken from the corpus.
-        resume: go on from the latest checkpoint of `config.run.directory`.
+        resume: go on from the newest whole checkpoint of `config.run.directory`.
         stop_after: save and leave at this step, to be resumed later.
+        force: resume even if the configuration or the corpus is not that of the run.
+        stop: asked after every step whether to save and leave.
 
     Raises:
-        UserError: an unusable corpus, a run folder in use, or one that belongs to another configuration.
+        UserError: an unusable corpus, a run folder in use, one that belongs to another configuration, steps with bad numbers
+            again and again, or a last checkpoint that could not be saved.
+        StoppedError: `stop` asked for it; what was trained is saved.
     """
     started = time.monotonic()
-    run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
-    saved = run_folder.saved_metadata(run, config) if resume else None
-    corpus = data.load(config, saved)
-    config = with_vocabulary(config, corpus)
-    _check_sample(config, corpus)
-    if not resume:
-        run_folder.make_folder(run, config)
-    last_step = min(config.training.steps, stop_after or config.training.steps)
-    with checkpoint.Checkpoints(run, keep=config.training.keep) as checkpoints:
-        state, step = _restore(checkpoints, config) if saved else (_start(config), 0)
-        with Metrics(run, after=step) as metrics:
-            step = _Loop(config, corpus, checkpoints, metrics).go(state, step, last_step)
+    with ExitStack() as stack:
+        run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
+        if resume:
+            stack.enter_context(lock.held(run))
+        saved = run_folder.saved(run, config, force) if resume else None
+        corpus = data.load(config, saved.metadata if saved else None, another=force)
+        config = with_vocabulary(config, corpus)
+        check_sample(config, corpus)
+        if not resume:
+            run_folder.make_folder(run)
+            stack.enter_context(lock.held(run))
+            run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
+            run_folder.write_record(run, config)
+        return _run(run, config, corpus, saved, stop_after, stop or Stop(), started)
+
+
+def _run(
+    run: Path,
+    config: Config,
+    corpus: Corpus,
+    saved: run_folder.Saved | None,
+    stop_after: int | None,
+    stop: Stop,
+    started: float,
+) -> Summary:
+    """`train`, in a folder whose lock is held."""
+    training = config.training
+    last_step = min(training.steps, stop_after or training.steps)
+    with checkpoint.Checkpoints(run, training.keep, training.keep_every) as checkpoints:
+        state, step = _restore(checkpoints, config, saved) if saved else (_start(config), 0)
+        owes_evaluation = saved is not None and checkpoints.owes_evaluation(step)
+        with closing(Metrics(run, step, owes_evaluation)) as metrics:
+            loop = _Loop(config, corpus, checkpoints, metrics, stop)
+            if saved:
+                if saved.forced:  # from now on this is its configuration, whatever happens before the next save
+                    loop.save(state, step, checkpoints.validation_loss(step), owes_evaluation)
+                    checkpoints.wait()
+                run_folder.write_record(run, config)
+            if owes_evaluation:
+                loop.pause(state, step, evaluates=True)
+            step = loop.go(state, step, last_step)
         checkpoints.wait()
+        complaints = checkpoints.complaints()
+        stop.check(" ".join(complaints))
+        if checkpoints.latest != step:
+            raise UserError(" ".join([*complaints, f"Mend it, and go on with --resume {run}."]))
         best = checkpoints.best
     engine = Engine.from_checkpoint(run, best)
-    windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
-    nats = scoring.mean_nats(engine.params, windows, config.model) / corpus.characters_per_token
+    windows = scoring.cover(corpus.validation, config.model.context, training.eval_stride)
+    nats = scoring.mean_nats(engine.params, windows, config.model, stop.check) / corpus.characters_per_token
     summary = Summary(run, step, model.count(engine.params), best, nats, time.monotonic() - started)
     values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
-    (run / "summary.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    files.write_atomically(run / "summary.json", json.dumps(values, indent=2) + "\n")
     return summary
 
 
@@ -92,36 +127,27 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
     return configuration.replace(config, "model", vocab_size=size)
 
 
-@partial(jax.jit, static_argnums=2, donate_argnums=0)
-def train_step(state: State, batch: tuple[jax.Array, jax.Array], config: Config) -> tuple[State, learning.Info]:
-    """One echo estimate and one optimiser step."""
-    gradient, info = learning.estimate(state.params, batch, config)
-    updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)._replace(carried=info.carried)
-    return State(params, optimizer), info
-
-
-def initial_state(key: jax.Array, config: Config) -> State:
-    """Parameters and optimiser state of step 0."""
-    params = model.init(key, config.model)
-    return State(params, learning.make_optimizer(config).init(params))
-
-
 class _Loop:
     """The loop's collaborators, and its rhythm."""
 
-    def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, metrics: Metrics):
-        self.config, self.corpus, self.checkpoints, self.metrics = config, corpus, checkpoints, metrics
+    def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, metrics: Metrics, stop: Stop):
+        self.config, self.corpus, self.checkpoints, self.metrics, self.stop = config, corpus, checkpoints, metrics, stop
         training = config.training
         self.windows = scoring.cover(corpus.validation, config.model.context, training.eval_stride, training.eval_windows)
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
+        self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata)
         self.figures: dict[str, str] = {}
+        self.figures_are_written = True
         self.clock: tuple[int, float] | None = None
         """Step and time from which the speed is measured; none before the first step and after a pause."""
 
     def go(self, state: State, step: int, last_step: int) -> int:
-        """Train from `step` to `last_step`, reading a step's figures while the next one runs; returns the step reached."""
-        training, model_config = self.config.training, self.config.model
+        """Train from `step` to `last_step`, or until asked to stop; returns the step reached.
+
+        A step's report is read while the next one runs. If it tells of bad numbers, the next one held itself back, so
+        that the state which met them is still there, and is run again.
+        """
+        training = self.config.training
         progress = tqdm(
             total=training.steps,
             initial=step,
@@ -130,64 +156,94 @@ class _Loop:
             mininterval=0.2 if sys.stderr.isatty() else 20,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        running: learning.Info | None = None
+        # All in its place from the first step on: arrays without one, among others that have, would compile a second program.
+        state, yes = jax.device_put((state, True), jax.devices()[0])
+        running, proceed = None, yes
+        leaving = self.stop.requested
         with progress:
-            while step < last_step:
-                batch = data.batch_at(self.corpus.train, self.config.run.seed, step, training.batch_size, model_config.context)
-                state, info = train_step(state, batch, self.config)
-                if running is not None:
-                    self._read(step, running)
-                step, running = step + 1, info
+            while step < last_step and not leaving:
+                state, report = train_step(state, self._batch(step), self.config, proceed)
+                for complaint in self.checkpoints.complaints():
+                    tqdm.write(complaint + " Training goes on.")
+                if running is not None and not self._read(step, running, state):
+                    running, proceed = None, yes
+                    continue
+                step, running, proceed = step + 1, report, report.sound
+                leaving = self.stop.requested
                 evaluates = step % training.eval_every == 0 or step == training.steps
-                if evaluates or step % training.save_every == 0 or step == last_step:
-                    self._read(step, running)
-                    self._pause(state, step, evaluates)
-                    running = self.clock = None
+                if evaluates or leaving or step % training.save_every == 0 or step == last_step:
+                    self._read(step, running, state)
+                    self.pause(state, step, evaluates)
+                    running, proceed, self.clock = None, yes, None
+                    leaving = self.stop.requested
                 progress.set_postfix(self.figures, refresh=False)
                 progress.update()
         return step
 
-    def _read(self, step: int, info: learning.Info) -> None:
-        """Wait for a step, look at its loss, and write its figures down when they are due."""
-        loss = float(info.loss)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss became {loss} at step {step}; start again with a smaller optimizer.learning_rate. "
-                f"The checkpoints up to then are kept in {self.config.run.directory}."
-            )
-        self.figures["loss"] = f"{loss:.3f}"
+    def pause(self, state: State, step: int, evaluates: bool) -> None:
+        """Evaluate and show a sample if it is time, and save, in this order: a step that is saved has all its figures."""
+        nats, owes_evaluation = None, False
+        if evaluates:
+            try:
+                nats = self._evaluate(state.params, step)
+                if self.config.sample.tokens:
+                    self._sample(state.params, step)
+            except StoppedError:
+                nats, owes_evaluation = None, True
+        self.save(state, step, nats, owes_evaluation)
+
+    def save(self, state: State, step: int, nats: float | None, owes_evaluation: bool) -> None:
+        """Start saving."""
+        self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats, owes_evaluation)
+
+    def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
+        return data.batch_at(self.corpus.train, config.run.seed, step, config.training.batch_size, config.model.context)
+
+    def _read(self, step: int, report: Report, state: State) -> bool:
+        """Wait for a step and write its figures down when they are due; returns whether it was sound.
+
+        If it was not, `state` is the one that met it.
+        """
+        info = report.info
+        if not report.sound:
+            self.clock = None
+            sentence = self.bad_steps.keep(step, info, self._batch(step - 1), state._asdict())
+            tqdm.write(sentence)
+            self._write("bad_step", step, {"reasons": ", ".join(soundness.complaints(info, self.config))})
+            self.bad_steps.stop_if_too_many(step)
+            return False
+        self.bad_steps.in_a_row = 0
+        self.figures["loss"] = f"{float(info.loss):.3f}"
         now = time.monotonic()
         if self.clock is None:
             self.clock = step, now
         if step % self.config.training.log_every:
-            return
+            return True
         values = {name: np.asarray(value) for name, value in info._asdict().items() if name != "carried"}
         if info.carried.action is not None:
             values["fractional_order"] = np.asarray(info.carried.action.order).mean(-1)
-        values["learning_rate"] = np.asarray(make_schedule(self.config)(step - 1))
+        values["learning_rate"] = np.asarray(report.learning_rate)
         if step > self.clock[0]:
             tokens = (step - self.clock[0]) * self.config.training.batch_size * self.config.model.context
             values["tokens_per_second"] = tokens / (now - self.clock[1])
             self.figures["tok/s"] = f"{values['tokens_per_second']:,.0f}"
             self.clock = step, now
-        self.metrics.write("train", step, values)
+        self._write("train", step, values)
+        return True
 
-    def _pause(self, state: State, step: int, evaluates: bool) -> None:
-        """Evaluate if it is time, save, and show a sample, in this order: nothing after the saving can lose it."""
-        nats = self._evaluate(state.params, step) if evaluates else None
-        self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats)
-        if evaluates and self.config.sample.tokens:
-            self._sample(state.params, step)
-
-    def _evaluate(self, params: Params, step: int) -> float:
-        """Validate over the fixed windows; returns nats per token."""
-        nats = scoring.mean_nats(params, self.windows, self.config.model)
+    def _evaluate(self, params: Params, step: int) -> float | None:
+        """Validate over the fixed windows; returns nats per token, or None if they are no number."""
+        nats = scoring.mean_nats(params, self.windows, self.config.model, self.stop.check)
+        if not math.isfinite(nats):
+            tqdm.write(f"step {step:>6,}   the validation loss is {nats}; this step cannot be the best.")
+            return None
         per_character = nats / self.corpus.characters_per_token
         bits = per_character / math.log(2)
         values = {"nats_per_token": nats, "nats_per_character": per_character, "bits_per_character": bits}
-        self.metrics.write("validation", step, values)
+        self._write("validation", step, values)
         tqdm.write(
-            f"step {step:>6,}   training {self.figures['loss']}   validation {nats:.3f} nats/token"
+            f"step {step:>6,}   training {self.figures.get('loss', '–')}   validation {nats:.3f} nats/token"
             f"   = {per_character:.3f} nats/char = {bits:.3f} bits/char"
         )
         self.figures["val"] = f"{nats:.3f}"
@@ -197,29 +253,50 @@ class _Loop:
         """Show a continuation of the prompt."""
         sample = self.config.sample
         engine = Engine(params, self.config.model, self.corpus.tokenizer)
-        text = sample.prompt + engine.generate(
+        text = sample.prompt
+        for piece in engine.stream(
             sample.prompt, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
-        )
-        self.metrics.write("sample", step, {"text": text})
+        ):
+            self.stop.check()
+            text += piece
+        self._write("sample", step, {"text": text})
         tqdm.write("\n".join("    " + line for line in text.splitlines()))
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write figures down; a disk that does not take them is told once, and does not end the run."""
+        try:
+            self.metrics.write(kind, step, values)
+            self.figures_are_written = True
+        except OSError as problem:
+            if self.figures_are_written:
+                tqdm.write(f"The figures of step {step} could not be written ({problem}); they will be as soon as they can.")
+            self.figures_are_written = False
 
 
 def _start(config: Config) -> State:
     return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
 
 
-def _restore(checkpoints: checkpoint.Checkpoints, config: Config) -> tuple[State, int]:
-    """The newest state that can be read."""
-    like = checkpoint.abstract(partial(initial_state, config=config), jax.random.key(0))
-    step, state = checkpoints.newest(
+def _restore(checkpoints: checkpoint.Checkpoints, config: Config, saved: run_folder.Saved) -> tuple[State, int]:
+    """The newest state that can be read, from which the run goes on."""
+    like, before = (
+        checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
+    )
+    if like != before:
+        raise UserError(
+            f"Not even --force makes other parameters of the saved ones ({'; '.join(saved.forced)}); start a new run."
+        )
+    step, state, passed = checkpoints.newest(
         lambda step: State(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
     )
-    if step != checkpoints.latest:
-        tqdm.write(f"The checkpoint of step {checkpoints.latest} is damaged; going on from that of step {step}.")
+    for sentence in passed:
+        tqdm.write(sentence)
+    checkpoints.set_aside(after=step)
+    tqdm.write(f"Going on from step {step}.")
     return state, step
 
 
-def _check_sample(config: Config, corpus: Corpus) -> None:
+def check_sample(config: Config, corpus: Corpus) -> None:
     """A prompt that cannot be encoded is told now, not at the first evaluation."""
     try:
         corpus.tokenizer.encode(config.sample.prompt)

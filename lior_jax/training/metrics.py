@@ -1,12 +1,21 @@
-"""What a run writes down: one JSON object a line, and the same figures for TensorBoard."""
+"""What a run writes down: one JSON object a line, and the same figures for TensorBoard.
+
+A disk that is full keeps no figure from the next attempt and no step from being trained: what could not be written
+stays in memory until it can be.
+"""
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from lior_jax import files
 from lior_jax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -18,37 +27,69 @@ class Metrics:
     Args:
         run: the run's folder.
         after: when resuming, the step resumed from; later lines, which the run will write again, are dropped.
+        owes_evaluation: when resuming, whether that step's evaluation will be written again too.
     """
 
-    def __init__(self, run: Path, after: int = 0):
-        path = run / FILE
+    def __init__(self, run: Path, after: int = 0, owes_evaluation: bool = False):
+        self._path = run / FILE
         kept = [line for line in read(run) if line["step"] <= after] if after else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after + 1 if after else None)
-
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._lines.close()
-        self._board.close()
+        if owes_evaluation:
+            kept = [line for line in kept if line["step"] < after or line["kind"] not in ("validation", "sample")]
+        files.write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._size = self._path.stat().st_size
+        self._pending: list[tuple[str, int, dict[str, Any]]] = []
+        self._board = _Board(run / "tensorboard", after if owes_evaluation else after + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write the figures of one `kind` (`train`, `validation`, `sample`) at a step; arrays by element, texts as text."""
+        """Write the figures of one `kind` (`train`, `validation`, `sample`) at a step; arrays by element, texts as text.
+
+        Raises `OSError` if that cannot be done now; what is left out is written by a later call.
+        """
         plain = {
             name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for name, value in values.items()
         }
-        self._lines.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
-        self._lines.flush()
-        for name, value in plain.items():
+        self._pending.append((kind, step, plain))
+        lines = [json.dumps({"kind": kind, "step": step, **values}) + "\n" for kind, step, values in self._pending]
+        with self._path.open("ab") as file:
+            if file.tell() > self._size:  # half a line, in which the last attempt ended
+                file.truncate(self._size)
+            file.write("".join(lines).encode())
+        self._size = self._path.stat().st_size
+        written, self._pending = self._pending, []
+        for kind, step, values in written:
+            self._board.write(kind, step, values)
+
+    def close(self) -> None:
+        """Write what TensorBoard has not got yet."""
+        with suppress(OSError):
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's events, written at once: tensorboardX's own queue waits for ever when its thread died of a full disk."""
+
+    def __init__(self, folder: Path, first: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if first > 1:  # what a session that was cut off wrote from this step on is not to be shown
+            self._writer.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
             if isinstance(value, str):
-                self._board.add_text(f"{kind}/{name}", value, step)
+                self._event(step, summary.text(f"{kind}/{name}", value))
             elif isinstance(value, list):
                 for index, element in enumerate(value):
-                    self._board.add_scalar(f"{kind}/{name}/{index}", element, step)
+                    self._event(step, summary.scalar(f"{kind}/{name}/{index}", element))
             else:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._event(step, summary.scalar(f"{kind}/{name}", value))
+        self._writer.flush()
+
+    def _event(self, step: int, content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=content))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -56,8 +97,14 @@ def read(run: Path) -> list[dict[str, Any]]:
     path = Path(run) / FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except json.JSONDecodeError:
-        raise UserError(f"{path} is damaged: a line of it is no JSON; mend or remove that line.") from None
+        return [_line(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    except ValueError:
+        raise UserError(f"{path} is damaged: a line of it is no record; mend or remove that line.") from None
+
+
+def _line(text: str) -> dict[str, Any]:
+    line = json.loads(text)
+    if not (isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line):
+        raise ValueError
+    return line

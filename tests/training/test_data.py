@@ -1,5 +1,9 @@
 """The corpus and its batches."""
 
+import os
+import re
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +59,61 @@ def test_missing_files_are_told(path):
 def test_a_byte_order_mark_is_no_character(tmp_path):
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfabc")
     assert data.read_text(str(tmp_path / "marked.txt"))[0] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/zero", "/dev/zero is a device, not a file"),
+        ("/dev/null", "/dev/null is a device, not a file"),
+        ("/dev/zer*", "there is no file at"),
+        ("corpus.txt/below", "corpus.txt/below cannot be read: Not a directory"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("pipe", "pipe is a pipe, not a file"),
+        ("empty", "there is no file at 'empty'"),
+    ],
+)
+def test_paths_that_are_no_corpus_are_told_and_never_read(tmp_path, monkeypatch, path, message):
+    """A device has no end, and a pipe without a writer no beginning."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.read_text(path)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
+def test_one_enormous_line_is_a_corpus_as_good_as_another(tmp_path, tokenizer):
+    text = "".join(np.random.default_rng(0).choice(list("ab c"), 300_000))
+    corpus = corpus_of(tmp_path, text, f"data.tokenizer={tokenizer}")
+    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
+def test_a_line_without_a_space_is_tokenised_in_time(tmp_path, tokenizer):
+    text = "".join(np.random.default_rng(0).choice(list("ab"), 100_000))
+    begin = time.monotonic()
+    corpus = corpus_of(tmp_path, text, f"data.tokenizer={tokenizer}")
+    assert time.monotonic() < begin + 20
+    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(range(256)) * 10, b"text" + bytes([255]), "text".encode("utf-16"), "é".encode("latin-1")]
+)
+def test_what_is_not_utf8_is_told_with_its_place(tmp_path, content):
+    (tmp_path / "binary").write_bytes(content)
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte \d+\); convert it"):
+        data.read_text(str(tmp_path / "binary"))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"), [("char", "one character"), ("byte", "has 1 tokens"), ("bpe:300", "has 1 tokens")]
+)
+def test_a_corpus_of_one_character_is_told(tmp_path, tokenizer, message):
+    with pytest.raises(UserError, match=message):
+        corpus_of(tmp_path, "a", f"data.tokenizer={tokenizer}")
 
 
 def test_one_character_over_and_over_is_told(tmp_path):

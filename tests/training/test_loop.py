@@ -214,22 +214,6 @@ def test_resuming_nothing_is_told(tiny):
         training.train(tiny("nothing"), resume=True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(tiny, tmp_path, monkeypatch):
-    step = loop.train_step
-
-    def poisoned(state, batch, config):
-        state, info = step(state, batch, config)
-        poisoned.calls += 1
-        return state, info._replace(loss=info.loss * (np.nan if poisoned.calls > 5 else 1))
-
-    poisoned.calls = 0
-    monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(UserError, match=r"loss became nan at step 6; .*learning_rate"):
-        training.train(tiny("run"))
-    assert saved_leaves(tmp_path / "run")[0] == 4
-    assert all(math.isfinite(line["loss"]) for line in metrics.read(tmp_path / "run") if line["kind"] == "train")
-
-
 @pytest.mark.parametrize("option", ["sample.prompt=X", "data.tokenizer=byte"])
 def test_a_sample_prompt_that_cannot_be_encoded_is_told_before_training(tiny, tmp_path, option):
     prompt = [] if option.startswith("sample") else ['sample.prompt="\\ud800"']
@@ -254,11 +238,11 @@ def test_resuming_passes_over_a_damaged_checkpoint_and_replaces_it(finished_run,
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     newest = max(int(path.name) for path in (run / checkpoint.FOLDER).iterdir())
-    for file in (run / checkpoint.FOLDER / str(newest) / "params").rglob("*"):
-        if file.is_file():
-            file.unlink()
+    (run / checkpoint.FOLDER / str(newest) / "params.npz").unlink()
     training.train(training.resume_config(run), resume=True)
-    assert f"The checkpoint of step {newest} is damaged; going on from that of step 9." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"The checkpoint of step {newest} is damaged (params.npz is missing); " in told
+    assert "using that of step 9 instead." in told
     expected = saved_leaves(finished_run)
     step, leaves = saved_leaves(run)
     assert step == expected[0] == newest

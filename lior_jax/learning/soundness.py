@@ -1,0 +1,41 @@
+"""Whether an estimate may be applied: its numbers are numbers, and the rule that made it was in good health."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lior_jax.config import Config
+from lior_jax.learning.info import Info
+
+LIMITS = {"echo": 1e-2, "equilibrium": 1e-3}
+"""Of `info.reversibility`. An echo is worth nothing when it does not retrace the free run, and a contrast of relaxations that
+have not settled is not the gradient (DESIGN.md section 4)."""
+
+
+def residual_limit(config: Config) -> float:
+    """Largest `info.reversibility` of an estimate that may be applied."""
+    given = config.learning.residual_limit
+    return LIMITS[config.learning.rule] if given is None else given
+
+
+def is_sound(info: Info, config: Config) -> Array:
+    """`[]` bool: loss, gradient and what is carried on are finite, and the residual is within its limit.
+
+    The gradient's norm is finite only if each of its elements is; a residual that is no number is not within any limit.
+    """
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (info.loss, info.gradient_norm, *jax.tree.leaves(info.carried))]
+    return jnp.all(jnp.stack([*finite, info.reversibility <= residual_limit(config)]))
+
+
+def complaints(info: Info, config: Config) -> list[str]:
+    """What is wrong with an estimate, in words."""
+    found = [
+        f"the {name} is {value}"
+        for name, value in (("loss", float(info.loss)), ("norm of the gradient", float(info.gradient_norm)))
+        if not jnp.isfinite(value)
+    ]
+    if not float(info.reversibility) <= residual_limit(config):
+        found.append(f"the residual is {float(info.reversibility):.2g}, above its limit, {residual_limit(config):g}")
+    if not all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(info.carried)):
+        found.append("what the physics carries on is not finite")
+    return found

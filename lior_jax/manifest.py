@@ -1,0 +1,82 @@
+"""The manifest of a folder: the SHA-256 sum of each of its files, by which any later change is seen.
+
+The text is that of `sha256sum`, so that `sha256sum --check MANIFEST.sha256` verifies a checkpoint too. Its last line
+is the sum of the lines above it: the manifest itself cannot change unseen either. It guards against damage, not
+against someone who writes a new manifest; but whoever wrote it, nothing outside its folder is ever opened.
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+NAME = "MANIFEST.sha256"
+
+
+def commit(folder: Path) -> None:
+    """Bring all files of a finished folder to the disk and write their manifest. Raises `OSError`."""
+    lines = []
+    for name in sorted(_files(folder)):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+            os.fsync(file.fileno())
+    with (folder / NAME).open("wb") as file:
+        file.write(_signed("".join(lines).encode()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: Path) -> str | None:
+    """What has changed in a folder since its manifest was written, in words; None if nothing has."""
+    try:
+        found = _files(folder)
+        if NAME not in found:
+            return f"{NAME} is missing"
+        content = (folder / NAME).read_bytes()
+        body = content[: content.rfind(b"# ")]
+        if content != _signed(body):
+            return f"{NAME} has changed"
+        sums = {name: value for value, name in (line.split("  ", 1) for line in body.decode().splitlines())}
+        for name in sums:
+            if not _is_inside(name):
+                return f"{NAME} names {name!r}, which lies outside"
+        for name in [*sorted(sums.keys() - found), *sorted(found - sums.keys() - {NAME})]:
+            return f"{name} is missing" if name in sums else f"{name} is not in {NAME}"
+        for name, value in sums.items():
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != value:
+                    return f"{name} has changed"
+    except _ForeignError as problem:
+        return str(problem)
+    except (OSError, ValueError) as problem:
+        return f"it cannot be read: {problem}"
+    return None
+
+
+class _ForeignError(Exception):
+    """Something that a checkpoint never holds."""
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of all files below a folder. Links, which may lead out of it, and devices and pipes are refused."""
+    names, folders = set(), [folder]
+    if folder.is_symlink():
+        raise _ForeignError("it is a symbolic link")
+    while folders:
+        for path in folders.pop().iterdir():
+            name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                folders.append(path)
+            elif stat.S_ISREG(mode):
+                names.add(name)
+            else:
+                raise _ForeignError(f"{name} is {'a symbolic link' if stat.S_ISLNK(mode) else 'no file'}")
+    return names
+
+
+def _is_inside(name: str) -> bool:
+    return all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name and "\0" not in name
+
+
+def _signed(body: bytes) -> bytes:
+    return body + f"# {hashlib.sha256(body).hexdigest()} of the lines above\n".encode()

@@ -1,0 +1,84 @@
+"""Steps with bad numbers: kept for inspection, counted, and after too many in a row the end of the run.
+
+`RUN/bad_steps/STEP` holds `description.json`, the batch (`batch.npz`), and in the folder `state` a checkpoint of the
+parameters and the optimiser's state that met it. As no bad step is applied, those that follow at once met the same
+state; only the first of them holds it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lior_jax import snapshot
+from lior_jax.checkpoint import Metadata
+from lior_jax.config import Config
+from lior_jax.errors import UserError
+from lior_jax.learning import Info, soundness
+from lior_jax.tokenizer import Tokenizer
+
+FOLDER = "bad_steps"
+KEPT = 20
+"""Bad steps of which the files are kept; the latest ones."""
+
+
+class BadSteps:
+    """The bad steps of one session of a run."""
+
+    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer, metadata: Metadata):
+        self.folder, self.config, self.tokenizer, self.metadata = run / FOLDER, config, tokenizer, metadata
+        self.in_a_row = 0
+
+    def keep(self, step: int, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> str:
+        """Write a bad step down and count it.
+
+        Args:
+            batch: tokens and targets, `[B, L]` each.
+            trees: what met it: parameters and optimiser state.
+
+        Returns:
+            A sentence for the user.
+        """
+        self.in_a_row += 1
+        reasons = ", ".join(soundness.complaints(info, self.config))
+        try:
+            self._write(step, reasons, info, batch, trees)
+            kept = f"batch and state are in {self.folder / str(step)}"
+        except Exception as problem:  # whatever the disk refuses must not end the run
+            kept = f"batch and state could not be written ({problem})"
+        return f"Step {step} was not applied: {reasons}; {kept}."
+
+    def stop_if_too_many(self, step: int) -> None:
+        """Raise `UserError` if patience is over."""
+        if self.in_a_row >= self.config.training.patience:
+            run = self.folder.parent
+            raise UserError(
+                f"The numbers of {self.in_a_row} steps in a row, up to step {step}, were bad, and none was applied; look into "
+                f"{self.folder}. The last good checkpoint is kept: go on with --resume {run} --force and, for example, --set "
+                f"optimizer.learning_rate={self.config.optimizer.learning_rate / 2:g}."
+            )
+
+    def _write(self, step: int, reasons: str, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> None:
+        folder = self.folder / str(step)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        state_of = step - self.in_a_row + 1
+        description = {
+            "step": step,
+            "reasons": reasons,
+            "in_a_row": self.in_a_row,
+            "state": f"{FOLDER}/{state_of}/state",
+            "loss": str(info.loss),
+            "gradient_norm": str(info.gradient_norm),
+            "residual": str(info.reversibility),
+            "text": [self.tokenizer.decode(row) for row in batch[0]],
+        }
+        (folder / "description.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
+        if step == state_of:
+            snapshot.write(folder / "state", jax.tree.map(np.asarray, trees), {"step": step - 1} | self.metadata._asdict())
+        for old in sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())[:-KEPT]:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)

@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM: save and leave within ten seconds; a second one leaves at once.
+
+A Python signal handler waits until a running computation or compilation returns, which may take minutes. So the
+interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise.
+"""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 9.0
+"""Seconds for saving, after which the process leaves with what was saved before."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and did. `status` is the exit status: 128 plus the signal's number, as shells have it."""
+
+    def __init__(self, number: int, problem: str = ""):
+        super().__init__(problem)
+        self.status = 128 + number
+
+
+class Stop:
+    """Whether, and by which signal, the run was asked to stop."""
+
+    number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
+
+    def check(self, problem: str = "") -> None:
+        """Raise `StoppedError`, which tells a problem on the way out, if the run was asked to stop."""
+        if self.number is not None:
+            raise StoppedError(self.number, problem)
+
+
+@contextmanager
+def watched() -> Iterator[Stop]:
+    """Turn the signals into a wish, `Stop`, that the loop looks at. For programs, in their main thread."""
+    stop = Stop()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    handlers = {number: signal.signal(number, _nothing) for number in SIGNALS}
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(reader, stop), daemon=True)
+    listener.start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
+
+
+def _listen(reader: int, stop: Stop) -> None:
+    deadline = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            _leave(stop, "This takes too long; left without saving. What was saved before is kept.")
+        number = os.read(reader, 1)
+        if not number:
+            return
+        if number[0] not in SIGNALS:
+            continue
+        if stop.requested:
+            _leave(stop, "Left at once. What was saved before is kept.")
+        stop.number, deadline = number[0], time.monotonic() + PATIENCE
+        _tell("Saving and leaving; once more to leave at once.")
+
+
+def _leave(stop: Stop, sentence: str) -> None:
+    _tell(sentence)
+    os._exit(StoppedError(stop.number).status)
+
+
+def _tell(sentence: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"\n{sentence}\n".encode())
+
+
+def _nothing(number, frame) -> None:
+    """Only a handled signal is written into the pipe."""

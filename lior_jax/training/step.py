@@ -1,0 +1,56 @@
+"""One step of training: an estimate, and the optimiser's update if the estimate is sound."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lior_jax import learning, model
+from lior_jax.config import Config
+from lior_jax.learning import soundness
+from lior_jax.learning.optimizer import make_schedule
+from lior_jax.model import Params
+
+
+class State(NamedTuple):
+    """All that a step changes."""
+
+    params: Params
+    optimizer: optax.OptState
+
+
+class Report(NamedTuple):
+    """What a step says of itself."""
+
+    info: learning.Info
+    sound: Array
+    """`[]` bool, whether the estimate may be applied (`soundness.is_sound`)."""
+    learning_rate: Array
+    """`[]`, of this step. The schedule counts the steps that were applied."""
+
+
+@partial(jax.jit, static_argnums=2, donate_argnums=0)
+def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed: Array | bool = True) -> tuple[State, Report]:
+    """One estimate and, if it is sound, one optimiser step; an unsound one leaves the state as it is, to the last bit.
+
+    Args:
+        proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
+            know yet, it keeps the state of a bad step for the host to look at.
+    """
+    gradient, info = learning.estimate(state.params, batch, config)
+    updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
+    stepped = State(optax.apply_updates(state.params, updates)._replace(carried=info.carried), optimizer)
+    sound = soundness.is_sound(info, config)
+    applied = sound & proceed
+    learning_rate = make_schedule(config)(optax.tree.get_all_with_path(state.optimizer, "count")[0][1])
+    state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
+    return state, Report(info, sound, jnp.asarray(learning_rate))
+
+
+def initial_state(key: Array, config: Config) -> State:
+    """Parameters and optimiser state of step 0."""
+    params = model.init(key, config.model)
+    return State(params, learning.make_optimizer(config).init(params))

@@ -1,0 +1,133 @@
+"""Resuming: under which configuration, on which corpus, by how many processes, and from which checkpoint."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from lior_jax import checkpoint, training
+from lior_jax import config as configuration
+from lior_jax.errors import UserError
+from lior_jax.training import lock, run_folder
+from tests.training.test_loop import figures, saved_leaves
+
+
+def assert_same_run(run, other):
+    """Parameters, optimiser state, figures and samples, bit for bit."""
+    (step, leaves), (expected_step, expected) = saved_leaves(run), saved_leaves(other)
+    assert step == expected_step
+    for leaf, once in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(leaf, once)
+    assert figures(run) == figures(other)
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+    """A finished run to do with as one likes."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def record(run):
+    return yaml.safe_load((run / run_folder.RECORD).read_text())
+
+
+def test_keys_that_change_no_step_are_changed_without_force_and_stay_changed(tiny, tmp_path):
+    training.train(tiny("run"), stop_after=3)
+    run = tmp_path / "run"
+    changes = ["training.log_every=3", "training.save_every=5", "training.keep=1", "sample.tokens=2", "training.patience=9"]
+    training.train(training.resume_config(run, changes), resume=True)
+    assert [line["step"] for line in figures(run) if line["kind"] == "train"] == [1, 2, 3, 6, 9, 12]
+    assert record(run)["training"]["log_every"] == 3
+    training.train(training.resume_config(run), resume=True)
+
+
+@pytest.mark.parametrize("key", sorted(run_folder.FREE))
+def test_free_keys_exist(key):
+    section, name = key.split(".")
+    assert name in configuration.Config().model_dump()[section]
+
+
+def test_a_changed_run_is_stopped_with_its_keys_and_goes_on_by_force(tiny, tmp_path):
+    training.train(tiny("run"), stop_after=6)
+    run, before = tmp_path / "run", saved_leaves(tmp_path / "run")
+    changed = training.resume_config(run, ["optimizer.clip_norm=0.5", "training.log_every=2"])
+    with pytest.raises(UserError, match=r"optimizer\.clip_norm: 1\.0 → 0\.5\).*--force") as raised:
+        training.train(changed, resume=True)
+    assert "log_every" not in str(raised.value)
+    assert record(run)["optimizer"]["clip_norm"] == 1.0
+    assert saved_leaves(run)[0] == before[0]
+    training.train(changed, resume=True, force=True, stop_after=6)
+    # It is that run from now on: nothing more is asked, though no step was made.
+    assert training.train(training.resume_config(run), resume=True).step == 12
+    assert record(run)["optimizer"]["clip_norm"] == 0.5
+
+
+def test_not_even_force_changes_the_shapes(copy):
+    with pytest.raises(UserError, match=r"Not even --force .*model\.width: 16 → 32.*start a new run"):
+        training.train(training.resume_config(copy, ["model.width=32"]), resume=True, force=True)
+    assert record(copy)["model"]["width"] == 16
+
+
+def test_another_corpus_needs_force_and_the_same_characters(tiny, tmp_path):
+    config = tiny("run", "training.steps=4", "training.eval_every=2")
+    training.train(config, stop_after=3)
+    corpus = tmp_path / "corpus.txt"
+    text = corpus.read_text()
+    corpus.write_text(text.replace("is 3", "is 4"))
+    with pytest.raises(UserError, match=r"is not the corpus that .*--force"):
+        training.train(config, resume=True)
+    corpus.write_text(text.replace("is 3", "is @"))
+    with pytest.raises(UserError, match="The character '@' is not among"):
+        training.train(config, resume=True, force=True)
+    corpus.write_text(text.replace("is 3", "is 4"))
+    assert training.train(config, resume=True, force=True).step == 4
+    assert training.train(config, resume=True).step == 4
+
+
+def test_a_corpus_that_was_moved_is_the_same_corpus(tiny, tmp_path):
+    training.train(tiny("run", "training.steps=4", "sample.tokens=0"), stop_after=2)
+    (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
+    config = training.resume_config(tmp_path / "run", [f"data.path={tmp_path}/moved.txt"])
+    assert training.train(config, resume=True).step == 4
+
+
+def test_one_process_writes_a_run(copy, tiny, tmp_path):
+    with lock.held(copy), pytest.raises(UserError, match=r"is being written by process \d+ on .*; wait for it"):
+        training.train(training.resume_config(copy), resume=True)
+    (tmp_path / "new").mkdir()
+    with lock.held(tmp_path / "new"), pytest.raises(UserError, match="is being written by"):
+        training.train(tiny("new"))
+    # The file that is left does not keep anyone from starting.
+    assert training.train(tiny("new", "training.steps=3", "sample.tokens=0")).step == 3
+
+
+def test_a_start_that_was_killed_leaves_a_folder_that_one_may_start_in(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / lock.FILE).write_text("process 1 on earth\n")
+    (tmp_path / "run" / f".{run_folder.RECORD}.new").write_text("run:")
+    assert training.train(tiny("run", "training.steps=3", "sample.tokens=0")).step == 3
+
+
+def test_a_lost_record_is_found_in_the_checkpoints(copy):
+    with_record = training.resume_config(copy)
+    (copy / run_folder.RECORD).unlink()
+    config = training.resume_config(copy)
+    assert config == with_record
+    assert training.train(config, resume=True).step == 12
+    assert (copy / run_folder.RECORD).is_file()
+
+
+def test_damaged_checkpoints_are_put_aside_so_that_later_ones_are_kept(copy, capsys):
+    """With the damaged checkpoint of step 12 still counted as the latest, those of steps before it would be removed."""
+    newest = copy / checkpoint.FOLDER / "12" / "record.json"
+    newest.write_bytes(newest.read_bytes().replace(b'"corpus"', b'"c0rpus"'))
+    training.train(training.resume_config(copy, ["training.keep=1", "training.save_every=1"]), resume=True, stop_after=11)
+    assert (
+        "The checkpoint of step 12 is damaged (record.json has changed); using that of step 9 instead."
+        in capsys.readouterr().out
+    )
+    with checkpoint.open_run(copy) as checkpoints:
+        assert checkpoints.latest == 11
+    assert (copy / checkpoint.FOLDER / "damaged-12" / "record.json").is_file()

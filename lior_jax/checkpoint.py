@@ -203,9 +203,13 @@ class Checkpoints:
 
 def open_run(run: str | Path) -> Checkpoints:
     """The checkpoints of an existing run, for reading. Raises `UserError` if there are none."""
-    if not Path(run).is_dir():
+    try:
+        is_folder, has_checkpoints = Path(run).is_dir(), (Path(run) / FOLDER).is_dir()
+    except OSError as problem:
+        raise UserError(f"The run {run} cannot be read: {problem.strerror}.") from None
+    if not is_folder:
         raise UserError(f"There is no run at {run}; give the folder that train.py wrote, for example runs/quickstart.")
-    if not (Path(run) / FOLDER).is_dir():
+    if not has_checkpoints:
         raise UserError(f"{run} holds no checkpoints; give the folder that train.py wrote, or train longer.")
     checkpoints = Checkpoints(run)
     if checkpoints.latest is None:

@@ -441,17 +441,19 @@ MUTATIONS = [
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
     Mutation("training/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", f"{RESUME} -k one_process"),
-    Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second"),
-    Mutation("training/metrics.py", "self._size = self._path", "_ = self._path", f"{FAILING} -k takes_no_more"),
+    Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
+    Mutation(
+        "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
+    ),
     Mutation("training/data.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
     Mutation("manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
     Mutation("manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
     Mutation("manifest.py", "*sorted(found - sums.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
     Mutation("manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
-    Mutation("snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{RESUME} -k without_force"),
+    Mutation("snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
     Mutation("checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"),
     Mutation("checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
-    Mutation("files.py", "if other:", "if False:", "test_config_junk.py -k no_configuration"),
+    Mutation("files.py", '(stat.S_ISDIR, "a folder")', '(stat.S_ISREG, "a folder")', "test_config_junk.py -k no_configuration"),
 ]
 
 

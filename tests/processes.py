@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# The fork server begins to import before it is told where from.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["lior_jax.training.dry_run", "lior_jax.analysis.plots", "scipy.linalg"])
 

@@ -149,9 +149,9 @@ def test_a_document_that_grows_when_it_is_read_is_refused_at_once():
     [
         ("/dev/zero", "is a device, not a file"),
         ("/dev/null", "is a device, not a file"),
-        ("configs", "is a folder, not a file"),
-        ("configs/none.yaml", "There is no configuration configs/none.yaml"),
-        ("configs/quickstart.yaml/x", "cannot be read"),
+        (".", "is a folder, not a file"),
+        ("nowhere/none.yaml", "There is no configuration nowhere/none.yaml"),
+        (f"{__file__}/x", "cannot be read"),
         ("\0", "cannot be read"),
         ("x" * 300, "cannot be read"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lior_jax import config as configuration
 from lior_jax import files
 from lior_jax import tokenizer as tokenizers
 from lior_jax.checkpoint import Metadata
@@ -120,6 +121,22 @@ def _read_file(file: Path) -> str:
         ) from None
     except OSError as problem:
         raise UserError(f"data.path: {file} cannot be read: {problem.strerror}.") from None
+
+
+def with_vocabulary(config: Config, corpus: Corpus) -> Config:
+    """The configuration with the vocabulary of its corpus filled in, or a `UserError` if it names another."""
+    size, given = corpus.tokenizer.vocab_size, config.model.vocab_size
+    if given not in (None, size):
+        raise UserError(f"model.vocab_size is {given}, but the tokenizer has {size} tokens; leave the key out.")
+    return configuration.replace(config, "model", vocab_size=size)
+
+
+def check_sample(config: Config, corpus: Corpus) -> None:
+    """A prompt that cannot be encoded is told now, not at the first evaluation."""
+    try:
+        corpus.tokenizer.encode(config.sample.prompt)
+    except UserError as problem:
+        raise UserError(f"sample.prompt: {problem}") from None
 
 
 def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:

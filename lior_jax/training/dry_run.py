@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lior_jax import model
 from lior_jax.config import Config
 from lior_jax.training import data
-from lior_jax.training.loop import check_sample, with_vocabulary
+from lior_jax.training.data import check_sample, with_vocabulary
 from lior_jax.training.step import initial_state, train_step
 
 

@@ -14,15 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lior_jax import checkpoint, files, model
-from lior_jax import config as configuration
 from lior_jax.config import Config
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.learning import soundness
-from lior_jax.model import Params
 from lior_jax.training import data, lock, run_folder
 from lior_jax.training.bad_steps import BadSteps
-from lior_jax.training.data import Corpus
+from lior_jax.training.data import Corpus, check_sample, with_vocabulary
+from lior_jax.training.evaluation import Evaluation
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.signals import Stop, StoppedError
 from lior_jax.training.step import Report, State, initial_state, train_step
@@ -97,7 +96,8 @@ def _run(
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = _Loop(config, corpus, checkpoints, metrics, stop)
             if saved:
-                if saved.forced:  # from now on this is its configuration, whatever happens before the next save
+                if saved.forced or saved.metadata.corpus != corpus.fingerprint:
+                    # From now on it is this run, whatever happens before the next save.
                     loop.save(state, step, checkpoints.validation_loss(step), owes_evaluation)
                     checkpoints.wait()
                 run_folder.write_record(run, config)
@@ -119,21 +119,12 @@ def _run(
     return summary
 
 
-def with_vocabulary(config: Config, corpus: Corpus) -> Config:
-    """The configuration with the vocabulary of its corpus filled in, or a `UserError` if it names another."""
-    size, given = corpus.tokenizer.vocab_size, config.model.vocab_size
-    if given not in (None, size):
-        raise UserError(f"model.vocab_size is {given}, but the tokenizer has {size} tokens; leave the key out.")
-    return configuration.replace(config, "model", vocab_size=size)
-
-
 class _Loop:
     """The loop's collaborators, and its rhythm."""
 
     def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, metrics: Metrics, stop: Stop):
         self.config, self.corpus, self.checkpoints, self.metrics, self.stop = config, corpus, checkpoints, metrics, stop
-        training = config.training
-        self.windows = scoring.cover(corpus.validation, config.model.context, training.eval_stride, training.eval_windows)
+        self.evaluation = Evaluation(config, corpus, self._write, stop.check)
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
         self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata)
         self.figures: dict[str, str] = {}
@@ -185,11 +176,13 @@ class _Loop:
         nats, owes_evaluation = None, False
         if evaluates:
             try:
-                nats = self._evaluate(state.params, step)
+                nats = self.evaluation.validate(state.params, step, self.figures.get("loss", "–"))
                 if self.config.sample.tokens:
-                    self._sample(state.params, step)
+                    self.evaluation.sample(state.params, step)
             except StoppedError:
                 nats, owes_evaluation = None, True
+            else:
+                self.figures["val"] = "–" if nats is None else f"{nats:.3f}"
         self.save(state, step, nats, owes_evaluation)
 
     def save(self, state: State, step: int, nats: float | None, owes_evaluation: bool) -> None:
@@ -232,36 +225,6 @@ class _Loop:
         self._write("train", step, values)
         return True
 
-    def _evaluate(self, params: Params, step: int) -> float | None:
-        """Validate over the fixed windows; returns nats per token, or None if they are no number."""
-        nats = scoring.mean_nats(params, self.windows, self.config.model, self.stop.check)
-        if not math.isfinite(nats):
-            tqdm.write(f"step {step:>6,}   the validation loss is {nats}; this step cannot be the best.")
-            return None
-        per_character = nats / self.corpus.characters_per_token
-        bits = per_character / math.log(2)
-        values = {"nats_per_token": nats, "nats_per_character": per_character, "bits_per_character": bits}
-        self._write("validation", step, values)
-        tqdm.write(
-            f"step {step:>6,}   training {self.figures.get('loss', '–')}   validation {nats:.3f} nats/token"
-            f"   = {per_character:.3f} nats/char = {bits:.3f} bits/char"
-        )
-        self.figures["val"] = f"{nats:.3f}"
-        return nats
-
-    def _sample(self, params: Params, step: int) -> None:
-        """Show a continuation of the prompt."""
-        sample = self.config.sample
-        engine = Engine(params, self.config.model, self.corpus.tokenizer)
-        text = sample.prompt
-        for piece in engine.stream(
-            sample.prompt, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
-        ):
-            self.stop.check()
-            text += piece
-        self._write("sample", step, {"text": text})
-        tqdm.write("\n".join("    " + line for line in text.splitlines()))
-
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write figures down; a disk that does not take them is told once, and does not end the run."""
         try:
@@ -294,11 +257,3 @@ def _restore(checkpoints: checkpoint.Checkpoints, config: Config, saved: run_fol
     checkpoints.set_aside(after=step)
     tqdm.write(f"Going on from step {step}.")
     return state, step
-
-
-def check_sample(config: Config, corpus: Corpus) -> None:
-    """A prompt that cannot be encoded is told now, not at the first evaluation."""
-    try:
-        corpus.tokenizer.encode(config.sample.prompt)
-    except UserError as problem:
-        raise UserError(f"sample.prompt: {problem}") from None

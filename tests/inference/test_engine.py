@@ -184,6 +184,11 @@ def test_too_short_a_text_to_score_is_told(engine):
 def test_missing_runs_and_steps_are_told(finished_run, tmp_path):
     with pytest.raises(UserError, match="There is no run at"):
         Engine.from_checkpoint(tmp_path / "nowhere")
+    for path in ("/dev/zero", "README.md"):
+        with pytest.raises(UserError, match=f"There is no run at {path}"):
+            Engine.from_checkpoint(path)
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        Engine.from_checkpoint("x" * 300)
     with pytest.raises(UserError, match="holds no checkpoints"):
         Engine.from_checkpoint(tmp_path)
     with pytest.raises(UserError, match="has no checkpoint of step 5; it has"):

@@ -93,6 +93,22 @@ def test_a_corpus_that_was_moved_is_the_same_corpus(tiny, tmp_path):
     assert training.train(config, resume=True).step == 4
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/null", "run.directory: /dev/null is a device; choose a folder"),
+        ("corpus.txt", "corpus.txt is a file; choose a folder"),
+        ("corpus.txt/run", r"cannot be written to \(Not a directory\)"),
+        ("x" * 300, r"cannot be written to \(File name too long\)"),
+    ],
+)
+def test_paths_where_no_run_can_be_are_told(tiny, tmp_path, monkeypatch, path, message):
+    config = tiny("unused")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        training.train(configuration.replace(config, "run", directory=path))
+
+
 def test_one_process_writes_a_run(copy, tiny, tmp_path):
     with lock.held(copy), pytest.raises(UserError, match=r"is being written by process \d+ on .*; wait for it"):
         training.train(training.resume_config(copy), resume=True)

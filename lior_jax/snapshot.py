@@ -8,6 +8,7 @@ abstract tree that the program gives, and all else is JSON.
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from lior_jax import files, manifest
 RECORD = "record.json"
 SAVING = ".saving-"
 """Begins the name of a folder that is being written."""
+_BESIDE = 2**16
+"""Bytes of what is written beside the arrays, about."""
 REPLACED = ".replaced-"
 """Begins the name of a folder while a new one takes its place."""
 
@@ -47,6 +50,7 @@ def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
     try:
         shutil.rmtree(saving, ignore_errors=True)
         saving.mkdir(parents=True)
+        _reserve(saving / "room", trees)
         for name, tree in trees.items():
             with _checkpointer() as checkpointer:
                 checkpointer.save((saving / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))
@@ -113,6 +117,14 @@ def read_tree(folder: Path, name: str, like: Any) -> Any:
 def to_host(tree: Any) -> Any:
     """Copies of a tree's arrays that the next step, to which their buffers are donated, does not overwrite."""
     return jax.tree.map(np.array, tree)
+
+
+def _reserve(path: Path, trees: dict[str, Any]) -> None:
+    """Meet a full disk or a limit here, by one `OSError`: inside Orbax, threads that are left behind print tracebacks."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size + _BESIDE)
+    path.unlink()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ standard output and error in a file. Programs that were compiled once are found 
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,9 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["lior_jax.training.dry_run", "lior_jax.analysis.plots", "scipy.linalg"])
+
+# Starting one process asks after all others, and two threads that ask after the same one take its exit status from each other.
+_lock = threading.Lock()
 
 
 class Training:
@@ -30,7 +35,8 @@ class Training:
     def __init__(self, arguments: list[object], log: Path, compiled: Path, prepare: Callable[[], object] | None = None):
         self.log = log
         self._process = _context.Process(target=_main, args=([str(word) for word in arguments], log, compiled, prepare))
-        self._process.start()
+        with _lock:
+            self._process.start()
 
     @property
     def pid(self) -> int:
@@ -38,12 +44,15 @@ class Training:
 
     @property
     def runs(self) -> bool:
-        return self._process.is_alive()
+        with _lock:
+            return self._process.is_alive()
 
     def wait(self, seconds: float = 120) -> int:
         """The exit status; negative for the signal that killed it."""
-        self._process.join(seconds)
-        assert not self.runs, self.said
+        end = time.monotonic() + seconds
+        while self.runs:
+            assert time.monotonic() < end, self.said
+            time.sleep(0.005)
         return self._process.exitcode
 
     @property

@@ -8,7 +8,6 @@ import shutil
 import sys
 from contextlib import contextmanager, suppress
 
-import numpy as np
 import pytest
 
 from lior_jax import checkpoint, manifest, snapshot, tokenizer
@@ -123,24 +122,9 @@ def test_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_not_opened(finishe
             Engine.from_checkpoint(run, step=step)
             continue
         told.append(name)
-    assert told == ["params.npz", "record.json"], "the others are not opened for inference"
-    assert not (tmp_path / "mark").exists()
-
-
-def test_a_pickle_among_the_arrays_is_not_opened(finished_run, tmp_path):
-    """In an otherwise right file, as an array of objects."""
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    with checkpoint.open_run(run) as checkpoints:
-        step = checkpoints.best
-    folder = run / checkpoint.FOLDER / str(step)
-    with np.load(folder / "params.npz", allow_pickle=False) as whole:
-        arrays = dict(whole)
-    np.savez(folder / "params.npz", **arrays | {".embedding": np.array([Bomb(tmp_path / "mark")], dtype=object)})
-    (folder / manifest.NAME).unlink()
-    manifest.commit(folder)
-    with no_pickle_is_opened(), pytest.raises(UserError, match=r"params\.npz: ValueError: Object arrays cannot be loaded"):
-        Engine.from_checkpoint(run, step)
+    assert "record.json" in told
+    assert any(name.startswith("params/") for name in told)
+    assert not any(name.startswith("optimizer/") for name in told), "they are not opened for inference"
     assert not (tmp_path / "mark").exists()
 
 

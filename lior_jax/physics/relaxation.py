@@ -139,9 +139,9 @@ def contrast(hamiltonian: Hamiltonian, s: Pair, s_in: Array, span: Array, precis
 def restrain(units: Array) -> Array:
     """Features `W` and gates `U`, `[2, M, d]`, with the gates divided by `1 + ‖U‖ (‖W‖ + ‖W‖² / 3) / 2`.
 
-    That is the size of what `V` bends by, `Σ gelu' (w uᵀ + u wᵀ) + gelu'' (u·ŝ) w wᵀ`, so its bend stays bounded however large
-    the matrices grow. The norm is Schatten's of order 8, `tr((AᵀA)⁴)^⅛`: between the largest singular value and `d^⅛` times
-    that, and smooth.
+    That is the size of what `V` bends by, `Σ gelu' (w uᵀ + u wᵀ) + gelu'' (u·ŝ) w wᵀ`, so its bend stays of the order of the
+    spring's however large the matrices grow. The norm is Schatten's of order 8, `tr((AᵀA)⁴)^⅛`: between the largest singular
+    value and `d^⅛` times that, and smooth.
     """
     (features, _), (gates, _) = (_norm_and_slope(x) for x in units)
     return units.at[1].divide(1 + gates * features * (1 + features / FEATURE_SIZE) / RESTRAINT)

@@ -110,13 +110,17 @@ def test_residual_is_the_relative_size_of_the_preconditioned_slope(float64):
 
 @pytest.mark.parametrize("size", [0.3, 1.0, 3.0, 30.0])
 def test_a_dozen_steps_settle_whatever_the_parameters_grow_to(size):
-    """The default descent, far below the residual at which an estimate is not to be trusted. Without the restraint it fails."""
+    """The default descent, far below the residual at which an estimate is not to be trusted. Without the restraint it fails,
+    and without its momentum, by a full step, it has not settled."""
     model = ModelConfig()
     descent = Descent(12, model.relaxation_rate, model.relaxation_momentum)
     raw, (_, s_in, push) = random_hamiltonian(WIDTH, UNITS), well()
     raw = raw._replace(units=size * raw.units)
     _, residuals = relaxation.relax(raw._replace(units=relaxation.restrain(raw.units)), s_in, push, descent)
     assert residuals[-1] < 3e-4
+    if size == 1:
+        _, full_step = relaxation.relax(raw._replace(units=relaxation.restrain(raw.units)), s_in, push, Descent(12, 1.0, 0.0))
+        assert full_step[-1] > 1e-3
     if size > 1:
         _, unrestrained = relaxation.relax(raw, s_in, push, descent)
         assert unrestrained[-1] > 1e-2

@@ -27,9 +27,9 @@ learning: {rule: equilibrium}
 optimizer: {learning_rate: 4e-3, warmup_steps: 20}
 training: {steps: 300, batch_size: 8}
 """
-DESCENTS = {"heavy ball": (0.8, 0.25), "gradient flow": (0.8, 0.0), "gradient flow, full step": (1.0, 0.0)}
-STEPS = (2, 4, 8, 12, 16, 24)
-NUDGES = (1e-4, 1e-3, 1e-2, 1e-1, 0.3)
+DESCENTS = {"heavy ball": (0.85, 0.15), "gradient flow": (1.0, 0.0)}
+STEPS = (2, 4, 8, 12, 16)
+NUDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Point(NamedTuple):
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=150, help="steps of training before (150)")
+    parser.add_argument("--train", type=int, default=100, help="steps of training before (100)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", help="file of the plot")
     arguments = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     by_nudge: dict[str, list[Point]] = {}
     settled = configuration.replace(config, "model", relaxation_steps=24)
-    for name in ("centred", "one_sided", "random_sign"):
+    for name in ("centred", "one_sided"):
         for size in NUDGES:
             nudged = configuration.replace(settled, "learning", nudge=name, nudge_size=size)
             point = _measure(params, batch, nudged, exact)
@@ -93,7 +93,7 @@ def _measure(params: Any, batch: Any, config: Config, exact: Any) -> Point:
 
 def _plot(by_steps: dict[str, list[Point]], by_nudge: dict[str, list[Point]]) -> Figure:
     """`1 − cosine` of the worst leaf, on logarithmic axes, against steps, residual and nudge."""
-    colours = ("#1b3a5c", "#d1495b", "#e0a458")
+    colours = ("#1b3a5c", "#d1495b")
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
         of_steps, of_residual, of_nudge = figure.subplots(1, 3, sharey=True)

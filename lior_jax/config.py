@@ -141,9 +141,9 @@ class ModelConfig(Section):
     `learning.rule`."""
     relaxation_steps: int = Field(12, ge=1, le=2**12)
     """Steps of each block's relaxation (dissipative)."""
-    relaxation_rate: float = Field(0.8, gt=0, lt=2)
+    relaxation_rate: float = Field(0.85, gt=0, lt=2)
     """Length of a step of the relaxation, in units where a block without potential settles in one."""
-    relaxation_momentum: float = Field(0.25, ge=0, lt=1)
+    relaxation_momentum: float = Field(0.15, ge=0, lt=1)
     """Share of the last step that a step of the relaxation goes on with (heavy ball); 0 for gradient flow."""
     leapfrog_steps: int = Field(1, ge=1, le=2**12)
     """Störmer–Verlet steps `T` of each block's flow."""

@@ -243,9 +243,9 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
 
 
 def restrained(units: np.ndarray) -> np.ndarray:
-    """Of all blocks: gates over `1 + ‖W‖₈ ‖U‖₈ / 2`, with norms from the singular values."""
+    """Of all blocks: gates over `1 + ‖U‖₈ (‖W‖₈ + ‖W‖₈² / 3) / 2`, with norms from the singular values."""
     features, gates = np.moveaxis(np.sum(np.linalg.svd(units, compute_uv=False) ** 8, -1) ** 0.125, 1, 0)
-    return np.stack([units[:, 0], units[:, 1] / (1 + features * gates / 2)[:, None, None]], 1)
+    return np.stack([units[:, 0], units[:, 1] / (1 + gates * (features + features**2 / 3) / 2)[:, None, None]], 1)
 
 
 def relax(hamiltonian: Hamiltonian, s_in: np.ndarray, kick: np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -41,6 +41,7 @@ MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_rememberi
 EXPORT = "inference/test_export.py"
 BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "test_manifest.py", "test_checkpoint.py"
+RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
@@ -257,7 +258,7 @@ MUTATIONS = [
         "moment",
         f"{OPERATORS} -k keys_covariance",
     ),
-    Mutation("model/block.py", "after: jnp.mean(action", "after: jnp.sum(action", f"{BLOCK} -k observed_action"),
+    Mutation("model/block.py", "return jnp.mean(action", "return jnp.sum(action", f"{BLOCK} -k observed_action"),
     Mutation("model/parameters.py", "params._replace(carried=None)", "params", f"{NETWORK} -k number_of"),
     Mutation(
         "learning/echo.py",
@@ -284,7 +285,7 @@ MUTATIONS = [
     Mutation("learning/echo.py", "c_s + c_s_by_kick", "c_s", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "epsilon, sides) - kicked", "epsilon, sides)", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "p=stored.p_out, c_p=jnp.zeros_like(end.p)", "p=stored.p_out", GRADIENT_AT_INIT),
-    Mutation("learning/echo.py", "jax.tree.map(jnp.add, gradient, local)", "local", f"{ECHO} -k chunks"),
+    Mutation("learning/chunks.py", "jax.tree.map(jnp.add, gradient, local)", "local", f"{ECHO} -k chunks"),
     Mutation(
         "learning/echo.py",
         "_rms(start.s - s_first) / _rms(s_first)",
@@ -454,6 +455,100 @@ MUTATIONS = [
     Mutation("checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"),
     Mutation("checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
     Mutation("files.py", '(stat.S_ISDIR, "a folder")', '(stat.S_ISREG, "a folder")', "test_config_junk.py -k no_configuration"),
+    # --- equilibrium -------------------------------------------------------------------------------------------------
+    Mutation("physics/relaxation.py", "return s_in + _like(", "return s_in - _like(", f"{RELAXATION} -k formula"),
+    Mutation("physics/relaxation.py", "0.5 * jnp.sum(stretch", "jnp.sum(stretch", f"{RELAXATION} -k formula"),
+    Mutation(
+        "physics/relaxation.py",
+        "- force(hamiltonian, s, precision, SOFTNESS)",
+        "+ force(hamiltonian, s, precision, SOFTNESS)",
+        f"{RELAXATION} -k ends_in_a_minimum",
+    ),
+    Mutation(
+        "physics/relaxation.py",
+        "descent.momentum * v - descent.rate * u",
+        "-descent.momentum * v - descent.rate * u",
+        f"{NETWORK} -k dense_forward_pass[relaxed]",
+    ),
+    Mutation("physics/relaxation.py", "(1 + hamiltonian.curvature", "(1 - hamiltonian.curvature", f"{RELAXATION} -k draws_it"),
+    Mutation(
+        "physics/relaxation.py",
+        "(plus * c_plus - minus * c_minus) / (plus - minus)",
+        "(plus * c_plus - minus * c_minus)",
+        f"{RELAXATION} -k both_ends",
+    ),
+    Mutation(
+        "physics/relaxation.py",
+        "0.5 * epsilon * (plus * c_plus + minus * c_minus)",
+        "epsilon * (plus * c_plus + minus * c_minus)",
+        f"{RELAXATION} -k both_ends",
+    ),
+    Mutation("physics/relaxation.py", "push=-s.slope", "push=s.slope", f"{RELAXATION} -k literal"),
+    Mutation("physics/relaxation.py", "s_in=-s.slope /", "s_in=s.slope /", f"{RELAXATION} -k literal"),
+    Mutation("physics/relaxation.py", "by_spring = -jnp", "by_spring = jnp", f"{RELAXATION} -k literal"),
+    Mutation("physics/relaxation.py", "c_size = -jnp", "c_size = jnp", f"{RELAXATION} -k restrain_adjoint"),
+    Mutation("physics/relaxation.py", "** 0.125", "** 0.25", f"{RELAXATION} -k singular"),
+    Mutation(
+        "physics/hamiltonian.py",
+        'rms_normalize(s, softness)\n    z, gate = _features(hamiltonian, s_hat, "float32")',
+        'rms_normalize(s)\n    z, gate = _features(hamiltonian, s_hat, "float32")',
+        f"{RELAXATION} -k formula",
+    ),
+    Mutation("model/block.py", "observe(s, relaxed)", "observe(relaxed, s)", f"{BLOCK} -k straight_way"),
+    Mutation(
+        "model/operators.py",
+        "c_units = jax.vmap(restrain_adjoint)(raw.units, c_units)",
+        "pass",
+        f"{OPERATORS} -k adjoint[relaxed]",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        "contrast.s_in + c_s_by_kick + c_before",
+        "contrast.s_in + c_before",
+        f"{EQUILIBRIUM} -k implicit_gradient[plain]",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        "contrast.s_in + c_s_by_kick + c_before",
+        "contrast.s_in + c_s_by_kick",
+        f"{EQUILIBRIUM} -k implicit_gradient[action]",
+    ),
+    Mutation("learning/equilibrium.py", "c_s = c_s + c_after", "c_s = c_s", f"{EQUILIBRIUM} -k implicit_gradient[action]"),
+    Mutation("learning/equilibrium.py", "anew * (end.targets.size / size)", "anew", f"{EQUILIBRIUM} -k chunks"),
+    Mutation("learning/equilibrium.py", "_at(blocks, -1)", "_at(blocks, 0)", f"{EQUILIBRIUM} -k force_at_every_step"),
+    Mutation("learning/equilibrium.py", "zip((1, -1), s.ends", "zip((1, 1), s.ends", f"{EQUILIBRIUM} -k geometry_alone_moves"),
+    Mutation(
+        "learning/equilibrium.py",
+        "jnp.maximum(observed.residual, health.residual)",
+        "observed.residual",
+        f"{EQUILIBRIUM} -k settled",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        "jnp.maximum(observed.residual, health.residual)",
+        "health.residual",
+        f"{EQUILIBRIUM} -k settled",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        'params.carried if learning.pull == "off" else carry(',
+        "carry(",
+        f"{EQUILIBRIUM} -k off_changes",
+    ),
+    Mutation("learning/optimizer.py", "if config.learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
+    Mutation(
+        "learning/nudge.py",
+        "(direction - target) / s.size",
+        "(target - direction) / s.size",
+        f"{EQUILIBRIUM} -k target_embedding",
+    ),
+    Mutation(
+        "learning/nudge.py",
+        "return sign, jnp.zeros_like(sign)",
+        "return jnp.abs(sign), jnp.zeros_like(sign)",
+        f"{EQUILIBRIUM} -k both_sides",
+    ),
+    Mutation("config.py", '"equilibrium": "dissipative"', '"equilibrium": "symplectic"', "test_config.py -k follow"),
 ]
 
 

@@ -24,8 +24,8 @@ from lior_jax.physics.numerics import Precision, correlate, project
 SOFTNESS = 1.0
 """Added to `mean(s²)` in the potential's `ŝ`."""
 
-RESTRAINT = 2.0
-"""Size that the product of the potential's matrices approaches, however large they grow."""
+RESTRAINT, FEATURE_SIZE = 2.0, 3.0
+"""Of the potential's gates (`restrain`)."""
 
 
 class Descent(NamedTuple):
@@ -137,21 +137,24 @@ def contrast(hamiltonian: Hamiltonian, s: Pair, s_in: Array, span: Array, precis
 
 
 def restrain(units: Array) -> Array:
-    """Features and gates `[2, M, d]` with the gates divided by `1 + ‖W‖ ‖U‖ / 2`, so that the product of both stays below 2.
+    """Features `W` and gates `U`, `[2, M, d]`, with the gates divided by `1 + ‖U‖ (‖W‖ + ‖W‖² / 3) / 2`.
 
-    The norm is Schatten's of order 8, `tr((AᵀA)⁴)^⅛`: between the largest singular value and `d^⅛` times that, and smooth.
+    That is the size of what `V` bends by, `Σ gelu' (w uᵀ + u wᵀ) + gelu'' (u·ŝ) w wᵀ`, so its bend stays of the order of the
+    spring's however large the matrices grow. The norm is Schatten's of order 8, `tr((AᵀA)⁴)^⅛`: between the largest singular
+    value and `d^⅛` times that, and smooth.
     """
     (features, _), (gates, _) = (_norm_and_slope(x) for x in units)
-    return units.at[1].divide(1 + features * gates / RESTRAINT)
+    return units.at[1].divide(1 + gates * features * (1 + features / FEATURE_SIZE) / RESTRAINT)
 
 
 def restrain_adjoint(units: Array, cotangent: Array) -> Array:
     """Adjoint of `restrain`."""
     (features, features_slope), (gates, gates_slope) = (_norm_and_slope(x) for x in units)
-    share = 1 / (1 + features * gates / RESTRAINT)
-    c_product = -jnp.sum(cotangent[1] * units[1]) * share**2 / RESTRAINT
-    c_features = cotangent[0] + c_product * gates * features_slope
-    return jnp.stack([c_features, share * cotangent[1] + c_product * features * gates_slope])
+    share = 1 / (1 + gates * features * (1 + features / FEATURE_SIZE) / RESTRAINT)
+    c_size = -jnp.sum(cotangent[1] * units[1]) * share**2 / RESTRAINT
+    c_features = c_size * gates * (1 + 2 * features / FEATURE_SIZE)
+    c_gates = c_size * features * (1 + features / FEATURE_SIZE)
+    return jnp.stack([cotangent[0] + c_features * features_slope, share * cotangent[1] + c_gates * gates_slope])
 
 
 def _norm_and_slope(matrix: Array) -> tuple[Array, Array]:

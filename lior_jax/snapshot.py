@@ -109,7 +109,10 @@ def read_tree(folder: Path, name: str, like: Any) -> Any:
     try:
         with _checkpointer() as checkpointer:
             tree = checkpointer.restore((folder / name).absolute(), args=ocp.args.StandardRestore(_without_empty(like)))
-        return jax.tree.map(lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype), like, tree)
+        # All in the place that was asked for, or the step would be compiled again for those that are not.
+        return jax.tree.map(
+            lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding), like, tree
+        )
     except Exception as problem:  # whatever Orbax and TensorStore find in a damaged or strange folder
         raise SnapshotError(f"{name}: {_one_line(problem)}") from None
 

@@ -149,3 +149,27 @@ def test_a_pickle_in_a_tokenizer_is_text(finished_run, tmp_path):
         with pytest.raises(UserError, match=r"a model of \d+ tokens and a tokenizer of \d+"):
             Engine.from_checkpoint(run, step)
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json"])
+def test_a_pickle_in_an_exported_model_is_not_opened(finished_run, tmp_path, name):
+    folder = Engine.from_checkpoint(finished_run).export(tmp_path / "weights")
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    with no_pickle_is_opened(), pytest.raises(UserError):
+        Engine.from_checkpoint(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_an_exported_configuration_makes_no_objects(finished_run, tmp_path):
+    folder = Engine.from_checkpoint(finished_run).export(tmp_path / "weights")
+    (folder / "config.yaml").write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'mark'}']\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        Engine.from_checkpoint(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pickle_in_the_place_of_a_memory_is_not_opened(finished_run, tmp_path):
+    (tmp_path / "memory.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    with no_pickle_is_opened(), pytest.raises(UserError, match="is damaged, or no safetensors file"):
+        Engine.from_checkpoint(finished_run).with_memory(tmp_path / "memory.safetensors")
+    assert not (tmp_path / "mark").exists()

@@ -43,6 +43,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str]
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     try:
         save_file(arrays, unfinished, {**(about or {}), _DIGEST: digest(arrays)})
+        os.chmod(unfinished, 0o666 & ~_umask())  # the library lets nobody else read it
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as problem:
         unfinished.unlink(missing_ok=True)
@@ -67,6 +68,13 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if about.pop(_DIGEST, None) != digest(arrays):
         raise UserError(f"{path} is damaged: its arrays are not those that were saved; save it again.")
     return arrays, about
+
+
+def _umask() -> int:
+    """What new files are not allowed; asking for it means setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _reason(problem: Exception) -> str:

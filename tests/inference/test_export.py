@@ -1,6 +1,7 @@
 """Exported models: bit for bit the same, and one sentence for a folder that is not whole."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -157,3 +158,12 @@ def test_the_digest_tells_names_types_shapes_and_values_apart():
     digests = {arrays.digest(x) for x in (base, *others)}
     assert len(digests) == 6
     assert arrays.digest(dict(reversed(base.items()))) == arrays.digest(base)
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        arrays.write(tmp_path / "model.safetensors", {"a": np.zeros(2)})
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -155,6 +155,17 @@ def test_the_limit_of_the_residual_is_the_configured_one(tiny, tmp_path):
     assert soundness.residual_limit(tiny("run")) == soundness.LIMITS["echo"]
 
 
+def test_relaxations_that_do_not_settle_end_the_run_with_the_reason(tiny, tmp_path):
+    """One step of relaxation is not enough, and the contrast of what has not settled is no gradient."""
+    config = tiny("run", "learning.rule=equilibrium", "model.relaxation_steps=1", "training.patience=2")
+    with pytest.raises(UserError, match="2 steps in a row"):
+        training.train(config)
+    reasons = json.loads((tmp_path / "run/bad_steps/1/description.json").read_text())["reasons"]
+    assert "the residual is" in reasons
+    assert "above its limit, 0.001" in reasons
+    assert soundness.residual_limit(config) == soundness.LIMITS["equilibrium"] == 1e-3
+
+
 def test_a_bad_step_that_cannot_be_written_down_does_not_end_the_run(tiny, tmp_path, plant, monkeypatch, capsys):
     config = tiny("run", "training.steps=4", "training.eval_every=4", "training.patience=4")
     plant(config, [1], PLANTS["loss is no number"])

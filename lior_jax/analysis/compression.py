@@ -137,11 +137,15 @@ def compress_run(run: str | Path, rank: str, step: int | None = None, tolerance:
         lambda params: scoring.mean_nats(params, windows, source.model),
         tolerance,
     )
-    run_folder.make_folder(folder, settings)
+    run_folder.make_folder(folder)
+    run_folder.write_record(folder, settings)
     with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
         optimizer = learning.make_optimizer(settings).init(outcome.params)
         metadata = metadata._replace(config=settings.model_dump())
         checkpoints.save(step, outcome.params, optimizer, metadata, outcome.loss_after)
+        checkpoints.wait()
+        for sentence in checkpoints.complaints():
+            raise UserError(sentence)
     note = {"from": str(run), "step": step, "tolerance": tolerance} | outcome._asdict()
     note.pop("params")
     (folder / "compression.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

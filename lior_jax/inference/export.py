@@ -49,7 +49,10 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
 
 def is_export(folder: str | Path) -> bool:
     """Whether there is an exported model in the folder."""
-    return (Path(folder) / WEIGHTS).is_file()
+    try:
+        return (Path(folder) / WEIGHTS).is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def load(folder: str | Path) -> tuple[Params, ModelConfig, Tokenizer]:

@@ -9,14 +9,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lior_jax import model
-from lior_jax.config import ModelConfig
+from lior_jax.config import Config, ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, arrays, export
 from lior_jax.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
-SMALL = ModelConfig(
-    vocab_size=7, context=6, width=8, blocks=2, heads=2, chart_dim=4, rotor_layers=1, metric_rank=1, taps=2, potential_units=8
-)
+SMALL = Config(  # which fills in the model's dynamics
+    model=ModelConfig(
+        **{"vocab_size": 7, "context": 6, "width": 8, "blocks": 2, "heads": 2, "chart_dim": 4, "rotor_layers": 1},
+        **{"metric_rank": 1, "taps": 2, "potential_units": 8},
+    )
+).model
 TOKENIZER = CharTokenizer('ab"é\n→ ')
 
 
@@ -27,8 +30,9 @@ TOKENIZER = CharTokenizer('ab"é\n→ ')
         {"frame": "rotor", "rotor_layers": 0, "metric_rank": 0, "lag_prior": False, "field": False},
         {"memory": True, "adaptive_order": True, "products": ("tensor", "wedge", "spinor"), "resilience": "constitutive"},
         {"resilience": "curvature", "base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
+        {"dynamics": "dissipative"},
     ],
-    ids=["default", "empty and left out", "all parts", "curvature"],
+    ids=["default", "empty and left out", "all parts", "curvature", "dissipative"],
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
     config = SMALL.model_copy(update=changes)

@@ -16,8 +16,16 @@ from lior_jax.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
 SMALL = Config(  # which fills in the model's dynamics
     model=ModelConfig(
-        **{"vocab_size": 7, "context": 6, "width": 8, "blocks": 2, "heads": 2, "chart_dim": 4, "rotor_layers": 1},
-        **{"metric_rank": 1, "taps": 2, "potential_units": 8},
+        vocab_size=7,
+        context=6,
+        width=8,
+        blocks=2,
+        heads=2,
+        chart_dim=4,
+        rotor_layers=1,
+        metric_rank=1,
+        taps=2,
+        potential_units=8,
     )
 ).model
 TOKENIZER = CharTokenizer('ab"é\n→ ')

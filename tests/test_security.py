@@ -15,6 +15,9 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from tests.test_structure import sources
 
+# Where a file of arrays cannot be read, TensorStore's threads complain to an event loop that Orbax has closed by then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 EXECUTORS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {"unsafe_load", "full_load", "UnsafeLoader", "FullLoader", "Loader", "allow_pickle=True"}

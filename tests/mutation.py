@@ -438,7 +438,7 @@ MUTATIONS = [
     ),
     Mutation("training/loop.py", "leaving = self.stop.requested\n                progress", "progress", f"{SIGNALS} -k sample"),
     Mutation("training/loop.py", "checkpoints.set_aside(after=step)", "", f"{RESUME} -k aside"),
-    Mutation("training/loop.py", "if saved.forced:", "if False:", f"{RESUME} -k by_force"),
+    Mutation("training/loop.py", "if saved.forced or saved", "if False and saved", f"{RESUME} -k by_force"),
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
     Mutation("training/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", f"{RESUME} -k one_process"),

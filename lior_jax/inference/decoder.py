@@ -6,7 +6,7 @@ The loop over new tokens runs on the device. Cost and memory per token do not de
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,11 @@ class Decoder:
         """`batch` sequences of which nothing has been read."""
         history = recurrence.empty(self.params, batch, self.config)
         seen = jnp.zeros((batch, self.config.vocab_size), bool)
-        return Prefix(history, seen, jnp.zeros(batch, jnp.int32))
+        return self._placed(Prefix(history, seen, jnp.zeros(batch, jnp.int32)))
+
+    def _placed(self, x: Any) -> Any:
+        """Where the parameters are: programs are compiled again for arrays that have no place of their own."""
+        return jax.device_put(x, self.params.embedding.sharding)
 
     def read(self, prefix: Prefix, texts: Sequence[np.ndarray]) -> Prefix:
         """Read on: further tokens of each sequence, `[T_b]` of any lengths, none included."""
@@ -83,7 +87,7 @@ class Decoder:
             chunk = np.stack([np.pad(piece, (0, size - len(piece))) for piece in pieces]).astype(np.int32)
             lengths = np.array([len(piece) for piece in pieces], np.int32)
             history = _extend(self.params, self.layers, history, chunk, lengths, self.config)
-        return Prefix(history, jnp.asarray(seen), prefix.drawn)
+        return Prefix(history, self._placed(seen), prefix.drawn)
 
     def draw(self, prefix: Prefix, keys: Array, settings: Settings, count: int) -> tuple[Prefix, np.ndarray]:
         """Draw the next `count ≤ SEGMENT` tokens of every sequence, which must not be empty.

@@ -1,12 +1,13 @@
 """Generation and scoring from a checkpoint."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lior_jax import model
 from lior_jax.errors import UserError
-from lior_jax.inference import Engine, scoring
+from lior_jax.inference import Engine, decoder, scoring
 from lior_jax.model import block, operators
 from lior_jax.physics.taps import taps
 from lior_jax.tokenizer import ByteTokenizer
@@ -51,6 +52,17 @@ def draws(engine, prompt):
 def test_seeds_and_samples_differ(engine):
     texts = {engine.generate("1 is", max_tokens=30, seed=seed, sample=sample) for seed in (0, 1) for sample in (0, 1)}
     assert len(texts) == 4
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_reading_and_drawing_compile_once(engine, placed):
+    """Whatever the length of prompt and continuation, on restored parameters and on such as a step returns."""
+    params = engine.params if placed else jax.tree.map(np.asarray, engine.params)
+    fresh = Engine(jax.tree.map(jnp.asarray, params), engine.config, engine.tokenizer)
+    fresh.generate("1", max_tokens=1, stop=["never"])
+    before = decoder._extend._cache_size(), decoder._draw._cache_size()
+    "".join(fresh.stream("5 is 0 and 2, 9 is 1 and 1, ", max_tokens=20, temperature=1, top_k=3))
+    assert (decoder._extend._cache_size(), decoder._draw._cache_size()) == before
 
 
 def test_a_batch_of_prompts_of_any_lengths_gives_what_each_gives_alone(engine):

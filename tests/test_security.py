@@ -1,6 +1,7 @@
 """Loading executes nothing: no pickle in the source, and none that is planted in a checkpoint or a tokenizer is opened."""
 
 import ast
+import gc
 import json
 import os
 import pickle
@@ -17,6 +18,14 @@ from tests.test_structure import sources
 
 # Where a file of arrays cannot be read, TensorStore's threads complain to an event loop that Orbax has closed by then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _complaints_end_here():
+    """The complaints come when the garbage is collected, which must not wait for the test of something else."""
+    yield
+    gc.collect()
+
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 EXECUTORS = {"eval", "exec", "compile", "__import__"}

@@ -215,6 +215,9 @@ class LearningConfig(Section):
     """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose nudged runs go at once; fewer need less memory and fit a CPU's cache. By default all."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of embedded channels, of kicks' channels and of potentials' units that a training step leaves out, at every
+    position others, the same in both phases; what is kept is divided by one minus it."""
     residual_limit: float | None = Field(None, gt=0)
     """A step whose residual (the echo's reversibility, a relaxation's largest) is above this is not applied; null for
     the rule's own limit."""

@@ -14,40 +14,43 @@ from jax.scipy.stats import norm
 
 from lior_jax.config import Config
 from lior_jax.model import Params, block, network, operators
+from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.physics.hamiltonian import Hamiltonian
 
 
-def energy(hamiltonian: Hamiltonian, s: Array, s_in: Array, push: Array) -> Array:
-    """Of one position, `[d]` each."""
+def energy(hamiltonian: Hamiltonian, s: Array, s_in: Array, push: Array, mask: Array | float = 1.0) -> Array:
+    """Of one position, `[d]` each; `mask` `[M]` of the potential's units."""
     stretch = s - s_in - hamiltonian.inverse_mass * push
     s_hat = s / jnp.sqrt(jnp.mean(s * s) + 1.0)
     z = hamiltonian.units[0] @ s_hat + hamiltonian.bias
-    potential = hamiltonian.curvature * jnp.sum(s * s) / 2 - jnp.sum(z * norm.cdf(z) * (hamiltonian.units[1] @ s_hat))
+    potential = hamiltonian.curvature * jnp.sum(s * s) / 2 - jnp.sum(mask * z * norm.cdf(z) * (hamiltonian.units[1] @ s_hat))
     return jnp.sum(stretch**2 / hamiltonian.inverse_mass) / 2 + potential
 
 
-def minimum(hamiltonian: Hamiltonian, s_in: Array, push: Array) -> Array:
+def minimum(hamiltonian: Hamiltonian, s_in: Array, push: Array, mask: Array) -> Array:
     """Of one position: plain descent into the basin, then Newton's method to rounding."""
     slope, bend = jax.grad(energy, argnums=1), jax.hessian(energy, argnums=1)
     start = s_in + hamiltonian.inverse_mass * push
-    s = lax.fori_loop(0, 200, lambda _, s: s - 0.4 * hamiltonian.inverse_mass * slope(hamiltonian, s, s_in, push), start)
-    s = lax.fori_loop(
-        0, 4, lambda _, s: s - jnp.linalg.solve(bend(hamiltonian, s, s_in, push), slope(hamiltonian, s, s_in, push)), s
-    )
+    s = lax.fori_loop(0, 200, lambda _, s: s - 0.4 * hamiltonian.inverse_mass * slope(hamiltonian, s, s_in, push, mask), start)
+    given = s_in, push, mask
+    s = lax.fori_loop(0, 4, lambda _, s: s - jnp.linalg.solve(bend(hamiltonian, s, *given), slope(hamiltonian, s, *given)), s)
     s = lax.stop_gradient(s)
-    held = lax.stop_gradient(bend(hamiltonian, s, s_in, push))
-    return s - jnp.linalg.solve(held, slope(hamiltonian, s, s_in, push))
+    held = lax.stop_gradient(bend(hamiltonian, s, *given))
+    return s - jnp.linalg.solve(held, slope(hamiltonian, s, *given))
 
 
-def states(params: Params, tokens: Array, config: Config) -> list[tuple[Array, Array, operators.Operators]]:
+def states(
+    params: Params, tokens: Array, config: Config, masks: Masks = KEEP_ALL
+) -> list[tuple[Array, Array, operators.Operators]]:
     """Of every block: its input, its state at the minimum, and its operators."""
     made = operators.prepare(params, tokens.shape[1], config.model)
-    s, found = network.embed(params.embedding, tokens), []
+    s, found = network.embed(params.embedding, tokens, masks.embedding), []
     for index in range(config.model.blocks):
-        own = jax.tree.map(lambda x, index=index: x[index], made)
-        push, _ = block.kick(own, s, config.model)
-        over = jax.vmap(jax.vmap(minimum, (None, 0, 0)), (None, 0, 0))
-        before, s = s, over(own.hamiltonian, s, push)
+        own, kept = jax.tree.map(lambda x, index=index: x[index], (made, masks.blocks))
+        push, _ = block.kick(own, s, config.model, kept)
+        units = jnp.ones((*tokens.shape, config.model.potential_units)) if kept.units is None else kept.units
+        over = jax.vmap(jax.vmap(minimum, (None, 0, 0, 0)), (None, 0, 0, 0))
+        before, s = s, over(own.hamiltonian, s, push, units)
         found.append((before, s, own))
     return found
 
@@ -58,11 +61,13 @@ def cross_entropy(params: Params, s: Array, targets: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def gradient(params: Params, tokens: Array, targets: Array, config: Config, cost=cross_entropy) -> tuple[Array, Params]:
+def gradient(
+    params: Params, tokens: Array, targets: Array, config: Config, cost=cross_entropy, masks: Masks = KEEP_ALL
+) -> tuple[Array, Params]:
     """The cost at the minimum, with the weight of the actions in it, and its gradient; what is carried is held fast."""
 
     def total(learned: Params) -> Array:
-        found = states(learned._replace(carried=params.carried), tokens, config)
+        found = states(learned._replace(carried=params.carried), tokens, config, masks)
         actions = sum(jnp.mean(block.action(own, before, s, config.model), (0, 1)).sum() for before, s, own in found)
         return cost(learned, found[-1][1], targets) + config.learning.action_weight * actions
 

@@ -16,7 +16,8 @@ from scipy.special import ndtr
 
 from lior_jax import learning, model
 from lior_jax.config import Config, LearningConfig, ModelConfig
-from lior_jax.model import Params, network
+from lior_jax.model import Params, dropout, network
+from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.model.parameters import Carried
 from lior_jax.physics.action import ActionState
 from lior_jax.physics.frames import Derived, max_rotor_layers, rotor_planes
@@ -93,24 +94,35 @@ estimate = jax.jit(learning.estimate, static_argnames="config")
 logits = jax.jit(model.logits, static_argnames="config")
 
 
-def autodiff(params: Params, tokens: Array, targets: Array, config: Config) -> tuple[Array, Params]:
+def autodiff(params: Params, tokens: Array, targets: Array, config: Config, masks: Masks = KEEP_ALL) -> tuple[Array, Params]:
     """The loss, and the gradient of the cost: the loss, plus the action's weight times the sum of the blocks' actions.
 
     What is carried is held fast: it is not learned, and its part of the gradient is zero.
     """
-    return _autodiff(params, tokens, targets, config.model, config.learning.action_weight)
+    return _autodiff(params, tokens, targets, config.model, config.learning.action_weight, masks)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _autodiff(params: Params, tokens: Array, targets: Array, config: ModelConfig, weight: float) -> tuple[Array, Params]:
+def _autodiff(
+    params: Params, tokens: Array, targets: Array, config: ModelConfig, weight: float, masks: Masks
+) -> tuple[Array, Params]:
     def cost(learned: Params) -> tuple[Array, Array]:
         # `model.loss` and `model.actions`, from one run: the oracle compiles in half the time.
-        s, observed = network.run(learned._replace(carried=params.carried), tokens, config)
+        s, observed = network.run(learned._replace(carried=params.carried), tokens, config, masks)
         loss = jnp.mean(network.cross_entropy(network.readout(learned.readout, s, config.precision), targets))
         return (loss + weight * jnp.sum(observed.action), loss) if weight else (loss, loss)
 
     (_, loss), gradient = jax.value_and_grad(cost, has_aux=True)(params)
     return loss, gradient
+
+
+def dropout_masks(key: Array, tokens: Array, config: Config) -> Masks:
+    """All masks of a step, of every sequence at once."""
+    keys, rate, length = dropout.keys(key, config.model.blocks, len(tokens)), config.learning.dropout, tokens.shape[1]
+    blocks = [dropout.block_masks(own, length, rate, config.model) for own in keys.blocks]
+    return Masks(
+        dropout.embedding_mask(keys.embedding, length, rate, config.model), jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    )
 
 
 def small_config(learning: dict[str, Any] | None = None, **changes: Any) -> Config:

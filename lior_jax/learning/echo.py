@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from lior_jax.config import Config, ModelConfig
+from lior_jax.config import Config
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info
-from lior_jax.model import block, network
+from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
 from lior_jax.physics import integrators
@@ -32,7 +32,9 @@ class Stored(NamedTuple):
     p_out: Array
 
 
-def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
+def estimate(
+    params: Params, batch: tuple[Array, Array], config: Config, keys: dropout.Keys = dropout.NO_KEYS
+) -> tuple[Params, Info]:
     """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation.
 
     With `learning.action_weight` the cost is the loss plus that weight times the sum of the blocks' mean actions
@@ -42,6 +44,7 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         config: static.
+        keys: of the dropout's masks.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.
@@ -51,27 +54,28 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
     chex.assert_equal_shape([tokens, targets])
     model = config.model
     operators = prepare(params, tokens.shape[1], model)
-    s_first = network.embed(params.embedding, tokens)
-    (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, model)
+    kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], config.learning.dropout, model)
+    s_first = network.embed(params.embedding, tokens, kept)
+    (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, keys.blocks, config)
     c_action = config.learning.action_weight / tokens.size
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
 
     def echo_block(end: PhasePoint, scanned):
-        operators, stored = scanned
+        operators, stored, keys = scanned
         if stored is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
         echo = partial(_echo_block, operators, c_action=c_action, config=config)
-        start, gradient, health = in_chunks(echo, config.learning.chunk, end, stored)
+        start, gradient, health = in_chunks(echo, config.learning.chunk, end, stored, keys)
         return start, (gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge)))
 
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
-    start, (c_operators, health) = lax.scan(echo_block, end, (operators, stored), reverse=True)
+    start, (c_operators, health) = lax.scan(echo_block, end, (operators, stored, keys.blocks), reverse=True)
     reversibility = jnp.max(health.reversibility)
     if stored is None:
         reversibility = _rms(start.s - s_first) / _rms(s_first)
 
     gradient = Params(
-        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s),
+        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s, kept),
         blocks=prepare_adjoint(params, c_operators, model),
         readout=c_readout,
         carried=jax.tree.map(jnp.zeros_like, params.carried),
@@ -105,10 +109,11 @@ class Health(NamedTuple):
 
 
 def _echo_block(
-    operators: Operators, end: PhasePoint, stored: Stored | None, c_action: float, config: Config
+    operators: Operators, end: PhasePoint, stored: Stored | None, keys: Array | None, c_action: float, config: Config
 ) -> tuple[PhasePoint, Operators, Health]:
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
     model = config.model
+    masks = dropout.block_masks(keys, end.s.shape[1], config.learning.dropout, model)
     sides = nudge.SIDES[config.learning.nudge]
     pulls = [end.c_s, end.c_p]
     if c_action:
@@ -128,12 +133,13 @@ def _echo_block(
         model.precision,
         source,
         nudge.middle(epsilon, sides),
+        masks.units,
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
     s = rebuilt if stored is None else stored.s_in
-    kicked, c_s_by_kick, gradient = block.kick_adjoint(operators, s, c_p, model)
+    kicked, c_s_by_kick, gradient = block.kick_adjoint(operators, s, c_p, model, masks)
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
@@ -144,15 +150,19 @@ def _echo_block(
     return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
 
 
-def _free_phase(operators: Operators, s: Array, model: ModelConfig):
+def _free_phase(operators: Operators, s: Array, keys: Array | None, config: Config):
     """Run all blocks; keep what the echoes need, and what was observed of each block."""
 
-    def step(state, operators):
-        (s, p), observed = block.apply(operators, *state, model)
-        stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
-        return (s, p), (stored, observed)
+    model = config.model
 
-    return lax.scan(step, (s, jnp.zeros_like(s)), operators)
+    def step(state, scanned):
+        operators, keys = scanned
+        masks = dropout.block_masks(keys, s.shape[1], config.learning.dropout, model)
+        (after, p), observed = block.apply(operators, *state, model, masks)
+        stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
+        return (after, p), (stored, observed)
+
+    return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))
 
 
 def _rms(x: Array) -> Array:

@@ -18,7 +18,7 @@ from lior_jax.config import Config, ModelConfig
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info
-from lior_jax.model import block, network
+from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Block, Params
 from lior_jax.physics import relaxation
@@ -47,7 +47,9 @@ class Health(NamedTuple):
     nudge: Array
 
 
-def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
+def estimate(
+    params: Params, batch: tuple[Array, Array], config: Config, keys: dropout.Keys = dropout.NO_KEYS
+) -> tuple[Params, Info]:
     """As `learning.estimate`, by equilibrium propagation. With `learning.update: geometry` or another `learning.pull` than
     the loss's it is what these say, and no gradient of the loss."""
     tokens, targets = batch
@@ -55,7 +57,9 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
     chex.assert_equal_shape([tokens, targets])
     model, learning = config.model, config.learning
     operators = prepare(params, tokens.shape[1], model)
-    s_last, (stored, observed) = _free_phase(operators, network.embed(params.embedding, tokens), model)
+    kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
+    s_first = network.embed(params.embedding, tokens, kept)
+    s_last, (stored, observed) = _free_phase(operators, s_first, keys.blocks, config)
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
     if learning.pull == "target_embedding":
         c_s = nudge.target_embedding_adjoint(params.embedding, s_last, targets)
@@ -66,11 +70,11 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
     run = partial(_nudged_block, readout=params.readout, size=tokens.size, config=config)
 
     def nudge_block(end: End, scanned):
-        operators, stored = scanned
-        c_s, gradient, health = in_chunks(partial(run, operators), learning.chunk, end, stored, sides)
+        operators, stored, keys = scanned
+        c_s, gradient, health = in_chunks(partial(run, operators), learning.chunk, end, stored, keys, sides)
         return End(stored.s_in, c_s, None), (gradient, Health(jnp.max(health.residual), jnp.mean(health.nudge)))
 
-    end, blocks = End(s_last, c_s, None), (operators, stored)
+    end, blocks = End(s_last, c_s, None), (operators, stored, keys.blocks)
     if learning.pull == "force":
         # The last block by itself: its pull alone follows its state.
         end, top = nudge_block(end._replace(targets=targets), _at(blocks, -1))
@@ -80,7 +84,7 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         start, (c_operators, health) = lax.scan(nudge_block, end, blocks, reverse=True)
 
     gradient = Params(
-        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s),
+        embedding=network.embed_adjoint(params.embedding, tokens, start.c_s, kept),
         blocks=prepare_adjoint(params, c_operators, model),
         readout=c_readout,
         carried=jax.tree.map(jnp.zeros_like, params.carried),
@@ -101,7 +105,14 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
 
 
 def _nudged_block(
-    operators: Operators, end: End, stored: Stored, sides: tuple[Array, Array], readout: Array, size: int, config: Config
+    operators: Operators,
+    end: End,
+    stored: Stored,
+    keys: Array | None,
+    sides: tuple[Array, Array],
+    readout: Array,
+    size: int,
+    config: Config,
 ) -> tuple[Array, Operators, Health]:
     """Relax a nudged pair from a block's free state: the cotangent of its input, and the gradient of its operators.
 
@@ -110,6 +121,7 @@ def _nudged_block(
     """
     model, learning = config.model, config.learning
     hamiltonian = operators.hamiltonian
+    masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     c_s, c_before, by_action = end.c_s, 0.0, None
     if learning.action_weight:
         weight = learning.action_weight / size
@@ -127,10 +139,12 @@ def _nudged_block(
     held = relaxation.anchor(hamiltonian, stored.s_in, stored.kicked)
     descent = block.descent(model)
     descent = descent._replace(steps=learning.nudged_steps or descent.steps)
-    pair, residuals = relaxation.relax_pair(hamiltonian, held, end.s, pull, sides, epsilon, descent, model.precision)
-    contrast = relaxation.contrast(hamiltonian, pair, stored.s_in, span, model.precision)
+    pair, residuals = relaxation.relax_pair(
+        hamiltonian, held, end.s, pull, sides, epsilon, descent, model.precision, masks.units
+    )
+    contrast = relaxation.contrast(hamiltonian, pair, stored.s_in, span, model.precision, masks.units)
 
-    _, c_s_by_kick, gradient = block.kick_adjoint(operators, stored.s_in, contrast.push, model)
+    _, c_s_by_kick, gradient = block.kick_adjoint(operators, stored.s_in, contrast.push, model, masks)
     gradient = gradient._replace(hamiltonian=contrast.hamiltonian)
     if by_action is not None:
         law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
@@ -158,12 +172,16 @@ def _at(blocks: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda x: x[index], blocks)
 
 
-def _free_phase(operators: Operators, s: Array, model: ModelConfig):
+def _free_phase(operators: Operators, s: Array, keys: Array | None, config: Config):
     """Relax all blocks; keep what the nudged phases need, and what was observed of each block."""
 
-    def step(s, operators):
-        kicked, moment = block.kick(operators, s, model)
-        relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model)
+    model = config.model
+
+    def step(s, scanned):
+        operators, keys = scanned
+        masks = dropout.block_masks(keys, s.shape[1], config.learning.dropout, model)
+        kicked, moment = block.kick(operators, s, model, masks)
+        relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model, masks)
         return relaxed, (Stored(s, kicked), block.Observation(*moved, moment))
 
-    return lax.scan(step, s, operators)
+    return lax.scan(step, s, (operators, keys))

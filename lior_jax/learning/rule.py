@@ -3,14 +3,16 @@
 from jax import Array
 
 from lior_jax.config import Config
+from lior_jax.errors import UserError
 from lior_jax.learning import echo, equilibrium
 from lior_jax.learning.info import Info
+from lior_jax.model import dropout
 from lior_jax.model.parameters import Params
 
 RULES = {"echo": echo.estimate, "equilibrium": equilibrium.estimate}
 
 
-def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tuple[Params, Info]:
+def estimate(params: Params, batch: tuple[Array, Array], config: Config, key: Array | None = None) -> tuple[Params, Info]:
     """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation, by `learning.rule`.
 
     With `learning.action_weight` the cost is the loss plus that weight times the sum of the blocks' mean actions
@@ -20,8 +22,20 @@ def estimate(params: Params, batch: tuple[Array, Array], config: Config) -> tupl
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         config: static.
+        key: from `jax.random.key`, what `learning.dropout` draws its masks from. Without dropout it is not needed.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.
+
+    Raises:
+        UserError: `learning.dropout` without a key.
     """
-    return RULES[config.learning.rule](params, batch, config)
+    rate, keys = config.learning.dropout, dropout.NO_KEYS
+    if rate:
+        if key is None:
+            raise UserError(
+                f"learning.dropout: {rate} draws its masks from a key; give `learning.estimate` one, such as "
+                "key=jax.random.key(step), or set learning.dropout: 0."
+            )
+        keys = dropout.keys(key, config.model.blocks, batch[0].shape[0])
+    return RULES[config.learning.rule](params, batch, config, keys)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.config import ModelConfig
+from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
 from lior_jax.physics import integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
 from lior_jax.physics.kernel import convolve, convolve_adjoint
-from lior_jax.physics.numerics import contract, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.numerics import contract, correlate, masked, project, project_back, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
 from lior_jax.physics.retrieval import retrieve, retrieve_adjoint
 from lior_jax.physics.taps import taps, taps_adjoint
@@ -45,14 +46,18 @@ def schedule(config: ModelConfig) -> integrators.Schedule:
     )
 
 
-def apply(operators: Operators, s: Array, p: Array, config: ModelConfig) -> tuple[tuple[Array, Array], Observation]:
+def apply(
+    operators: Operators, s: Array, p: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
+) -> tuple[tuple[Array, Array], Observation]:
     """Send `(s, p)`, each `[B, L, d]`, through one block."""
-    kicked, moment = kick(operators, s, config)
-    s, p, moved = move(operators, s, p, kicked, config)
+    kicked, moment = kick(operators, s, config, masks)
+    s, p, moved = move(operators, s, p, kicked, config, masks)
     return (s, p), Observation(*moved, moment)
 
 
-def move(operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig) -> tuple[Array, Array, Motion]:
+def move(
+    operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
+) -> tuple[Array, Array, Motion]:
     """What a block does after its kick, every position by itself: follow the flow, or relax, which leaves the momentum alone.
 
     Args:
@@ -65,10 +70,10 @@ def move(operators: Operators, s: Array, p: Array, kicked: Array, config: ModelC
         return jnp.mean(action(operators, before, after, config), positions)
 
     if config.dynamics == "dissipative":
-        relaxed, residuals = relaxation.relax(operators.hamiltonian, s, kicked, descent(config), config.precision)
+        relaxed, residuals = relaxation.relax(operators.hamiltonian, s, kicked, descent(config), config.precision, masks.units)
         return relaxed, p, Motion(observe(s, relaxed), residuals[-1])
     start = entering_momentum(p, config) + kicked
-    s, p, observed = integrators.flow(operators.hamiltonian, s, start, schedule(config), config.precision, observe)
+    s, p, observed = integrators.flow(operators.hamiltonian, s, start, schedule(config), config.precision, observe, masks.units)
     return s, p, Motion(observed, None)
 
 
@@ -126,7 +131,7 @@ def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
     return _see(operators, s, config).query
 
 
-def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array | None]:
+def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)
     retrieved = retrieve(seen.query, seen.key, seen.value, seen.resilience, operators.couplings, config.precision)
@@ -134,10 +139,12 @@ def kick(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Ar
     if config.frame == "derived":
         rigid = seen.key[..., : config.chart_dim]
         moment = contract("blhm,blhn->hmn", rigid, rigid, config.precision) / (s.shape[0] * s.shape[1])
-    return push(operators, retrieved, config), moment
+    return masked(push(operators, retrieved, config), masks.kick), moment
 
 
-def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: ModelConfig) -> tuple[Array, Array, Operators]:
+def kick_adjoint(
+    operators: Operators, s: Array, cotangent: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
+) -> tuple[Array, Array, Operators]:
     """`kick` and its adjoint in one pass.
 
     Args:
@@ -147,7 +154,8 @@ def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: Model
         The kick, the cotangent of `s`, and the cotangents of the operators (of the Hamiltonian: zeros).
     """
     seen = _see(operators, s, config)
-    c_retrieved = _to_heads(cotangent, operators.output, config)
+    c_pushed = masked(cotangent, masks.kick)
+    c_retrieved = _to_heads(c_pushed, operators.output, config)
     retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
         seen.query, seen.key, seen.value, seen.resilience, operators.couplings, c_retrieved, config.precision
     )
@@ -171,13 +179,13 @@ def kick_adjoint(operators: Operators, s: Array, cotangent: Array, config: Model
     gradient = Operators(
         c_taps,
         *c_charts,
-        output=_correlate_heads(retrieved, cotangent, config),
+        output=_correlate_heads(retrieved, c_pushed, config),
         hamiltonian=jax.tree.map(jnp.zeros_like, operators.hamiltonian),
         couplings=c_couplings,
         memory=c_memory,
         resilience=c_law,
     )
-    kicked = push(operators, retrieved, config)
+    kicked = masked(push(operators, retrieved, config), masks.kick)
     return kicked, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law, gradient
 
 

@@ -6,18 +6,19 @@ from jax import Array, lax
 
 from lior_jax.config import ModelConfig
 from lior_jax.model import block, operators
+from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.model.parameters import Params
-from lior_jax.physics.numerics import Precision, correlate, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.numerics import Precision, correlate, masked, project, project_back, rms_normalize, rms_normalize_adjoint
 
 
-def embed(embedding: Array, tokens: Array) -> Array:
-    """The point `E[token]` of every position: `[B, L, d]`."""
-    return embedding[tokens]
+def embed(embedding: Array, tokens: Array, mask: Array | None = None) -> Array:
+    """The point `E[token]` of every position, times a mask if there is one: `[B, L, d]`."""
+    return masked(embedding[tokens], mask)
 
 
-def embed_adjoint(embedding: Array, tokens: Array, cotangent: Array) -> Array:
+def embed_adjoint(embedding: Array, tokens: Array, cotangent: Array, mask: Array | None = None) -> Array:
     """Adjoint of `embed`: each token's row gathers the cotangents of its positions."""
-    return jnp.zeros_like(embedding).at[tokens].add(cotangent)
+    return jnp.zeros_like(embedding).at[tokens].add(masked(cotangent, mask))
 
 
 def readout(weights: Array, s: Array, precision: Precision) -> Array:
@@ -50,15 +51,19 @@ def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Pr
     return loss, c_weights, rms_normalize_adjoint(direction, inverse, c_direction)
 
 
-def run(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, block.Observation]:
+def run(params: Params, tokens: Array, config: ModelConfig, masks: Masks = KEEP_ALL) -> tuple[Array, block.Observation]:
     """The state after the last block, `[B, L, d]`, and what was observed of each block, `[N, …]`."""
-    s = embed(params.embedding, tokens)
-    (s, _), observed = _scan(operators.prepare(params, tokens.shape[1], config), s, jnp.zeros_like(s), config)
+    s = embed(params.embedding, tokens, masks.embedding)
+    (s, _), observed = _scan(operators.prepare(params, tokens.shape[1], config), s, jnp.zeros_like(s), config, masks)
     return s, observed
 
 
-def _scan(stacked: operators.Operators, s: Array, p: Array, config: ModelConfig):
-    return lax.scan(lambda state, applied: block.apply(applied, *state, config), (s, p), stacked)
+def _scan(stacked: operators.Operators, s: Array, p: Array, config: ModelConfig, masks: Masks = KEEP_ALL):
+    def step(state, scanned):
+        applied, own = scanned
+        return block.apply(applied, *state, config, own)
+
+    return lax.scan(step, (s, p), (stacked, masks.blocks))
 
 
 def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:

@@ -4,6 +4,9 @@
 
 The potential sees only the direction of `s` (a potential that is not normalised explodes), is gated, and is the
 same at every position. Source: DESIGN.md section 2.6.
+
+With a `mask` `[..., M]`, of which every point has its own, each unit's term in the sum is multiplied by its element of it
+(dropout): another potential, but still one.
 """
 
 from typing import NamedTuple
@@ -16,6 +19,7 @@ from lior_jax.physics.numerics import (
     Precision,
     correlate,
     gelu_and_slope,
+    masked,
     project,
     project_back,
     rms_normalize,
@@ -33,12 +37,12 @@ class Hamiltonian(NamedTuple):
     inverse_mass: Array
 
 
-def potential(hamiltonian: Hamiltonian, s: Array, softness: float = RMS_EPSILON) -> Array:
+def potential(hamiltonian: Hamiltonian, s: Array, softness: float = RMS_EPSILON, mask: Array | None = None) -> Array:
     """`V(s)` of every point `[..., d]`: `[...]`."""
     s_hat, _ = rms_normalize(s, softness)
     z, gate = _features(hamiltonian, s_hat, "float32")
     gelu, _ = gelu_and_slope(z + _row(hamiltonian.bias, z))
-    return 0.5 * hamiltonian.curvature * jnp.sum(s * s, -1) - jnp.sum(gelu * gate, -1)
+    return 0.5 * hamiltonian.curvature * jnp.sum(s * s, -1) - jnp.sum(masked(gelu, mask) * gate, -1)
 
 
 def kinetic(hamiltonian: Hamiltonian, p: Array) -> Array:
@@ -56,7 +60,13 @@ def velocity(hamiltonian: Hamiltonian, p: Array) -> Array:
     return p * _row(hamiltonian.inverse_mass, p)
 
 
-def force(hamiltonian: Hamiltonian, s: Array, precision: Precision = "float32", softness: float = RMS_EPSILON) -> Array:
+def force(
+    hamiltonian: Hamiltonian,
+    s: Array,
+    precision: Precision = "float32",
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
+) -> Array:
     """`−∂V/∂s` of every point `[..., d]`.
 
     With `e = gelu'(z) ⊙ (Uŝ)` and `F̂ = Uᵀ gelu(z) + Wᵀ e`, the force is
@@ -64,7 +74,7 @@ def force(hamiltonian: Hamiltonian, s: Array, precision: Precision = "float32", 
     """
     s_hat, inverse = rms_normalize(s, softness)
     z, gate = _features(hamiltonian, s_hat, precision)
-    gelu, slope = gelu_and_slope(z + _row(hamiltonian.bias, z))
+    gelu, slope = (masked(x, mask) for x in gelu_and_slope(z + _row(hamiltonian.bias, z)))
     features, gates = hamiltonian.units
     on_direction = project_back(slope * gate, features, precision) + project_back(gelu, gates, precision)
     return rms_normalize_adjoint(s_hat, inverse, on_direction) - hamiltonian.curvature * s
@@ -105,7 +115,12 @@ def pair(plus: Array, minus: Array, span: Array) -> Pair:
 
 
 def kick_contrast(
-    hamiltonian: Hamiltonian, s: Pair, span: Array, precision: Precision, softness: float = RMS_EPSILON
+    hamiltonian: Hamiltonian,
+    s: Pair,
+    span: Array,
+    precision: Precision,
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
 ) -> tuple[Pair, Hamiltonian]:
     """Force on both nudged runs, and the contrast `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span` summed over positions.
 
@@ -122,7 +137,7 @@ def kick_contrast(
     (z_mean, gate_mean), (z_slope, gate_slope) = (_features(hamiltonian, x, precision) for x in s_hat)
     z_ends = Pair(z_mean + _row(hamiltonian.bias, z_mean), z_slope).ends(span)
     gate_ends = Pair(gate_mean, gate_slope).ends(span)
-    (gelu_plus, slope_plus), (gelu_minus, slope_minus) = (gelu_and_slope(z) for z in z_ends)
+    (gelu_plus, slope_plus), (gelu_minus, slope_minus) = ([masked(x, mask) for x in gelu_and_slope(z)] for z in z_ends)
     gelu = pair(gelu_plus, gelu_minus, span)
     push = pair(slope_plus * gate_ends[0], slope_minus * gate_ends[1], span)
 

@@ -57,8 +57,12 @@ def flow(
     times: Schedule,
     precision: Precision = "float32",
     observe: Observe = lambda before, after: None,
+    mask: Array | None = None,
 ) -> tuple[Array, Array, Any]:
     """Follow the Hamiltonian flow from `(s, p)`, each `[B, L, d]`, every position by itself.
+
+    Args:
+        mask: `[B, L, M]`, of the potential's units.
 
     Returns:
         State and momentum at the end, and the sum of what `observe` returned.
@@ -67,13 +71,13 @@ def flow(
     def step(state, lengths):
         s, p = state
         kick, drift = lengths
-        p = p + kick * force(hamiltonian, s, precision)
+        p = p + kick * force(hamiltonian, s, precision, mask=mask)
         after = s + drift * velocity(hamiltonian, p)
         return (after, p), observe(s, after)
 
     (s, p), observed = lax.scan(step, (s, p), _lengths(times, s.dtype))
     if times.final_kick:
-        p = p + times.final_kick * force(hamiltonian, s, precision)
+        p = p + times.final_kick * force(hamiltonian, s, precision, mask=mask)
     return s, p, _sum(observed)
 
 
@@ -86,13 +90,14 @@ def echo(
     precision: Precision = "float32",
     source: Source | None = None,
     middle: Array | float = 0.0,
+    mask: Array | None = None,
 ) -> tuple[Pair, Pair, Hamiltonian, Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
     Args:
         s, p: the pair at the end, `[B, L, d]` each.
         span: `[B, L, 1]`, the distance of the two nudges, `slope` being the difference divided by it.
-        times: as given to `flow`.
+        times, mask: as given to `flow`.
         source: a cost along the path; it nudges the pair again before and after every drift.
         middle: `[B, L, 1]`, the nudge of the pair's mean, 0 if the two runs are pushed to opposite sides.
 
@@ -103,7 +108,7 @@ def echo(
     contrast = jax.tree.map(jnp.zeros_like, hamiltonian)
 
     def unkick(s, p, contrast, length):
-        forces, local = kick_contrast(hamiltonian, s, span, precision)
+        forces, local = kick_contrast(hamiltonian, s, span, precision, mask=mask)
         p = jax.tree.map(lambda x, f: x - length * f, p, forces)
         return p, jax.tree.map(lambda total, x: total + length * x, contrast, local)
 

@@ -76,6 +76,11 @@ def gelu_and_slope(z: Array) -> tuple[Array, Array]:
     return z * distribution, distribution + z * density
 
 
+def masked(x: Array, mask: Array | None) -> Array:
+    """`x ⊙ mask`, or `x` itself without a mask."""
+    return x if mask is None else x * mask
+
+
 def softplus_inverse(y: np.ndarray | float) -> np.ndarray:
     """The raw value whose softplus is the constant `y > 0`: `y + ln(1 − e^−y)`."""
     return y + np.log(-np.expm1(-np.asarray(y)))

@@ -49,13 +49,19 @@ def anchor(hamiltonian: Hamiltonian, s_in: Array, push: Array) -> Array:
 
 
 def relax(
-    hamiltonian: Hamiltonian, s_in: Array, push: Array, descent: Descent, precision: Precision = "float32"
+    hamiltonian: Hamiltonian,
+    s_in: Array,
+    push: Array,
+    descent: Descent,
+    precision: Precision = "float32",
+    mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Descend from the anchor towards a minimum of `E`, every position by itself.
 
     Args:
         s_in: `[..., d]`, the block's input.
         push: `[..., d]`, the retrieval's kick.
+        mask: `[..., M]`, of the potential's units.
 
     Returns:
         The state, and the residual of every step `[steps]`: `‖P ∂E/∂s‖ / ‖s‖` over all positions, before the step.
@@ -63,7 +69,7 @@ def relax(
     held = anchor(hamiltonian, s_in, push)
 
     def gradient(s: Array) -> Array:
-        return (s - held) / _like(hamiltonian.inverse_mass, s) - force(hamiltonian, s, precision, SOFTNESS)
+        return (s - held) / _like(hamiltonian.inverse_mass, s) - force(hamiltonian, s, precision, SOFTNESS, mask)
 
     return _descend(gradient, held, _preconditioner(hamiltonian, held), descent, _ratio)
 
@@ -81,6 +87,7 @@ def relax_pair(
     epsilon: Array,
     descent: Descent,
     precision: Precision = "float32",
+    mask: Array | None = None,
 ) -> tuple[Pair, Array]:
     """Relax two copies of the free state under `E + β ε C`, for the two sides β.
 
@@ -90,6 +97,7 @@ def relax_pair(
         pull: `∂C/∂s`.
         sides: the two β, `[B, 1, 1]` each, different from each other.
         epsilon: `[B, L, 1]`.
+        mask: `[B, L, M]`, as in the free phase.
 
     Returns:
         The pair, its slope the difference divided by the span `(β₊ − β₋) ε`; and the residual of the slope at every step.
@@ -99,7 +107,7 @@ def relax_pair(
     stiffness = 1 / _like(hamiltonian.inverse_mass, free)
 
     def gradient(s: Pair) -> Pair:
-        forces, _ = kick_contrast(hamiltonian, s, span, precision, SOFTNESS)
+        forces, _ = kick_contrast(hamiltonian, s, span, precision, SOFTNESS, mask)
         c_plus, c_minus = (pull(end) for end in s.ends(span))
         mean = stiffness * (s.mean - held) - forces.mean + 0.5 * epsilon * (plus * c_plus + minus * c_minus)
         return Pair(mean, stiffness * s.slope - forces.slope + (plus * c_plus - minus * c_minus) / (plus - minus))
@@ -119,7 +127,9 @@ class Contrast(NamedTuple):
     hamiltonian: Hamiltonian
 
 
-def contrast(hamiltonian: Hamiltonian, s: Pair, s_in: Array, span: Array, precision: Precision) -> Contrast:
+def contrast(
+    hamiltonian: Hamiltonian, s: Pair, s_in: Array, span: Array, precision: Precision, mask: Array | None = None
+) -> Contrast:
     """The local statistics of both copies, as differences and means.
 
     Args:
@@ -127,7 +137,7 @@ def contrast(hamiltonian: Hamiltonian, s: Pair, s_in: Array, span: Array, precis
         s_in: `[B, L, d]`, the block's input.
         span: `[B, L, 1]`, the distance of the two nudges.
     """
-    _, by_potential = kick_contrast(hamiltonian, s, span, precision, SOFTNESS)
+    _, by_potential = kick_contrast(hamiltonian, s, span, precision, SOFTNESS, mask)
     by_spring = -jnp.sum((s.mean - s_in) * s.slope, (0, 1)) / hamiltonian.inverse_mass**2
     return Contrast(
         s_in=-s.slope / _like(hamiltonian.inverse_mass, s_in),

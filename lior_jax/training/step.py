@@ -14,6 +14,9 @@ from lior_jax.learning import soundness
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import Params
 
+_DROPOUT = 0xD809
+"""Folded into the seed's key, which the parameters are drawn from, for one that the masks are drawn from."""
+
 
 class State(NamedTuple):
     """All that a step changes."""
@@ -40,14 +43,22 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
         proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
             know yet, it keeps the state of a bad step for the host to look at.
     """
-    gradient, info = learning.estimate(state.params, batch, config)
+    step = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
+    gradient, info = learning.estimate(state.params, batch, config, _dropout_key(step, config))
     updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
     stepped = State(optax.apply_updates(state.params, updates)._replace(carried=info.carried), optimizer)
     sound = soundness.is_sound(info, config)
     applied = sound & proceed
-    learning_rate = make_schedule(config)(optax.tree.get_all_with_path(state.optimizer, "count")[0][1])
+    learning_rate = make_schedule(config)(step)
     state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
     return state, Report(info, sound, jnp.asarray(learning_rate))
+
+
+def _dropout_key(step: Array, config: Config) -> Array | None:
+    """The key of a step's masks. It depends on the seed and the applied steps alone, so that a resumed run draws them again."""
+    if not config.learning.dropout:
+        return None
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _DROPOUT), step)
 
 
 def initial_state(key: Array, config: Config) -> State:

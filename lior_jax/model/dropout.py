@@ -1,0 +1,71 @@
+"""Dropout: masks of zeros and `1 / (1 − rate)`, drawn anew for every position from a key of its sequence.
+
+Masks multiply the embedded states' channels, and in every block the kick's channels and the potential's units. A block's masks
+hold for all of its flow, which so remains the flow of one Hamiltonian. None is stored: the same keys give the same masks, in
+the free phase and in the nudged ones, of all sequences at once or of a few.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lior_jax.config import ModelConfig
+
+LEVELS = 1 << 16
+"""Of the rate, which is rounded to a multiple of 1 / LEVELS between the first and the last: two masks cost one random word."""
+
+
+class BlockMasks(NamedTuple):
+    """Of one block: of its `kick` `[B, L, d]` and of its potential's `units` `[B, L, M]`. None keeps all."""
+
+    kick: Array | None = None
+    units: Array | None = None
+
+
+class Masks(NamedTuple):
+    """Of the network: of the `embedding` `[B, L, d]`, and of all `blocks`, stacked. None keeps all."""
+
+    embedding: Array | None = None
+    blocks: BlockMasks = BlockMasks()
+
+
+KEEP_BLOCK, KEEP_ALL = BlockMasks(), Masks()
+
+
+class Keys(NamedTuple):
+    """What masks are drawn from, one key a sequence: of the `embedding` `[B]`, of `blocks` `[N, B]`. None drops nothing."""
+
+    embedding: Array | None = None
+    blocks: Array | None = None
+
+
+NO_KEYS = Keys()
+
+
+def keys(key: Array, blocks: int, sequences: int) -> Keys:
+    """Keys of all masks of a step, from one key."""
+    below = jax.random.split(key, (1 + blocks, sequences))
+    return Keys(below[0], below[1:])
+
+
+def embedding_mask(keys: Array | None, length: int, rate: float, config: ModelConfig) -> Array | None:
+    """The mask of embedded states `[B, L, d]`, from the keys `[B]` of their sequences."""
+    return None if keys is None else _mask(keys, length, config.width, rate)
+
+
+def block_masks(keys: Array | None, length: int, rate: float, config: ModelConfig) -> BlockMasks:
+    """The masks of one block, from the keys `[B]` of its sequences."""
+    if keys is None:
+        return BlockMasks()
+    both = _mask(keys, length, config.width + config.potential_units, rate)
+    return BlockMasks(both[..., : config.width], both[..., config.width :])
+
+
+def _mask(keys: Array, length: int, channels: int, rate: float) -> Array:
+    """`[B, L, channels]`, float32."""
+    dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
+    words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-channels // 2)), jnp.uint32))(keys)
+    halves = lax.bitcast_convert_type(words, jnp.uint16).reshape(*words.shape[:2], -1)[..., :channels]
+    return jnp.where(halves < dropped, 0.0, LEVELS / (LEVELS - dropped)).astype(jnp.float32)

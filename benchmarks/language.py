@@ -23,10 +23,11 @@ from lior_jax import config as configuration
 from lior_jax import learning
 from lior_jax.config import Config
 from lior_jax.inference import scoring
-from lior_jax.model import network
+from lior_jax.model import dropout, network
 from lior_jax.model.operators import carry
 from lior_jax.training import data, loop
 from lior_jax.training.data import Corpus
+from lior_jax.training.step import dropout_key
 
 MODEL = """
 model: {context: 64, width: 64, blocks: 3, potential_units: 128}
@@ -100,9 +101,10 @@ def _by_autodiff(state: loop.State, batch: tuple[jax.Array, jax.Array], config: 
     """`loop.train_step` with the gradient of automatic differentiation."""
     tokens, targets = batch
     params = state.params
+    masks = _masks(state, tokens, config)
 
     def loss(learned):
-        s, observed = network.run(learned._replace(carried=params.carried), tokens, config.model)
+        s, observed = network.run(learned._replace(carried=params.carried), tokens, config.model, masks)
         logits = network.readout(learned.readout, s, config.model.precision)
         return jnp.mean(network.cross_entropy(logits, targets)), observed
 
@@ -110,6 +112,17 @@ def _by_autodiff(state: loop.State, batch: tuple[jax.Array, jax.Array], config: 
     updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, params)
     carried = carry(params, observed.action, observed.moment, config.model)
     return loop.State(optax.apply_updates(params, updates)._replace(carried=carried), optimizer), None
+
+
+def _masks(state: loop.State, tokens: jax.Array, config: Config) -> dropout.Masks:
+    """All masks that `loop.train_step` would draw in this step."""
+    rate, model = config.learning.dropout, config.model
+    if not rate:
+        return dropout.KEEP_ALL
+    key = dropout_key(optax.tree.get_all_with_path(state.optimizer, "count")[0][1], config)
+    keys, length = dropout.keys(key, model.blocks, tokens.shape[0]), tokens.shape[1]
+    blocks = jax.vmap(lambda own: dropout.block_masks(own, length, rate, model))(keys.blocks)
+    return dropout.Masks(dropout.embedding_mask(keys.embedding, length, rate, model), blocks)
 
 
 if __name__ == "__main__":

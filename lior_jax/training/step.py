@@ -44,7 +44,7 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
             know yet, it keeps the state of a bad step for the host to look at.
     """
     step = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
-    gradient, info = learning.estimate(state.params, batch, config, _dropout_key(step, config))
+    gradient, info = learning.estimate(state.params, batch, config, dropout_key(step, config))
     updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
     stepped = State(optax.apply_updates(state.params, updates)._replace(carried=info.carried), optimizer)
     sound = soundness.is_sound(info, config)
@@ -54,7 +54,7 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     return state, Report(info, sound, jnp.asarray(learning_rate))
 
 
-def _dropout_key(step: Array, config: Config) -> Array | None:
+def dropout_key(step: Array, config: Config) -> Array | None:
     """The key of a step's masks. It depends on the seed and the applied steps alone, so that a resumed run draws them again."""
     if not config.learning.dropout:
         return None

@@ -41,6 +41,7 @@ MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_rememberi
 EXPORT = "inference/test_export.py"
 BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "test_manifest.py", "test_checkpoint.py"
+DROPOUT = "learning/test_dropout.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
@@ -460,8 +461,8 @@ MUTATIONS = [
     Mutation("physics/relaxation.py", "0.5 * jnp.sum(stretch", "jnp.sum(stretch", f"{RELAXATION} -k formula"),
     Mutation(
         "physics/relaxation.py",
-        "- force(hamiltonian, s, precision, SOFTNESS)",
-        "+ force(hamiltonian, s, precision, SOFTNESS)",
+        "- force(hamiltonian, s, precision, SOFTNESS, mask)",
+        "+ force(hamiltonian, s, precision, SOFTNESS, mask)",
         f"{RELAXATION} -k ends_in_a_minimum",
     ),
     Mutation(
@@ -549,6 +550,59 @@ MUTATIONS = [
         f"{EQUILIBRIUM} -k both_sides",
     ),
     Mutation("config.py", '"equilibrium": "dissipative"', '"equilibrium": "symplectic"', "test_config.py -k follow"),
+    # --- dropout -----------------------------------------------------------------------------------------------------
+    Mutation("model/dropout.py", "LEVELS / (LEVELS - dropped)", "1.0", f"{DROPOUT} -k share"),
+    Mutation("model/dropout.py", "halves < dropped", "halves >= dropped", f"{DROPOUT} -k share"),
+    Mutation("model/dropout.py", "below[0], below[1:]", "below[0], below[:1].repeat(blocks, 0)", f"{DROPOUT} -k of_their_own"),
+    Mutation("model/dropout.py", "max(round(rate * LEVELS), 1)", "round(rate * LEVELS)", f"{DROPOUT} -k extreme"),
+    Mutation(
+        "model/dropout.py", "(1 + blocks, sequences))", "(1 + blocks, 1)).repeat(sequences, 1)", f"{DROPOUT} -k of_their_own"
+    ),
+    Mutation("model/network.py", "add(masked(cotangent, mask))", "add(cotangent)", f"{DROPOUT} -k masked_loss[plain]"),
+    Mutation(
+        "model/block.py", "c_pushed = masked(cotangent, masks.kick)", "c_pushed = cotangent", f"{DROPOUT} -k masked_loss[plain]"
+    ),
+    Mutation(
+        "model/block.py",
+        "    kicked = masked(push(operators, retrieved, config), masks.kick)",
+        "    kicked = push(operators, retrieved, config)",
+        f"{DROPOUT} -k carried",
+    ),
+    Mutation(
+        "physics/hamiltonian.py",
+        "(masked(x, mask) for x in gelu_and_slope(z + _row(hamiltonian.bias, z)))",
+        "gelu_and_slope(z + _row(hamiltonian.bias, z))",
+        f"{DROPOUT} -k is_hamiltonian",
+    ),
+    Mutation(
+        "physics/hamiltonian.py",
+        "[masked(x, mask) for x in gelu_and_slope(z)]",
+        "gelu_and_slope(z)",
+        f"{DROPOUT} -k literal",
+    ),
+    Mutation(
+        "learning/echo.py",
+        "masks = dropout.block_masks(keys, end.s",
+        "keys = None if keys is None else keys[::-1]\n    masks = dropout.block_masks(keys, end.s",
+        f"{DROPOUT} -k masked_loss[plain]",
+    ),
+    Mutation("learning/echo.py", "c_p, model, masks)", "c_p, model)", f"{DROPOUT} -k masked_loss[plain]"),
+    Mutation("learning/echo.py", "        masks.units,\n", "", f"{DROPOUT} -k masked_loss[plain]"),
+    Mutation("learning/equilibrium.py", "start.c_s, kept)", "start.c_s)", f"{DROPOUT} -k implicit"),
+    Mutation("learning/equilibrium.py", "contrast.push, model, masks)", "contrast.push, model)", f"{DROPOUT} -k implicit"),
+    Mutation(
+        "physics/relaxation.py",
+        "forces, _ = kick_contrast(hamiltonian, s, span, precision, SOFTNESS, mask)",
+        "forces, _ = kick_contrast(hamiltonian, s, span, precision, SOFTNESS)",
+        f"{DROPOUT} -k implicit",
+    ),
+    Mutation("training/step.py", "_DROPOUT), step)", "_DROPOUT), 0)", f"{DROPOUT} -k each_applied"),
+    Mutation(
+        "training/step.py",
+        "jax.random.key(config.run.seed), _DROPOUT",
+        "jax.random.key(0), _DROPOUT",
+        f"{DROPOUT} -k each_applied",
+    ),
 ]
 
 

@@ -1,16 +1,18 @@
 """Echo against automatic differentiation of the same loss: time, temporary memory, agreement.
 
     python benchmarks/gradient.py                       the table of the README: 12 blocks, 12 x 64 tokens
-    python benchmarks/gradient.py --blocks 4 --steps 2  other shapes
+    python benchmarks/gradient.py --blocks 4 --steps 2  other shapes; gradient_sweep.py goes through many
 
-Every row is loss and gradient of one batch. Times are medians, taken in turn row by row so that a drift of the
-machine's speed touches all alike; memory is what the compiled program allocates beside arguments and results.
+Every row is loss and gradient of one batch. Automatic differentiation stands in its best forms: through scanned blocks, through
+blocks unrolled, and with each block's inside computed again (rematerialised). Times are medians, taken in turn row by row so
+that a drift of the machine's speed touches all alike, with half the distance of their quartiles; memory is what the compiled
+program allocates beside arguments and results.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,24 @@ import numpy as np
 
 from lior_jax import learning, model
 from lior_jax.config import Config, LearningConfig, ModelConfig
+from lior_jax.model import Params, block, network, operators
+
+Estimate = Callable[[Params, tuple[jax.Array, jax.Array]], tuple[jax.Array, Params]]
+"""Loss and gradient of a batch."""
 
 
-def main() -> None:
+class Measured(NamedTuple):
+    """Of one row: median seconds and half the distance of the quartiles, temporary bytes, smallest cosine of a leaf with the
+    first row's gradient, and relative error of the whole."""
+
+    seconds: float
+    spread: float
+    memory: int
+    cosine: float
+    error: float
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shape = {"blocks": 12, "width": 128, "units": 256, "steps": 1, "batch": 12, "context": 64}
     for name, default in (shape | {"repeat": 15}).items():
@@ -28,84 +45,111 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="*", default=[], metavar="TEXT", help="leave out rows whose names contain one of these"
     )
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
 
     shapes = ModelConfig(
         vocab_size=65,
-        context=arguments.context,
-        width=arguments.width,
-        blocks=arguments.blocks,
-        potential_units=arguments.units,
-        leapfrog_steps=arguments.steps,
+        context=given.context,
+        width=given.width,
+        blocks=given.blocks,
+        potential_units=given.units,
+        leapfrog_steps=given.steps,
     )
-    batch = _batch(arguments.batch, arguments.context)
     coarse = shapes.model_copy(update={"precision": "bfloat16"})
     carried = shapes.model_copy(update={"carry_momentum": True})
     tf32 = shapes.model_copy(update={"precision": "tf32"})
-    chunk = 4 if arguments.batch % 4 == 0 else 1
-    rows = {
-        "autodiff": _autodiff(shapes),
-        "autodiff, blocks rematerialised": _autodiff(shapes, remat=True),
-        "echo": _echo(shapes),
-        f"echo, {chunk} sequences at once": _echo(shapes, chunk=chunk),
-        "echo, one-sided": _echo(shapes, nudge="one_sided"),
-        "autodiff, bfloat16 products": _autodiff(coarse),
-        "echo, bfloat16 products": _echo(coarse),
-        "autodiff, carried momentum": _autodiff(carried),
-        "echo, carried momentum": _echo(carried),
-        f"echo, carried momentum, {chunk} at once": _echo(carried, chunk=chunk),
+    chunk = 4 if given.batch % 4 == 0 else 1
+    plain = {
+        "autodiff": autodiff(shapes),
+        "autodiff, blocks unrolled": autodiff(shapes, unroll=True),
+        "autodiff, blocks rematerialised": autodiff(shapes, remat=True),
+        "autodiff, unrolled and rematerialised": autodiff(shapes, unroll=True, remat=True),
+        "echo": echo(shapes),
+        f"echo, {chunk} sequences at once": echo(shapes, chunk=chunk),
+        "echo, one-sided": echo(shapes, nudge="one_sided"),
+        "autodiff, bfloat16 products": autodiff(coarse),
+        "echo, bfloat16 products": echo(coarse),
     }
     if jax.default_backend() == "gpu":  # elsewhere it is float32
-        rows |= {"autodiff, TF32 products": _autodiff(tf32), "echo, TF32 products": _echo(tf32)}
-    rows = {name: row for name, row in rows.items() if not any(text in name for text in arguments.without)}
-    params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), shapes)
-    compiled = {name: jax.jit(function).lower(params, batch).compile() for name, function in rows.items()}
-    gradients = {name: program(params, batch)[1] for name, program in compiled.items()}
-    seconds = _time(compiled, params, batch, arguments.repeat)
-    memory = {name: program.memory_analysis().temp_size_in_bytes / 2**20 for name, program in compiled.items()}
-
-    device = jax.devices()[0].device_kind
-    print(f"{model.count(params):,} parameters, {shapes.blocks} blocks of width {shapes.width}, ", end="")
-    print(f"{arguments.steps} leapfrog step(s),")
-    print(f"{arguments.batch} x {arguments.context} tokens, {device}, medians of {arguments.repeat}\n")
+        plain |= {"autodiff, TF32 products": autodiff(tf32), "echo, TF32 products": echo(tf32)}
+    with_momentum = {
+        "autodiff, carried momentum": autodiff(carried),
+        "autodiff, carried momentum, rematerialised": autodiff(carried, remat=True),
+        "echo, carried momentum": echo(carried),
+        f"echo, carried momentum, {chunk} at once": echo(carried, chunk=chunk),
+    }
+    params, batch = start(shapes, given.batch)
+    print(
+        f"{model.count(params):,} parameters, {shapes.blocks} blocks of width {shapes.width}, {given.steps} leapfrog step(s),"
+    )
+    print(f"{given.batch} x {given.context} tokens, {jax.devices()[0].device_kind}, medians of {given.repeat}\n")
     print("| loss and gradient by | ms | time ratio | temporary MiB | memory ratio | cosine, worst leaf | relative error |")
     print("|---|---|---|---|---|---|---|")
-    for name in rows:
-        baseline = "autodiff, carried momentum" if "carried" in name else "autodiff"
-        cosine, error = _agreement(gradients[name], gradients[baseline])
+    for rows in (plain, with_momentum):
+        rows = {name: row for name, row in rows.items() if not any(text in name for text in given.without)}
+        if rows:
+            _print(measure(rows, params, batch, given.repeat))
+    print("\nRatios, cosines and errors are against the first row of the same network, with or without carried momentum.")
+
+
+def _print(rows: dict[str, Measured]) -> None:
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
         print(
-            f"| {name} | {seconds[name] * 1e3:.0f} | {seconds[name] / seconds[baseline]:.2f} | {memory[name]:.1f} "
-            f"| 1/{memory[baseline] / memory[name]:.1f} | {cosine:.6f} | {error:.0e} |"
+            f"| {name} | {row.seconds * 1e3:.0f} ± {row.spread * 1e3:.0f} | {row.seconds / first.seconds:.2f} "
+            f"| {row.memory / 2**20:.1f} | 1/{first.memory / row.memory:.1f} | {row.cosine:.6f} | {row.error:.0e} |",
+            flush=True,
         )
-    print("\nRatios, cosines and errors are against float32 autodiff of the same network, with or without carried momentum.")
 
 
-def _batch(sequences: int, context: int) -> tuple[jax.Array, jax.Array]:
-    tokens = jax.random.randint(jax.random.key(1), (sequences, context + 1), 0, 65)
-    return tokens[:, :-1], tokens[:, 1:]
+def start(shapes: ModelConfig, sequences: int) -> tuple[Params, tuple[jax.Array, jax.Array]]:
+    """Initial parameters, and random tokens with targets, `[sequences, context]` each."""
+    params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), shapes)
+    tokens = jax.random.randint(jax.random.key(1), (sequences, shapes.context + 1), 0, shapes.vocab_size)
+    return params, (tokens[:, :-1], tokens[:, 1:])
 
 
-def _autodiff(shapes: ModelConfig, remat: bool = False) -> Callable[..., Any]:
-    loss = model.loss
-    if remat:
-        from lior_jax.model import block, network, operators
+def measure(rows: dict[str, Estimate], params: Params, batch: tuple[jax.Array, jax.Array], repeat: int) -> dict[str, Measured]:
+    """Compile and time rows; gradients are compared with the first one's."""
+    compiled = {name: jax.jit(row).lower(params, batch).compile() for name, row in rows.items()}
+    gradients = {name: jax.block_until_ready(program(params, batch))[1] for name, program in compiled.items()}
+    exact = next(iter(gradients.values()))
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(repeat):
+        for name, program in compiled.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program(params, batch))
+            seconds[name].append(time.perf_counter() - begin)
+    measured = {}
+    for name, program in compiled.items():
+        low, median, high = np.quantile(seconds[name], (0.25, 0.5, 0.75))
+        memory = program.memory_analysis().temp_size_in_bytes
+        measured[name] = Measured(float(median), float(high - low) / 2, memory, *_agreement(gradients[name], exact))
+    return measured
 
-        def loss(params, tokens, targets, shapes):
-            step = jax.checkpoint(lambda state, applied: (block.apply(applied, *state, shapes)[0], None))
-            s = network.embed(params.embedding, tokens)
-            prepared = operators.prepare(params, tokens.shape[1], shapes)
-            (s, _), _ = jax.lax.scan(step, (s, jnp.zeros_like(s)), prepared)
-            return jnp.mean(network.cross_entropy(network.readout(params.readout, s, shapes.precision), targets))
+
+def autodiff(shapes: ModelConfig, unroll: bool = False, remat: bool = False) -> Estimate:
+    """The gradient by automatic differentiation, through blocks scanned or unrolled, kept or computed again."""
+
+    def step(state, applied):
+        return block.apply(applied, *state, shapes)[0], None
+
+    def loss(params, tokens, targets):
+        s = network.embed(params.embedding, tokens)
+        prepared = operators.prepare(params, tokens.shape[1], shapes)
+        through = jax.checkpoint(step) if remat else step
+        (s, _), _ = jax.lax.scan(through, (s, jnp.zeros_like(s)), prepared, unroll=unroll)
+        return jnp.mean(network.cross_entropy(network.readout(params.readout, s, shapes.precision), targets))
 
     def loss_and_gradient(params, batch):
         learned = params._replace(carried=None)  # what is carried is not differentiated
-        value = jax.value_and_grad(lambda x: loss(x._replace(carried=params.carried), *batch, shapes))
-        return value(learned)
+        return jax.value_and_grad(lambda x: loss(x._replace(carried=params.carried), *batch))(learned)
 
     return loss_and_gradient
 
 
-def _echo(shapes: ModelConfig, **learning_options: Any) -> Callable[..., Any]:
+def echo(shapes: ModelConfig, **learning_options: Any) -> Estimate:
+    """The estimate by the echo."""
     config = Config(model=shapes, learning=LearningConfig(**learning_options))
 
     def loss_and_gradient(params, batch):
@@ -113,16 +157,6 @@ def _echo(shapes: ModelConfig, **learning_options: Any) -> Callable[..., Any]:
         return info.loss, gradient._replace(carried=None)
 
     return loss_and_gradient
-
-
-def _time(programs: dict[str, Any], params: Any, batch: Any, repeat: int) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeat):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(params, batch))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
 def _agreement(estimate: Any, gradient: Any) -> tuple[float, float]:

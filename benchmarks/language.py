@@ -119,8 +119,9 @@ def _count(corpus: Corpus) -> dict[str, Any]:
 
 def _row(name: str, config: Config, layers: int, rate: float) -> tuple[Row, int]:
     """A row, and how many parameters it has."""
-    rule = "equilibrium" if name in ("equilibrium", "unrolled relaxation") else "echo"
-    ours = configuration.replace(config, "learning", rule=rule)
+    relaxes = name in ("equilibrium", "unrolled relaxation")
+    ours = configuration.replace(config, "learning", rule="equilibrium" if relaxes else "echo")
+    ours = configuration.replace(ours, "model", dynamics="dissipative" if relaxes else "symplectic")
     parameters = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), ours.model)))
     if name == "transformer":
         return _transformer_row(transformer.of_size(parameters, config.model.vocab_size, layers), config, rate)

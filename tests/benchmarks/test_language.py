@@ -4,16 +4,19 @@ import json
 import math
 from collections import Counter
 
+import chex
 import jax
 import jax.numpy as jnp
 import kneser_ney
 import language
 import language_report
 import numpy as np
+import optax
 import pytest
 import transformer
 
-from lior_jax.training import data
+from lior_jax import model
+from lior_jax.training import data, loop
 
 TEXT = np.random.default_rng(0).choice(3, 60, p=[0.6, 0.3, 0.1])
 
@@ -121,9 +124,29 @@ def test_the_script_compares_everyone(tmp_path, capsys):
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_both_forms_of_back_propagation_take_the_gradient(tiny):
+    config = tiny("run", "optimizer.clip_norm=1e9", "optimizer.warmup_steps=0")
+    corpus = data.load(config)
+    config = data.with_vocabulary(config, corpus)
+    batch = data.batch_at(corpus.train, 0, 0, 4, config.model.context)
+    start = jax.jit(loop.initial_state, static_argnums=1)
+    params = start(jax.random.key(0), config).params
+
+    @jax.jit
+    def loss(learned):
+        return model.loss(learned._replace(carried=params.carried), *batch, config.model)
+
+    expected = jax.tree.map(lambda x: (1 - config.optimizer.beta1) * x, jax.grad(loss)(params._replace(carried=None)))
+    for remat in (False, True):
+        # The first moment, a multiple of the gradient: AdamW's step itself turns rounding near zero into whole steps.
+        state = language.by_autodiff(start(jax.random.key(0), config), batch, config, remat)
+        moment = optax.tree.get(state.optimizer, "mu")._replace(carried=None)
+        chex.assert_trees_all_close(moment, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_time_to_a_loss_is_read_off_the_curve():
     seeds = [{"nats": [3.0, 2.0, 1.0], "seconds": [10.0, 20.0, 40.0]}, {"nats": [2.5, 2.0, 1.0], "seconds": [10.0, 20.0, 60.0]}]
     results = {"steps": [1, 2, 4], "tokens_a_step": 100, "rows": {"echo": {"seeds": seeds}}}
-    assert language_report.time_to(results, "echo", 1.5) == ((30 + 40) / 2, 300)
+    assert language_report.time_to(results, "echo", 1.75) == ((25 + 30) / 2, 250)
     assert language_report.time_to(results, "echo", 2.75) is None  # the second is there before its first point
     assert language_report.time_to(results, "echo", 0.5) is None

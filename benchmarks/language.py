@@ -11,6 +11,11 @@ part once. Rows `equilibrium` and `unrolled relaxation` train the relaxing netwo
 Loss is that of the whole validation part, each of its tokens but the first scored once, in windows of the context that do
 not overlap (the n-gram sees its five characters always). Steps are taken in turn, row by row, so that a drift of the machine's
 speed touches all alike; seconds are the sum of a row's own steps, without compilation and evaluation.
+
+Tuned on tiny-shakespeare, 300 steps, one seed, nats/char. Transformer of 3 layers at a learning rate of 5e-3 / 8e-3 / 1.2e-2:
+1.913 / 1.907 / 1.918; of 4 layers at 8e-3: 1.913; its embedding started at 0.02 instead of 1: 1.982, and all its matrices at
+0.02, too: 2.021. Echo at 4e-3 / 6e-3 / 8e-3 / 1.2e-2: 1.895 / 1.880 / 1.856 / 1.845; the table takes 8e-3 for both. Learned
+positions, tied readouts and other weight decays were not tried.
 """
 
 import argparse
@@ -42,7 +47,7 @@ MODEL = """
 data: {tokenizer: char}
 model: {context: 128, width: 128, blocks: 3, potential_units: 256}
 learning: {chunk: 4}
-optimizer: {learning_rate: 4e-3, warmup_steps: 60}
+optimizer: {learning_rate: 8e-3, warmup_steps: 60}
 training: {steps: 1000, batch_size: 16}
 """
 ROWS = ("echo", "back-propagation", "transformer", "kneser-ney", "equilibrium", "unrolled relaxation")
@@ -67,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="(1)")
     parser.add_argument("--target", type=float, default=1.88, help="loss to which time and tokens are told (1.88)")
     parser.add_argument("--layers", type=int, default=3, help="of the transformer (3)")
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of the transformer (3e-3)")
+    parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate of the transformer (8e-3)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json after each seed, and NAME.png")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show what this JSON file holds")

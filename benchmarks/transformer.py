@@ -18,7 +18,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
-        x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02))(tokens)
+        x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0))(tokens)
         for _ in range(self.layers):
             x = x + self._attention(nn.RMSNorm()(x))
             hidden = nn.gelu(self._dense(self.hidden)(nn.RMSNorm()(x)))
@@ -32,10 +32,11 @@ class Transformer(nn.Module):
 
     def _out_scale(self) -> float:
         """What is added to the residual stream starts smaller, the more is added (Radford et al. 2019)."""
-        return 0.02 / (2 * self.layers) ** 0.5
+        return 1 / (2 * self.layers) ** 0.5
 
-    def _dense(self, features: int, scale: float = 0.02) -> nn.Dense:
-        return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.normal(scale))
+    def _dense(self, features: int, scale: float = 1.0) -> nn.Dense:
+        """Outputs have the variance of the inputs, times `scale²`."""
+        return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"))
 
 
 def rotate(x: Array) -> Array:

@@ -110,7 +110,7 @@ def test_the_script_compares_everyone(tmp_path, capsys):
     uniform = math.log(len(set(text.read_text(encoding="utf-8"))))
     for name in ("echo", "back-propagation", "transformer"):
         assert len(rows[name]["nats"]) == len(results["steps"]) == 8
-        assert rows[name]["nats"][-1] < rows[name]["nats"][0] < uniform + 0.1
+        assert rows[name]["nats"][-1] < min(rows[name]["nats"][0], uniform - 0.1)  # the first may be worse than to know nothing
         assert rows[name]["seconds"][-1] >= 8 * rows[name]["step_seconds"]  # half of the steps take the median or more
     np.testing.assert_allclose(rows["echo"]["nats"], rows["back-propagation"]["nats"], atol=2e-3)
     assert rows["kneser-ney"]["nats"][0] < uniform

@@ -1,0 +1,61 @@
+"""A GPT-style transformer, the baseline that everyone knows: pre-norm, rotary positions, causal attention, GELU."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+HEADS = 4
+
+
+class Transformer(nn.Module):
+    """Logits `[B, L, V]` of tokens `[B, L]`. `hidden` is the width of the MLPs."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        x = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0))(tokens)
+        for _ in range(self.layers):
+            x = x + self._attention(nn.RMSNorm()(x))
+            hidden = nn.gelu(self._dense(self.hidden)(nn.RMSNorm()(x)))
+            x = x + self._dense(self.width, self._out_scale())(hidden)
+        return self._dense(self.vocab_size)(nn.RMSNorm()(x))
+
+    def _attention(self, x: Array) -> Array:
+        q, k, v = jnp.split(self._dense(3 * self.width)(x).reshape(*x.shape[:-1], 3 * HEADS, -1), 3, axis=-2)
+        mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        return self._dense(self.width, self._out_scale())(mixed.reshape(x.shape))
+
+    def _out_scale(self) -> float:
+        """What is added to the residual stream starts smaller, the more is added (Radford et al. 2019)."""
+        return 1 / (2 * self.layers) ** 0.5
+
+    def _dense(self, features: int, scale: float = 1.0) -> nn.Dense:
+        """Outputs have the variance of the inputs, times `scale²`."""
+        return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"))
+
+
+def rotate(x: Array) -> Array:
+    """Rotary positions (Su et al. 2021) of `[B, L, H, c]`: scalar products depend on the distance alone."""
+    half = x.shape[-1] // 2
+    angle = jnp.outer(jnp.arange(x.shape[1]), 10_000.0 ** (-jnp.arange(half) / half))
+    cos, sin = (f(angle)[None, :, None] for f in (jnp.cos, jnp.sin))
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def of_size(parameters: int, vocab_size: int, layers: int) -> Transformer:
+    """The widest transformer of so many parameters whose MLPs are at least 4 times as wide; their width fills up the rest."""
+    width = 2 * HEADS  # rotary positions turn pairs of channels
+    while _fit(parameters, vocab_size, layers, width + 2 * HEADS).hidden >= 4 * (width + 2 * HEADS):
+        width += 2 * HEADS
+    return _fit(parameters, vocab_size, layers, width)
+
+
+def _fit(parameters: int, vocab_size: int, layers: int, width: int) -> Transformer:
+    others = 2 * vocab_size * width + layers * (4 * width**2 + 2 * width) + width
+    return Transformer(vocab_size, width, layers, max(1, round((parameters - others) / (2 * width * layers))))

@@ -38,10 +38,10 @@ def plant(monkeypatch):
     def plant(config, steps, how):
         corpus = data.load(config)
         planted = [batch_of(config, corpus, step)[0] for step in steps]
-        estimate = learning.echo.estimate
+        estimate = learning.estimate
 
-        def poisoned(params, batch, config):
-            good = estimate(params, batch, config)
+        def poisoned(params, batch, config, key=None):
+            good = estimate(params, batch, config, key)
             is_planted = jnp.any(jnp.stack([jnp.all(batch[0] == tokens) for tokens in planted]))
             return jax.tree.map(partial(jnp.where, is_planted), how(*good), good)
 

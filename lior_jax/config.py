@@ -134,6 +134,8 @@ class ModelConfig(Section):
     """Geometric products added to the scores of retrieval, gated per head."""
     field: bool = True
     """Read the prompt's field state, propagated by a LIoR kernel, beside retrieval."""
+    retrieval_tile: int | None = Field(128, ge=1, le=2**20)
+    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
     potential_units: int = Field(256, ge=1, le=2**20)
     """Gated units `M` of the potential."""
     dynamics: Literal["symplectic", "dissipative"] | None = None

@@ -171,8 +171,8 @@ MUTATIONS = [
     Mutation("physics/retrieval.py", "2 * _columns(c_q_squared", "_columns(c_q_squared", f"{RETRIEVAL} -k adjoint"),
     Mutation(
         "physics/retrieval.py",
-        "by_field = spread(couplings.field)[None] *",
-        "by_field = -spread(couplings.field)[None] *",
+        "by_field = spread(couplings.field, queries.shape[1])[None] *",
+        "by_field = -spread(couplings.field, queries.shape[1])[None] *",
         RETRIEVAL,
     ),
     Mutation("physics/retrieval.py", "+ _dots(origin, keys)[:, :, None]", "", RETRIEVAL),
@@ -190,10 +190,13 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/retrieval.py",
-        "jnp.tril(jnp.ones(scores.shape[-2:], bool))",
-        "jnp.tril(jnp.ones(scores.shape[-2:], bool), 1)",
+        "bool), length - rows)",
+        "bool), length - rows + 1)",
         f"{NETWORK} -k future",
     ),
+    Mutation("physics/retrieval.py", "bool), length - rows)", "bool))", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/kernel.py", "row[:, length - rows :: -1]", "row[:, : length - rows + 1]", f"{KERNEL} -k sum_by_lag"),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
     Mutation(
         "physics/hamiltonian.py",

@@ -134,7 +134,8 @@ def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)
-    retrieved = retrieve(seen.query, seen.key, seen.value, seen.resilience, operators.couplings, config.precision)
+    points = seen.query, seen.key, seen.value, seen.resilience
+    retrieved = retrieve(*points, operators.couplings, config.precision, config.retrieval_tile)
     moment = None
     if config.frame == "derived":
         rigid = seen.key[..., : config.chart_dim]
@@ -156,8 +157,9 @@ def kick_adjoint(
     seen = _see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = _to_heads(c_pushed, operators.output, config)
+    points = seen.query, seen.key, seen.value, seen.resilience
     retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
-        seen.query, seen.key, seen.value, seen.resilience, operators.couplings, c_retrieved, config.precision
+        *points, operators.couplings, c_retrieved, config.precision, config.retrieval_tile
     )
     c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
         operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience

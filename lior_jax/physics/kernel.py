@@ -149,22 +149,26 @@ def _log_modes(kernel: Kernel, shift: Array, length: int) -> Array:
 # --- lags and pairs of positions -------------------------------------------------------------------------------------
 
 
-def spread(by_lag: Array) -> Array:
-    """The causal matrix `[H, L, L]` with `by_lag[:, i − j]` `[H, L]` at `(i, j)` for `j ≤ i`, and 0 above the diagonal."""
+def spread(by_lag: Array, rows: int | None = None) -> Array:
+    """The causal matrix with `by_lag[:, i − j]` at `(i, j)` for `j ≤ i`, and 0 above the diagonal, of `by_lag` `[H, L]`: its
+    last `rows` rows, by default all, `[H, rows, L]`."""
     heads, length = by_lag.shape
-    # A row of twice the length, walked with a stride one shorter: each row of the result starts one lag later.
-    row = jnp.concatenate([by_lag[:, :1], jnp.zeros_like(by_lag), by_lag[:, :0:-1]], -1)
-    rows = jnp.tile(row, (1, length))[:, : length * (2 * length - 1)]
+    rows = length if rows is None else rows
+    # A row of `rows + L`, walked with a stride one shorter: each row of the result starts one lag later.
+    first, others = by_lag[:, : length - rows + 1], by_lag[:, length - rows + 1 :]
+    row = jnp.concatenate([first[:, ::-1], jnp.zeros((heads, rows), by_lag.dtype), others[:, ::-1]], -1)
+    stride = rows + length - 1
+    walked = jnp.tile(row, (1, rows))[:, : rows * stride]
     # Made once, and not element by element inside every loop that uses it.
-    return lax.optimization_barrier(rows.reshape(heads, length, 2 * length - 1)[:, :, :length])
+    return lax.optimization_barrier(walked.reshape(heads, rows, stride)[:, :, :length])
 
 
 def sum_by_lag(pairs: Array) -> Array:
-    """Adjoint of `spread`: the sums of `[H, L, L]` along its diagonals, `[H, L]`."""
-    heads, length, _ = pairs.shape
-    rows = jnp.pad(pairs, ((0, 0), (0, 0), (0, length - 1))).reshape(heads, -1)
-    row = jnp.sum(jnp.pad(rows, ((0, 0), (0, length))).reshape(heads, length, 2 * length), 1)
-    return jnp.concatenate([row[:, :1], row[:, :length:-1]], -1)
+    """Adjoint of `spread`: the sums of `[H, rows, L]` along its diagonals, `[H, L]`."""
+    heads, rows, length = pairs.shape
+    walked = jnp.pad(pairs, ((0, 0), (0, 0), (0, rows - 1))).reshape(heads, -1)
+    row = jnp.sum(jnp.pad(walked, ((0, 0), (0, rows))).reshape(heads, rows, rows + length), 1)
+    return jnp.concatenate([row[:, length - rows :: -1], row[:, :length:-1]], -1)
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------

@@ -5,9 +5,13 @@
 
 Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidean distance, and one matrix product
 `G = q̃k̃ᵀ` gives distances, geometric products and the read-out of the prompt's field state, whose propagator is `F`.
+
+Queries may be taken a tile at a time, against the keys up to its end: no `[H, L, L]` is made then, forward or backward, and
+most of what lies above the diagonal is not computed.
+
 Source: the audit's `retrieval_step`, and DESIGN.md section 2.5.
 
-Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions.
+Shapes: `B` sequences, `L` positions, `T` of them in a tile, `H` heads, `m` whitened chart dimensions, `v` value dimensions.
 """
 
 from typing import NamedTuple
@@ -38,7 +42,7 @@ class Couplings(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Of every query with every key: `[B, H, L, L]`; the squared norms `[B, H, L, 1]` and `[B, H, 1, L]`."""
+    """Of every query with every key: `[B, H, T, L]`; the squared norms `[B, H, T, 1]` and `[B, H, 1, L]`."""
 
     squared: Array
     cost: Array
@@ -49,15 +53,19 @@ class _Pairs(NamedTuple):
 
     def mixing(self, couplings: Couplings) -> Array:
         """What each value is multiplied by."""
-        return self.weight if couplings.field is None else self.weight + spread(couplings.field)[None] * self.product
+        if couplings.field is None:
+            return self.weight
+        return self.weight + spread(couplings.field, self.weight.shape[2])[None] * self.product
 
 
 def _pairs(queries: Array, keys: Array, resilience: Array | None, couplings: Couplings, precision: Precision) -> _Pairs:
+    """The queries are those of the last `T` positions of the keys."""
     near_queries, near_keys = _centre(queries, keys)
     near_product = contract("bihm,bjhm->bhij", near_queries, near_keys, precision)
     squared = _expand(near_queries, near_keys, near_product)
     cost = geodesic_cost(squared, resilience)
-    scores = jnp.zeros_like(cost) if couplings.log_prior is None else spread(couplings.log_prior)[None]
+    prior = couplings.log_prior
+    scores = jnp.zeros_like(cost) if prior is None else spread(prior, queries.shape[1])[None]
     scores = scores - couplings.inverse_temperature[None, :, None, None] * cost
     if couplings.products is None and couplings.field is None:
         return _Pairs(squared, cost, weights(scores))
@@ -123,8 +131,9 @@ def _rows(x: Array) -> Array:
 
 
 def weights(scores: Array) -> Array:
-    """Causal Boltzmann weights `w_ij ∝ exp(scores_ij)` for `j ≤ i`, zero for `j > i`: `[B, H, L, L]`."""
-    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    """Causal Boltzmann weights of the last `T` positions, `w_ij ∝ exp(scores_ij)` for `j ≤ i`, else 0: `[B, H, T, L]`."""
+    rows, length = scores.shape[-2:]
+    causal = jnp.tril(jnp.ones((rows, length), bool), length - rows)
     return jax.nn.softmax(jnp.where(causal[None, None], scores, -jnp.inf), axis=-1)
 
 
@@ -135,6 +144,7 @@ def retrieve(
     resilience: Array | None,
     couplings: Couplings,
     precision: Precision = "float32",
+    tile: int | None = None,
 ) -> Array:
     """What each query retrieves from the positions up to its own.
 
@@ -143,12 +153,32 @@ def retrieve(
         values: `[B, L, H, v]`.
         resilience: `R` of every query, `[B, L, H]`; None for 1.
         couplings: what the heads weigh by.
+        tile: how many positions retrieve at a time; None for all.
 
     Returns:
         `[B, L, H, v]`.
     """
-    pairs = _pairs(queries, keys, resilience, couplings, precision)
-    return contract("bhij,bjhv->bihv", pairs.mixing(couplings), values, precision)
+    found = []
+    for rows in _tiles(queries.shape[1], tile):
+        near, seen, read, weight, by = _seen_from(rows, queries, keys, values, resilience, couplings)
+        pairs = _pairs(near, seen, weight, by, precision)
+        found.append(contract("bhij,bjhv->bihv", pairs.mixing(by), read, precision))
+    return jnp.concatenate(found, 1)
+
+
+def _tiles(length: int, tile: int | None) -> list[slice]:
+    tile = length if tile is None else tile
+    return [slice(begin, min(begin + tile, length)) for begin in range(0, length, tile)]
+
+
+def _seen_from(
+    rows: slice, queries: Array, keys: Array, values: Array, resilience: Array | None, couplings: Couplings
+) -> tuple[Array, Array, Array, Array | None, Couplings]:
+    """What a tile's queries need: their own, and of all else what is up to the tile's end."""
+    by_lag = {name: getattr(couplings, name) for name in ("log_prior", "field")}
+    couplings = couplings._replace(**{name: None if x is None else x[:, : rows.stop] for name, x in by_lag.items()})
+    resilience = None if resilience is None else resilience[:, rows]
+    return queries[:, rows], keys[:, : rows.stop], values[:, : rows.stop], resilience, couplings
 
 
 class Looked(NamedTuple):
@@ -207,6 +237,7 @@ def retrieve_adjoint(
     couplings: Couplings,
     cotangent: Array,
     precision: Precision = "float32",
+    tile: int | None = None,
 ) -> tuple[Array, tuple[Array, Array, Array, Array | None, Couplings]]:
     """`retrieve` and its adjoint in one pass.
 
@@ -216,6 +247,34 @@ def retrieve_adjoint(
     Returns:
         What `retrieve` returns, and the cotangents of queries, keys, values, resilience and couplings.
     """
+    own, summed = [], None
+    # The last tile sees everything; the others add to a part of what it gives.
+    for rows in reversed(_tiles(queries.shape[1], tile)):
+        seen = _seen_from(rows, queries, keys, values, resilience, couplings)
+        retrieved, (c_queries, *c_seen, c_resilience, c_couplings) = _tile_adjoint(*seen, cotangent[:, rows], precision)
+        own.insert(0, (retrieved, c_queries, c_resilience))
+        shared = *c_seen, c_couplings
+        summed = shared if summed is None else jax.tree.map(_add_start, summed, shared)
+    retrieved, c_queries, c_resilience = jax.tree.map(lambda *pieces: jnp.concatenate(pieces, 1), *own)
+    *c_seen, c_couplings = summed
+    return retrieved, (c_queries, *c_seen, c_resilience, c_couplings)
+
+
+def _add_start(whole: Array, start: Array) -> Array:
+    """Add to what a shorter array covers of a longer one: along the second axis, or all."""
+    return whole + start if whole.shape == start.shape else whole.at[:, : start.shape[1]].add(start)
+
+
+def _tile_adjoint(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    resilience: Array | None,
+    couplings: Couplings,
+    cotangent: Array,
+    precision: Precision,
+) -> tuple[Array, tuple[Array, Array, Array, Array | None, Couplings]]:
+    """`retrieve_adjoint` for the last `T` positions of the keys."""
     beta = couplings.inverse_temperature
     pairs = _pairs(queries, keys, resilience, couplings, precision)
     mixing = pairs.mixing(couplings)
@@ -255,7 +314,7 @@ def retrieve_adjoint(
         c_by_product = None
     if couplings.field is not None:
         c_field = sum_by_lag(jnp.sum(c_mixing * pairs.product, 0))  # which leaves out what lies above the diagonal
-        by_field = spread(couplings.field)[None] * c_mixing
+        by_field = spread(couplings.field, queries.shape[1])[None] * c_mixing
         c_by_product = by_field if c_by_product is None else c_by_product + by_field
     if c_by_product is not None:
         c_product = c_product + c_by_product

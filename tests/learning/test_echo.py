@@ -246,6 +246,16 @@ def test_chunks_change_nothing(config):
     np.testing.assert_allclose(pieces_info.reversibility, info.reversibility, atol=2e-5)
 
 
+@pytest.mark.parametrize("config", [PLAIN, *ALL.values()], ids=["plain", *ALL])
+def test_tiles_learn_what_all_at_once_would(config):
+    """The estimate of a network that retrieves by tiles is the gradient of the one that does not."""
+    params, batch = trained_looking(config.model), random_batch(config)
+    loss, gradient = oracles.autodiff(params, *batch, replace(config, "model", retrieval_tile=None))
+    estimate, info = oracles.estimate(params, batch, config=replace(config, "model", retrieval_tile=3))
+    assert_is_the_gradient(estimate, gradient)
+    np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
+
+
 def test_bfloat16_products():
     """The gradient of the float32 loss, at the default nudge. The products see mean and slope, so 8 bits are enough."""
     params, batch = trained_looking(PLAIN.model), random_batch(PLAIN)

@@ -255,6 +255,8 @@ def test_spread_is_its_double_loop(length):
         for j in range(i + 1):
             expected[:, i, j] = by_lag[:, i - j]
     np.testing.assert_array_equal(kernel.spread(jnp.asarray(by_lag)), expected)
+    for rows in range(1, length + 1):
+        np.testing.assert_array_equal(kernel.spread(jnp.asarray(by_lag), rows), expected[:, length - rows :])
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -266,6 +268,10 @@ def test_sum_by_lag_is_the_adjoint_of_spread(length, float64):
     expected = np.stack([np.trace(np.asarray(pairs), offset=-lag, axis1=1, axis2=2) for lag in range(length)], -1)
     np.testing.assert_allclose(result, expected, atol=1e-13)
     np.testing.assert_allclose(np.vdot(kernel.spread(by_lag), pairs), np.vdot(by_lag, result), atol=1e-12)
+    for rows in range(1, length + 1):
+        last = pairs[:, length - rows :]
+        expected = np.vdot(kernel.spread(by_lag, rows), last)
+        np.testing.assert_allclose(np.vdot(by_lag, kernel.sum_by_lag(last)), expected, atol=1e-12)
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------

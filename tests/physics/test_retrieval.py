@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from lior_jax.physics import geometry, retrieval
 from lior_jax.physics.products import Gates, two_form
@@ -208,11 +209,41 @@ def test_coarse_products_stay_close(precision, parts):
     np.testing.assert_allclose(retrieve(*inputs, precision), expected, atol=tolerance)
 
 
+@each_case
+@pytest.mark.parametrize("tile", [1, 4, 5, 9, 20])
+def test_tiles_retrieve_the_same(parts, tile, float64):
+    """Of any size, whether or not it divides the length."""
+    inputs = random_inputs(parts, length=9)
+    np.testing.assert_allclose(retrieve(*inputs, tile=tile), dense.retrieve(*inputs)[0], atol=1e-11)
+
+
+@pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])
+def test_tiles_make_no_matrix_of_all_pairs(adjoint):
+    """Nothing in the program is as large as the square of the length. (Toeplitz rows and their diagonals' sums hold
+    `T (L + T)`.)"""
+    length, tile = 64, 8
+    inputs = random_inputs(ALL, batch=1, length=length, heads=1)
+
+    def run(*inputs):
+        return retrieve_adjoint(*inputs, inputs[2], tile=tile) if adjoint else retrieve(*inputs, tile=tile)
+
+    sizes = [x.aval.size for x in all_results(jax.make_jaxpr(run)(*inputs).jaxpr)]
+    assert 0 < max(sizes) <= tile * (length + tile) + length < length**2 / 4
+
+
+def all_results(program):
+    """What the equations of a program give, those of programs within it included."""
+    for equation in program.eqns:
+        yield from equation.outvars
+        for inner in jaxprs_in_params(equation.params):
+            yield from all_results(inner)
+
+
 # --- the adjoint -----------------------------------------------------------------------------------------------------
 
 
-def check(inputs):
-    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args)[1], inputs, tol=1e-7)
+def check(inputs, tile=None):
+    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args, tile=tile)[1], inputs, tol=1e-7)
 
 
 @each_case
@@ -234,6 +265,13 @@ def test_retrieve_adjoint(parts):
 @example(parts=set(ALL), length=7, heads=3, m=4, v=2, seed=1)
 def test_retrieve_adjoint_on_any_shape(parts, length, heads, m, v, seed):
     check(random_inputs(parts, 2, length, heads, m, v, seed))
+
+
+@each_case
+@pytest.mark.parametrize("tile", [3, 4])
+def test_retrieve_adjoint_of_tiles(parts, tile):
+    """Against the dense adjoint's oracle, where the tile divides the length and where it does not."""
+    check(random_inputs(parts, length=8), tile)
 
 
 @pytest.mark.parametrize("parts", [NONE, ("prior", "resilience", "tensor", "form", "field")], ids=["none", "most"])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lior_jax import learning, model
-from lior_jax.config import Config, LearningConfig, ModelConfig
+from lior_jax.config import Config, LearningConfig, ModelConfig, TrainingConfig
 from lior_jax.model import Params, block, network, operators
 
 Estimate = Callable[[Params, tuple[jax.Array, jax.Array]], tuple[jax.Array, Params]]
@@ -150,7 +150,10 @@ def autodiff(shapes: ModelConfig, unroll: bool = False, remat: bool = False) -> 
 
 def echo(shapes: ModelConfig, **learning_options: Any) -> Estimate:
     """The estimate by the echo."""
-    config = Config(model=shapes, learning=LearningConfig(**learning_options))
+    learning_config = LearningConfig(**learning_options)
+    chunk = learning_config.chunk
+    training = TrainingConfig() if chunk is None else TrainingConfig(batch_size=chunk)  # which the chunk must divide
+    config = Config(model=shapes, learning=learning_config, training=training)
 
     def loss_and_gradient(params, batch):
         gradient, info = learning.estimate(params, batch, config)

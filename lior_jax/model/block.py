@@ -99,6 +99,11 @@ class _Seen(NamedTuple):
     value: Array
     resilience: Array | None
 
+    @property
+    def points(self) -> tuple[Array, Array, Array, Array | None]:
+        """What retrieval works on."""
+        return self.query, self.key, self.value, self.resilience
+
 
 def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
     direction, inverse = rms_normalize(s)
@@ -134,8 +139,7 @@ def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)
-    points = seen.query, seen.key, seen.value, seen.resilience
-    retrieved = retrieve(*points, operators.couplings, config.precision, config.retrieval_tile)
+    retrieved = retrieve(*seen.points, operators.couplings, config.precision, config.retrieval_tile)
     moment = None
     if config.frame == "derived":
         rigid = seen.key[..., : config.chart_dim]
@@ -157,9 +161,8 @@ def kick_adjoint(
     seen = _see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = _to_heads(c_pushed, operators.output, config)
-    points = seen.query, seen.key, seen.value, seen.resilience
     retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
-        *points, operators.couplings, c_retrieved, config.precision, config.retrieval_tile
+        *seen.points, operators.couplings, c_retrieved, config.precision, config.retrieval_tile
     )
     c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
         operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience

@@ -175,10 +175,13 @@ def _seen_from(
     rows: slice, queries: Array, keys: Array, values: Array, resilience: Array | None, couplings: Couplings
 ) -> tuple[Array, Array, Array, Array | None, Couplings]:
     """What a tile's queries need: their own, and of all else what is up to the tile's end."""
-    by_lag = {name: getattr(couplings, name) for name in ("log_prior", "field")}
-    couplings = couplings._replace(**{name: None if x is None else x[:, : rows.stop] for name, x in by_lag.items()})
+
+    def start(x: Array | None) -> Array | None:
+        return None if x is None else x[:, : rows.stop]
+
     resilience = None if resilience is None else resilience[:, rows]
-    return queries[:, rows], keys[:, : rows.stop], values[:, : rows.stop], resilience, couplings
+    couplings = couplings._replace(log_prior=start(couplings.log_prior), field=start(couplings.field))
+    return queries[:, rows], start(keys), start(values), resilience, couplings
 
 
 class Looked(NamedTuple):

@@ -5,6 +5,7 @@ import sys
 
 from lior_jax import config as configuration
 from lior_jax.errors import UserError
+from lior_jax.registry import RULES
 
 
 def main() -> None:
@@ -75,8 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
             sys.exit(stopped.status)
 
     session = " in this session" if arguments.resume else ""
-    rule = {"echo": "Hamiltonian echo", "equilibrium": "equilibrium propagation"}[config.learning.rule]
-    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {rule}"
+    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
     print(
         f"""

@@ -17,16 +17,23 @@ import jax
 import numpy as np
 
 from lior_jax import config as configuration
-from lior_jax import model
-from lior_jax.config import Config
+from lior_jax import data, model
+from lior_jax.data.corpus import Corpus
 from lior_jax.inference import scoring
-from lior_jax.training import data, loop
-from lior_jax.training.data import Corpus
+from lior_jax.settings import Config
+from lior_jax.training import loop
 
 REFERENCE = """
 data: {tokenizer: char}
-model: {context: 128, width: 128, blocks: 3, potential_units: 256, metric: diag_rot, frame: rotor, resilience: unit,
-        lag_prior: true, memory: false, field: false, products: [], leapfrog_steps: 1, carry_momentum: false}
+model:
+  context: 128
+  width: 128
+  blocks: 3
+  flow: {units: 256, steps: 1, carry_momentum: false}
+  geometry: {metric: diag_rot, frame: rotor, resilience: unit}
+  convolution: {long: false}
+  retrieval: {lag_prior: true, products: []}
+  field: {evolution: off}
 learning: {chunk: 4}
 optimizer: {learning_rate: 4e-3, warmup_steps: 40}
 training: {steps: 400, batch_size: 8}
@@ -34,30 +41,38 @@ training: {steps: 400, batch_size: 8}
 
 ROWS: dict[str, list[str]] = {
     "reference": [],
-    "block_rot, blocks of 2": ["model.metric=block_rot"],
-    "block_rot, blocks of 4": ["model.metric=block_rot", "model.metric_block=4"],
-    "no rotors: coordinate axes": ["model.rotor_layers=0"],
-    "frame derived": ["model.frame=derived"],
-    "frame learned_lowrank": ["model.frame=learned_lowrank"],
-    "resilience constitutive": ["model.resilience=constitutive"],
-    "resilience curvature": ["model.resilience=curvature"],
-    "kernel memory": ["model.memory=true"],
-    "no lag prior": ["model.lag_prior=false"],
-    "adaptive order": ["model.adaptive_order=true"],
+    "block_rot, blocks of 2": ["model.geometry.metric=block_rot"],
+    "block_rot, blocks of 4": ["model.geometry.metric=block_rot", "model.geometry.block=4"],
+    "no rotors: coordinate axes": ["model.geometry.rotor_layers=0"],
+    "frame derived": ["model.geometry.frame=derived"],
+    "frame learned_lowrank": ["model.geometry.frame=learned_lowrank"],
+    "resilience constitutive": ["model.geometry.resilience=constitutive"],
+    "resilience curvature": ["model.geometry.resilience=curvature"],
+    "kernel memory": ["model.convolution.long=true"],
+    "no lag prior": ["model.retrieval.lag_prior=false"],
+    "adaptive order": ["model.retrieval.adaptive_order=true"],
     "action in the cost, weight 0.01": ["learning.action_weight=0.01"],
-    "field state": ["model.field=true"],
-    "product tensor": ["model.products=[tensor]"],
-    "product wedge": ["model.products=[wedge]"],
-    "product spinor": ["model.products=[spinor]"],
-    "all three products": ["model.products=[tensor, wedge, spinor]"],
-    "2 leapfrog steps of 0.5": ["model.leapfrog_steps=2", "model.step_size=0.5"],
-    "2 leapfrog steps of 0.7": ["model.leapfrog_steps=2", "model.step_size=0.7"],
-    "4 leapfrog steps of 0.25": ["model.leapfrog_steps=4", "model.step_size=0.25"],
-    "carried momentum": ["model.carry_momentum=true"],
-    "field state, kernel memory": ["model.field=true", "model.memory=true"],
-    "field state, kernel memory, product wedge": ["model.field=true", "model.memory=true", "model.products=[wedge]"],
-    "field state, frame derived": ["model.field=true", "model.frame=derived"],
-    "field state, frame derived, kernel memory": ["model.field=true", "model.frame=derived", "model.memory=true"],
+    "field state": ["model.field.evolution=kernel"],
+    "product tensor": ["model.retrieval.products=[tensor]"],
+    "product wedge": ["model.retrieval.products=[wedge]"],
+    "product spinor": ["model.retrieval.products=[spinor]"],
+    "all three products": ["model.retrieval.products=[tensor, wedge, spinor]"],
+    "2 leapfrog steps of 0.5": ["model.flow.steps=2", "model.flow.step_size=0.5"],
+    "2 leapfrog steps of 0.7": ["model.flow.steps=2", "model.flow.step_size=0.7"],
+    "4 leapfrog steps of 0.25": ["model.flow.steps=4", "model.flow.step_size=0.25"],
+    "carried momentum": ["model.flow.carry_momentum=true"],
+    "field state, kernel memory": ["model.field.evolution=kernel", "model.convolution.long=true"],
+    "field state, kernel memory, product wedge": [
+        "model.field.evolution=kernel",
+        "model.convolution.long=true",
+        "model.retrieval.products=[wedge]",
+    ],
+    "field state, frame derived": ["model.field.evolution=kernel", "model.geometry.frame=derived"],
+    "field state, frame derived, kernel memory": [
+        "model.field.evolution=kernel",
+        "model.geometry.frame=derived",
+        "model.convolution.long=true",
+    ],
 }
 
 

@@ -24,10 +24,10 @@ from lior_jax import config as configuration
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "deep.yaml"
 SETTINGS = {
-    "step 1": ["model.step_size=1.0"],
-    "step 1/4": ["model.step_size=0.25"],
+    "step 1": ["model.flow.step_size=1.0"],
+    "step 1/4": ["model.flow.step_size=0.25"],
     "step 1/√48": [],
-    "step 1/√48, halved in two": ["model.step_size=0.072", "model.leapfrog_steps=2"],
+    "step 1/√48, halved in two": ["model.flow.step_size=0.072", "model.flow.steps=2"],
 }
 COLOURS = ("#4477aa", "#228833", "#ee6677", "#aa3377")
 
@@ -60,8 +60,8 @@ def measure(overrides: list[str]) -> dict:
     import gradient
     import jax
 
-    from lior_jax import model
-    from lior_jax.training import data, loop
+    from lior_jax import data, model
+    from lior_jax.training import loop
     from lior_jax.training.step import initial_state, train_step
 
     config = configuration.load(CONFIG, overrides)

@@ -15,14 +15,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lior_jax import config as configuration
-from lior_jax import learning
-from lior_jax.config import Config
-from lior_jax.training import data, loop
+from lior_jax import data, learning
+from lior_jax.settings import Config
+from lior_jax.training import loop
 from tests import implicit
 from tests.oracles import agreement, to64
 
 MODEL = """
-model: {context: 32, width: 48, blocks: 3, heads: 4, chart_dim: 8, potential_units: 96}
+model: {context: 32, width: 48, blocks: 3, heads: 4, geometry: {chart_dim: 8}, flow: {units: 96}}
 learning: {rule: equilibrium}
 optimizer: {learning_rate: 4e-3, warmup_steps: 20}
 training: {steps: 300, batch_size: 8}
@@ -72,7 +72,7 @@ def main() -> None:
     print("\n| nudge | size | residual | cosine | relative error |")
     print("|---|---|---|---|---|")
     by_nudge: dict[str, list[Point]] = {}
-    settled = configuration.replace(config, "model", relaxation_steps=24)
+    settled = configuration.replace(config, "model.relaxation", steps=24)
     for name in ("centred", "one_sided"):
         for size in NUDGES:
             nudged = configuration.replace(settled, "learning", nudge=name, nudge_size=size)

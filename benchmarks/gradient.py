@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lior_jax import learning, model
-from lior_jax.config import Config, LearningConfig, ModelConfig, TrainingConfig
 from lior_jax.model import Params, block, network, operators
+from lior_jax.settings import FlowConfig, LearningConfig, ModelConfig
 
 Estimate = Callable[[Params, tuple[jax.Array, jax.Array]], tuple[jax.Array, Params]]
 """Loss and gradient of a batch."""
@@ -52,11 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         context=given.context,
         width=given.width,
         blocks=given.blocks,
-        potential_units=given.units,
-        leapfrog_steps=given.steps,
+        flow=FlowConfig(units=given.units, steps=given.steps),
     )
     coarse = shapes.model_copy(update={"precision": "bfloat16"})
-    carried = shapes.model_copy(update={"carry_momentum": True})
+    carried = shapes.model_copy(update={"flow": shapes.flow.model_copy(update={"carry_momentum": True})})
     tf32 = shapes.model_copy(update={"precision": "tf32"})
     chunk = 4 if given.batch % 4 == 0 else 1
     plain = {
@@ -150,13 +149,10 @@ def autodiff(shapes: ModelConfig, unroll: bool = False, remat: bool = False) -> 
 
 def echo(shapes: ModelConfig, **learning_options: Any) -> Estimate:
     """The estimate by the echo."""
-    learning_config = LearningConfig(**learning_options)
-    chunk = learning_config.chunk
-    training = TrainingConfig() if chunk is None else TrainingConfig(batch_size=chunk)  # which the chunk must divide
-    config = Config(model=shapes, learning=learning_config, training=training)
+    settings = LearningConfig(**learning_options)
 
     def loss_and_gradient(params, batch):
-        gradient, info = learning.estimate(params, batch, config)
+        gradient, info = learning.estimate(params, batch, shapes, settings)
         return info.loss, gradient._replace(carried=None)
 
     return loss_and_gradient

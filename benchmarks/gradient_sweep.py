@@ -17,12 +17,12 @@ import gradient
 import jax
 import matplotlib.pyplot as plt
 
-from lior_jax.config import ModelConfig
+from lior_jax.settings import FlowConfig, ModelConfig
 
-BASE = {"blocks": 12, "leapfrog_steps": 1, "context": 64, "width": 128}
+BASE = {"blocks": 12, "steps": 1, "context": 64, "width": 128}
 AXES = {
     "blocks": (2, 4, 8, 12, 24, 48),
-    "leapfrog_steps": (1, 2, 4, 8),
+    "steps": (1, 2, 4, 8),
     "context": (64, 128, 256, 512, 1024),
     "width": (64, 128, 256, 512),
 }
@@ -74,8 +74,9 @@ def _measure(given: argparse.Namespace) -> dict:
 
 def _measure_shape(shape: dict[str, int], given: argparse.Namespace) -> dict[str, dict]:
     """Of every row, what `gradient.Measured` has; with `--compile-only` its memory alone."""
-    shapes = ModelConfig(vocab_size=65, potential_units=2 * shape["width"], **shape)
-    carried = shapes.model_copy(update={"carry_momentum": True})
+    sizes = {name: size for name, size in shape.items() if name != "steps"}
+    shapes = ModelConfig(vocab_size=65, flow=FlowConfig(units=2 * shape["width"], steps=shape["steps"]), **sizes)
+    carried = shapes.model_copy(update={"flow": shapes.flow.model_copy(update={"carry_momentum": True})})
     sequences = max(1, given.tokens // shapes.context)
     rows = {
         "autodiff": gradient.autodiff(shapes),
@@ -104,7 +105,7 @@ def _measure_shape(shape: dict[str, int], given: argparse.Namespace) -> dict[str
 def _print(results: dict) -> None:
     base = results["base"]
     print(
-        f"\n{base['blocks']} blocks of width {base['width']}, {base['leapfrog_steps']} leapfrog step(s), context "
+        f"\n{base['blocks']} blocks of width {base['width']}, {base['steps']} leapfrog step(s), context "
         f"{base['context']}, {results['tokens']} tokens, {results['device']}; milliseconds / temporary MiB"
     )
     for axis, shapes in results["axes"].items():

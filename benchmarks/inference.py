@@ -17,9 +17,9 @@ import numpy as np
 
 from lior_jax import config as configuration
 from lior_jax import model
-from lior_jax.config import ModelConfig
 from lior_jax.inference.decoder import SEGMENT, Decoder, sequence_keys
 from lior_jax.inference.sampling import Settings, sample
+from lior_jax.settings import ModelConfig
 
 HISTORIES = 128, 8192
 

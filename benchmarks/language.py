@@ -35,19 +35,19 @@ import transformer
 from language_report import figure, table
 
 from lior_jax import config as configuration
-from lior_jax import learning, model
-from lior_jax.config import Config
+from lior_jax import data, learning, model
+from lior_jax.data.corpus import Corpus
 from lior_jax.errors import UserError
 from lior_jax.inference import scoring
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import block, dropout, network, operators
-from lior_jax.training import data, loop
-from lior_jax.training.data import Corpus
+from lior_jax.settings import Config
+from lior_jax.training import loop
 from lior_jax.training.step import dropout_key
 
 MODEL = """
 data: {tokenizer: char}
-model: {context: 128, width: 128, blocks: 3, potential_units: 256}
+model: {context: 128, width: 128, blocks: 3, flow: {units: 256}}
 learning: {chunk: 4}
 optimizer: {learning_rate: 8e-3, warmup_steps: 60}
 training: {steps: 1000, batch_size: 16}
@@ -131,7 +131,6 @@ def _row(name: str, config: Config, layers: int, rate: float) -> tuple[Row, int]
     """A row, and how many parameters it has."""
     relaxes = name in ("equilibrium", "unrolled relaxation")
     ours = configuration.replace(config, "learning", rule="equilibrium" if relaxes else "echo")
-    ours = configuration.replace(ours, "model", dynamics="dissipative" if relaxes else "symplectic")
     parameters = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), ours.model)))
     if name == "transformer":
         return _transformer_row(transformer.of_size(parameters, config.model.vocab_size, layers), config, rate)
@@ -182,7 +181,9 @@ def by_autodiff(state: loop.State, batch: tuple[jax.Array, jax.Array], config: C
         return jnp.mean(network.cross_entropy(logits, targets)), observed
 
     gradient, observed = jax.grad(loss, has_aux=True)(params)
-    updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, params)
+    updates, optimizer = learning.make_optimizer(config.optimizer, config.training.steps, config.learning).update(
+        gradient, state.optimizer, params
+    )
     carried = operators.carry(params, observed.action, observed.moment, config.model)
     return loop.State(optax.apply_updates(params, updates)._replace(carried=carried), optimizer)
 

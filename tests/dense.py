@@ -8,9 +8,8 @@ import numpy as np
 from jax import Array
 from scipy.special import gamma
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import Params
-from lior_jax.model.operators import ContextMemory, Operators
+from lior_jax.model.operators import LongKernel, Operators
 from lior_jax.physics.action import LENGTH_EPSILON
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
@@ -19,6 +18,7 @@ from lior_jax.physics.numerics import RMS_EPSILON
 from lior_jax.physics.products import PRODUCT_EPSILON
 from lior_jax.physics.resilience import CURVATURE_EPSILON, Collapsed, Constitutive, Curvature
 from lior_jax.physics.retrieval import COST_EPSILON, Couplings
+from lior_jax.settings import ModelConfig
 from tests.oracles import dense_force, dense_frame, rms_hat, softplus, to_numpy
 
 
@@ -66,13 +66,13 @@ def log_prior(kernel: Kernel, fractional: np.ndarray, length: int) -> np.ndarray
 
 def base_of(config: ModelConfig) -> np.ndarray:
     """`g₀`."""
-    return np.eye(config.chart_dim) if config.base_metric is None else np.array(config.base_metric)
+    return np.eye(config.geometry.chart_dim) if config.geometry.base_metric is None else np.array(config.geometry.base_metric)
 
 
 def frame_of(angles: np.ndarray, config: ModelConfig) -> np.ndarray:
     """`Q` of rotors; in blocks, a layer's angles are those of the first block, then of the next."""
-    n = config.chart_dim
-    size = config.metric_block if config.metric == "block_rot" else n
+    n = config.geometry.chart_dim
+    size = config.geometry.block if config.geometry.metric == "block_rot" else n
     q, half = np.zeros((n, n)), size // 2
     for index, start in enumerate(range(0, n - size + 1, size)):
         own = slice(start, start + size)
@@ -102,7 +102,7 @@ def resilience(law: Constitutive | Curvature | None, points: np.ndarray, s: np.n
 def contraction(tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
     """`K_μνρσ R_μνρσ` with `K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²` of `[..., n, n, n, n]`: `[...]`."""
     inverse = np.linalg.inv(base_of(config))
-    kernel = np.einsum("mr,ns->mnrs", inverse, inverse) / config.chart_dim**2
+    kernel = np.einsum("mr,ns->mnrs", inverse, inverse) / config.geometry.chart_dim**2
     return (kernel * tensor).sum((-4, -3, -2, -1))
 
 
@@ -168,13 +168,13 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     heads = np.ndindex(config.blocks, config.heads)
     w = np.stack([whitening(at(blocks.metric, *head), q, config) for head, q in zip(heads, axes, strict=True)])
     w = w.reshape(config.blocks, config.heads, *w.shape[1:])
-    scale = np.sqrt(config.chart_dim + config.metric_rank)
+    scale = np.sqrt(config.geometry.whitened_dim)
 
     prior = memory = field = gates = None
     if blocks.lag_prior is not None:
         prior = log_prior(blocks.lag_prior, np.array(0.5) if state is None else state.order, length)
-    if blocks.memory is not None:
-        memory = ContextMemory(kernel_values(blocks.memory.kernel, length), blocks.memory.gain)
+    if blocks.long_convolution is not None:
+        memory = LongKernel(kernel_values(blocks.long_convolution.kernel, length), blocks.long_convolution.gain)
     if blocks.field is not None:
         field = blocks.field.gate[..., None] * kernel_values(blocks.field.kernel, length) / scale
     if blocks.products is not None:
@@ -196,7 +196,7 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
             inverse_mass=softplus(blocks.hamiltonian.inverse_mass),
         ),
         couplings=Couplings(softplus(blocks.inverse_temperature), prior, gates, field),
-        memory=memory,
+        long_convolution=memory,
         resilience=law,
     )
 
@@ -222,7 +222,7 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
         context = context_of(block, rms_hat(s))
         query, key, value = (np.einsum("bld,hmd->blhm", context, chart) for chart in (block.query, block.key, block.value))
         retrieved, _ = retrieve(query, key, value, resilience(law, query, s, config), block.couplings)
-        if not config.carry_momentum:
+        if not config.flow.carry_momentum:
             p = np.zeros_like(s)
         kick = np.einsum("blhv,hvd->bld", retrieved, block.output)
         if config.dynamics == "dissipative":
@@ -230,10 +230,10 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
             acted = action(law, block.query, before, s, config)
         else:
             p, acted = p + kick, 0.0
-            for _ in range(config.leapfrog_steps):
-                p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
-                before, s = s, s + config.step_size * block.hamiltonian.inverse_mass * p
-                p = p + 0.5 * config.step_size * dense_force(block.hamiltonian, s)
+            for _ in range(config.flow.steps):
+                p = p + 0.5 * config.flow.step_size * dense_force(block.hamiltonian, s)
+                before, s = s, s + config.flow.step_size * block.hamiltonian.inverse_mass * p
+                p = p + 0.5 * config.flow.step_size * dense_force(block.hamiltonian, s)
                 acted = acted + action(law, block.query, before, s, config)
         states.append(s)
         actions.append(acted.mean((0, 1)))
@@ -253,9 +253,9 @@ def relax(hamiltonian: Hamiltonian, s_in: np.ndarray, kick: np.ndarray, config: 
     mass, kappa = 1 / hamiltonian.inverse_mass, hamiltonian.curvature
     s = s_in + kick / mass
     before = s
-    for _ in range(config.relaxation_steps):
+    for _ in range(config.relaxation.steps):
         slope = mass * (s - s_in) - kick - dense_force(hamiltonian, s, 1.0)
-        step = config.relaxation_momentum * (s - before) - config.relaxation_rate * slope / (mass + kappa)
+        step = config.relaxation.momentum * (s - before) - config.relaxation.rate * slope / (mass + kappa)
         before, s = s, s + step
     return s
 
@@ -265,8 +265,8 @@ def context_of(block: Operators, direction: np.ndarray) -> np.ndarray:
     context, length = np.zeros_like(direction), direction.shape[1]
     for lag in range(length):
         weight = block.taps[lag] if lag < len(block.taps) else 0.0
-        if block.memory is not None:
-            heads = block.memory.by_lag[:, lag]
-            weight = weight + block.memory.gain * np.repeat(heads, direction.shape[-1] // len(heads))
+        if block.long_convolution is not None:
+            heads = block.long_convolution.by_lag[:, lag]
+            weight = weight + block.long_convolution.gain * np.repeat(heads, direction.shape[-1] // len(heads))
         context[:, lag:] += weight * direction[:, : length - lag]
     return context

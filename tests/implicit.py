@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.stats import norm
 
-from lior_jax.config import Config
 from lior_jax.model import Params, block, network, operators
 from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.physics.hamiltonian import Hamiltonian
+from lior_jax.settings import Config
 
 
 def energy(hamiltonian: Hamiltonian, s: Array, s_in: Array, push: Array, mask: Array | float = 1.0) -> Array:
@@ -48,7 +48,7 @@ def states(
     for index in range(config.model.blocks):
         own, kept = jax.tree.map(lambda x, index=index: x[index], (made, masks.blocks))
         push, _ = block.kick(own, s, config.model, kept)
-        units = jnp.ones((*tokens.shape, config.model.potential_units)) if kept.units is None else kept.units
+        units = jnp.ones((*tokens.shape, config.model.flow.units)) if kept.units is None else kept.units
         over = jax.vmap(jax.vmap(minimum, (None, 0, 0, 0)), (None, 0, 0, 0))
         before, s = s, over(own.hamiltonian, s, push, units)
         found.append((before, s, own))

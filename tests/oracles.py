@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from jax import Array
 from scipy.special import ndtr
 
+from lior_jax import config as configuration
 from lior_jax import learning, model
-from lior_jax.config import Config, LearningConfig, ModelConfig
 from lior_jax.model import Params, dropout, network
 from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.model.parameters import Carried
 from lior_jax.physics.action import ActionState
-from lior_jax.physics.frames import Derived, max_rotor_layers, rotor_planes
+from lior_jax.physics.frames import Derived
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import RMS_EPSILON
+from lior_jax.physics.rotor_planes import max_rotor_layers, rotor_planes
+from lior_jax.settings import Config, LearningConfig, ModelConfig
 
 Batch = tuple[Array, Array]
 
@@ -32,16 +34,16 @@ SMALL: dict[str, Any] = {
     "context": 16,
     "width": 12,
     "heads": 2,
-    "chart_dim": 5,
-    "metric_rank": 2,
-    "rotor_layers": 2,
-    "taps": 3,
-    "potential_units": 10,
+    "geometry__chart_dim": 5,
+    "geometry__rank": 2,
+    "geometry__rotor_layers": 2,
+    "convolution__taps": 3,
+    "flow__units": 10,
     "blocks": 2,
     # Every part is switched on by name.
-    "frame": "rotor",
-    "memory": False,
-    "field": False,
+    "geometry__frame": "rotor",
+    "convolution__long": False,
+    "field__evolution": "off",
 }
 
 
@@ -55,42 +57,47 @@ PRODUCTS = ("tensor", "wedge", "spinor")
 
 # Every part of the physics by itself, as changes of `SMALL`.
 PARTS: dict[str, dict[str, Any]] = {
-    "base_metric": {"base_metric": base_metric(5)},
-    "block_rot": {"metric": "block_rot", "chart_dim": 4},
-    "blocks_of_4": {"metric": "block_rot", "chart_dim": 8, "metric_block": 4},
-    "derived": {"frame": "derived"},
-    "derived_blocks": {"frame": "derived", "metric": "block_rot", "chart_dim": 4},
-    "learned_lowrank": {"frame": "learned_lowrank"},
-    "constitutive": {"resilience": "constitutive"},
-    "curvature": {"resilience": "curvature", "curvature_terms": 3},
-    "memory": {"memory": True},
-    "no_prior": {"lag_prior": False},
-    "adaptive_order": {"adaptive_order": True, "fractional_order": 0.7},
-    "tensor": {"products": ("tensor",)},
-    "wedge": {"products": ("wedge",)},
-    "spinor": {"products": ("spinor",)},
-    "field": {"field": True},
+    "base_metric": {"geometry__base_metric": base_metric(5)},
+    "block_rot": {"geometry__metric": "block_rot", "geometry__chart_dim": 4},
+    "blocks_of_4": {"geometry__metric": "block_rot", "geometry__chart_dim": 8, "geometry__block": 4},
+    "derived": {"geometry__frame": "derived"},
+    "derived_blocks": {"geometry__frame": "derived", "geometry__metric": "block_rot", "geometry__chart_dim": 4},
+    "learned_lowrank": {"geometry__frame": "learned_lowrank"},
+    "constitutive": {"geometry__resilience": "constitutive"},
+    "curvature": {"geometry__resilience": "curvature", "geometry__curvature_terms": 3},
+    "long_convolution": {"convolution__long": True},
+    "no_prior": {"retrieval__lag_prior": False},
+    "adaptive_order": {"retrieval__adaptive_order": True, "retrieval__fractional_order": 0.7},
+    "tensor": {"retrieval__products": ("tensor",)},
+    "wedge": {"retrieval__products": ("wedge",)},
+    "spinor": {"retrieval__products": ("spinor",)},
+    "field": {"field__evolution": "kernel"},
 }
 
 # All parts at once, twice: laws of resilience, frames and ways with the momentum exclude each other.
-_EVERYWHERE: dict[str, Any] = {"memory": True, "adaptive_order": True, "products": PRODUCTS, "field": True}
+_EVERYWHERE: dict[str, Any] = {
+    "convolution__long": True,
+    "retrieval__adaptive_order": True,
+    "retrieval__products": PRODUCTS,
+    "field__evolution": "kernel",
+}
 EVERYTHING: dict[str, dict[str, Any]] = {
     "rotor_curvature_carry": _EVERYWHERE
-    | {"base_metric": base_metric(5), "resilience": "curvature", "carry_momentum": True}
-    | {"leapfrog_steps": 2, "step_size": 0.6},
+    | {"geometry__base_metric": base_metric(5), "geometry__resilience": "curvature", "flow__carry_momentum": True}
+    | {"flow__steps": 2, "flow__step_size": 0.6},
     "derived_blocks_constitutive": _EVERYWHERE
-    | {"base_metric": base_metric(4), "resilience": "constitutive", "chart_dim": 4}
-    | {"frame": "derived", "metric": "block_rot"},
+    | {"geometry__base_metric": base_metric(4), "geometry__resilience": "constitutive", "geometry__chart_dim": 4}
+    | {"geometry__frame": "derived", "geometry__metric": "block_rot"},
 }
 
 
 def relaxing(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes without what a relaxation does not have."""
-    return {key: value for key, value in changes.items() if key not in ("carry_momentum", "leapfrog_steps", "step_size")}
+    return {key: value for key, value in changes.items() if not key.startswith("flow__") or key == "flow__units"}
 
 
 # One cache of compiled programs for all tests: the same configuration and shapes compile once.
-estimate = jax.jit(learning.estimate, static_argnames="config")
+_estimate = jax.jit(learning.estimate, static_argnums=(2, 3))
 logits = jax.jit(model.logits, static_argnames="config")
 
 
@@ -127,7 +134,27 @@ def dropout_masks(key: Array, tokens: Array, config: Config) -> Masks:
 
 def small_config(learning: dict[str, Any] | None = None, **changes: Any) -> Config:
     """A configuration that compiles fast; `changes` go to the model."""
-    return Config(model=ModelConfig(**(SMALL | changes)), learning=LearningConfig(**(learning or {})))
+    return Config(model=model_config(**(SMALL | changes)), learning=LearningConfig(**(learning or {})))
+
+
+def model_config(**values: Any) -> ModelConfig:
+    """The model's section, with `group__key` for a key of one of its groups."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *group, key = name.split("__")
+        (nested.setdefault(group[0], {}) if group else nested)[key] = value
+    return ModelConfig.model_validate(nested)
+
+
+def changed(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """A model's section with some values changed, named as in `model_config`."""
+    flat = {key.replace(".", "__"): value for key, value in configuration.flat(config).items()}
+    return model_config(**(flat | {"dynamics": config.dynamics} | changes))
+
+
+def estimate(params: Params, batch: Batch, config: Config, key: Array | None = None) -> tuple[Params, learning.Info]:
+    """`learning.estimate` for a whole configuration."""
+    return _estimate(params, batch, config.model, config.learning, key)
 
 
 def random_batch(config: Config, batch: int = 3, length: int = 7, seed: int = 0) -> Batch:
@@ -167,22 +194,22 @@ def model_changes(draw) -> dict[str, Any]:
     return {
         "heads": heads,
         "width": heads * draw(st.integers(2, 4)),
-        "chart_dim": n,
-        "metric": metric,
-        "frame": frame,
-        "metric_block": n if n == 4 and draw(st.booleans()) else 2,
-        "metric_rank": draw(st.integers(1 if frame == "learned_lowrank" else 0, 3)),
-        "base_metric": base_metric(n) if draw(st.booleans()) else None,
-        "rotor_layers": draw(st.integers(0, min(max_rotor_layers(n), 3))),
-        "resilience": draw(st.sampled_from(["unit", "constitutive", "curvature"])),
-        "curvature_terms": draw(st.integers(1, 3)),
-        "taps": draw(st.integers(1, 9)),
-        "memory": draw(st.booleans()),
-        "lag_prior": lag_prior,
-        "adaptive_order": lag_prior and draw(st.booleans()),
-        "products": tuple(draw(st.lists(st.sampled_from(PRODUCTS), unique=True))),
-        "field": draw(st.booleans()),
-        "potential_units": draw(st.integers(1, 9)),
+        "geometry__chart_dim": n,
+        "geometry__metric": metric,
+        "geometry__frame": frame,
+        "geometry__block": n if n == 4 and draw(st.booleans()) else 2,
+        "geometry__rank": draw(st.integers(1 if frame == "learned_lowrank" else 0, 3)),
+        "geometry__base_metric": base_metric(n) if draw(st.booleans()) else None,
+        "geometry__rotor_layers": draw(st.integers(0, min(max_rotor_layers(n), 3))),
+        "geometry__resilience": draw(st.sampled_from(["unit", "constitutive", "curvature"])),
+        "geometry__curvature_terms": draw(st.integers(1, 3)),
+        "convolution__taps": draw(st.integers(1, 9)),
+        "convolution__long": draw(st.booleans()),
+        "retrieval__lag_prior": lag_prior,
+        "retrieval__adaptive_order": lag_prior and draw(st.booleans()),
+        "retrieval__products": tuple(draw(st.lists(st.sampled_from(PRODUCTS), unique=True))),
+        "field__evolution": draw(st.sampled_from(["kernel", "off"])),
+        "flow__units": draw(st.integers(1, 9)),
         "blocks": draw(st.integers(1, 3)),
     }
 
@@ -190,10 +217,10 @@ def model_changes(draw) -> dict[str, Any]:
 def random_carried(config: ModelConfig, seed: int = 0) -> Carried:
     """What may have been carried on for a while: axes and covariance that have nothing to do with each other, both
     block-diagonal where the frame is; orders in (0, 1). float32."""
-    rng, shape, n = np.random.default_rng(seed), (config.blocks, config.heads), config.chart_dim
+    rng, shape, n = np.random.default_rng(seed), (config.blocks, config.heads), config.geometry.chart_dim
     frame = action = None
-    if config.frame == "derived":
-        size = config.metric_block if config.metric == "block_rot" else n
+    if config.geometry.frame == "derived":
+        size = config.geometry.block if config.geometry.metric == "block_rot" else n
         axes, covariance = np.zeros((2, *shape, n, n))
         for start in range(0, n, size):
             own = (..., slice(start, start + size), slice(start, start + size))
@@ -201,7 +228,7 @@ def random_carried(config: ModelConfig, seed: int = 0) -> Carried:
             root = rng.standard_normal((*shape, size, size))
             covariance[own] = root @ np.swapaxes(root, -1, -2) / size
         frame = Derived(jnp.asarray(covariance, jnp.float32), jnp.asarray(axes, jnp.float32))
-    if config.adaptive_order:
+    if config.retrieval.adaptive_order:
         ranges = {"integral": (20.0, 60.0), "elapsed": (10.0, 30.0), "order": (0.1, 0.9)}
         action = ActionState(**{name: jnp.asarray(rng.uniform(*ends, shape), jnp.float32) for name, ends in ranges.items()})
     return Carried(frame, action)

@@ -6,11 +6,11 @@ import pytest
 
 from lior_jax import config as configuration
 from lior_jax import training
-from lior_jax.config import Config
+from lior_jax.settings import Config
 
 TINY = """
-model: {context: 16, width: 16, blocks: 2, heads: 2, chart_dim: 4, metric_rank: 1, rotor_layers: 2, taps: 3,
-        potential_units: 16}
+model: {context: 16, width: 16, blocks: 2, heads: 2, geometry: {chart_dim: 4, rank: 1, rotor_layers: 2},
+        convolution: {taps: 3}, flow: {units: 16}}
 optimizer: {warmup_steps: 2, learning_rate: 5e-3}
 sample: {prompt: "1", tokens: 5}
 training: {steps: 12, batch_size: 4, eval_every: 4, eval_windows: 8, log_every: 1, save_every: 3, keep: 2}

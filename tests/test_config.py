@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lior_jax import config as configuration
 from lior_jax import model
-from lior_jax.config import Config
 from lior_jax.errors import UserError
+from lior_jax.registry import RULES
+from lior_jax.settings import Config
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 
@@ -42,7 +43,7 @@ def test_unknown_key_is_named_with_its_path_the_nearest_spelling_and_what_is_all
     assert "some.yaml" in message
     assert "model.widht" in message
     assert "did you mean width?" in message
-    assert "leapfrog_steps" in message
+    assert "flow" in message
 
 
 def test_unknown_section_is_named():
@@ -63,9 +64,9 @@ def test_allowed_values_are_listed():
         ("training: {steps: 1.5}", "training.steps"),
         ("training: {steps: true}", "training.steps"),
         ("training: {steps: 0}", "training.steps"),
-        ("model: {carry_momentum: 1}", "model.carry_momentum"),
+        ("model: {flow: {carry_momentum: 1}}", "model.flow.carry_momentum"),
         ("model: {heads: 3}", "model.heads"),
-        ("model: {chart_dim: 4, rotor_layers: 4}", "model.rotor_layers"),
+        ("model: {geometry: {chart_dim: 4, rotor_layers: 4}}", "model.geometry.rotor_layers"),
         ("optimizer: {warmup_steps: 100}\ntraining: {steps: 100}", "optimizer.warmup_steps"),
         ("learning: {chunk: 3}\ntraining: {batch_size: 8}", "learning.chunk"),
         ("model: {context: 64}\ntraining: {eval_stride: 65}", "training.eval_stride"),
@@ -76,7 +77,7 @@ def test_allowed_values_are_listed():
         ("model: 3", "model"),
         ("model.width: 3", "unknown key model.width"),
         ("my-model: {width: 3}", "unknown key my-model; did you mean model?"),
-        ("model: {chart-dim: 3}", "unknown key model.chart-dim; did you mean chart_dim?"),
+        ("model: {geometry: {chart-dim: 3}}", "unknown key model.geometry.chart-dim; did you mean chart_dim?"),
         ("optimizer: {learning_rate: .inf}", "optimizer.learning_rate"),
         ("optimizer: {learning_rate: .nan}", "optimizer.learning_rate"),
         ("model: {width: 100000000000}", "model.width"),
@@ -89,42 +90,58 @@ def test_allowed_values_are_listed():
         ("training: {patience: 0}", "training.patience is 0"),
         ("training: {keep_every: 0}", "training.keep_every is 0"),
         (
-            "model: {chart_dim: 6, metric: block_rot, metric_block: 3}",
-            "model.metric_block: blocks of 3 coordinates must be even",
+            "model: {geometry: {chart_dim: 6, metric: block_rot, block: 3}}",
+            "model.geometry.block: blocks of 3 coordinates must be even",
         ),
-        ("model: {chart_dim: 6, metric: block_rot, metric_block: 4}", "divide chart_dim, 6"),
-        ("model: {frame: learned_lowrank, metric_rank: 0}", "model.metric_rank"),
-        ("model: {frame: learned_lowrank, metric: block_rot}", "model.metric: block_rot has nothing to turn"),
-        ("model: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 0]]}", "model.base_metric: The base metric is 1 x 2"),
-        ("model: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [0, 1]]}", "must be symmetric"),
-        ("model: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [2, 1]]}", "not positive definite"),
+        ("model: {geometry: {chart_dim: 6, metric: block_rot, block: 4}}", "divide chart_dim, 6"),
+        ("model: {geometry: {frame: learned_lowrank, rank: 0}}", "model.geometry.rank"),
         (
-            "model: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [3]]}",
-            "model.base_metric: The base metric has rows of",
+            "model: {geometry: {frame: learned_lowrank, metric: block_rot}}",
+            "model.geometry.metric: block_rot has nothing to turn",
         ),
-        ("model: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, x], [x, 1]]}", "model.base_metric.0.1 is 'x'"),
-        ("model: {base_metric: 3}", "model.base_metric is 3"),
-        ("model: {fractional_order: 1.0}", "model.fractional_order is 1.0"),
-        ("model: {fractional_order: 0}", "model.fractional_order is 0"),
-        ("model: {adaptive_order: true, lag_prior: false}", "model.adaptive_order"),
-        ("model: {step_size: 2.0}", "model.step_size: leapfrog is unstable at 2"),
-        ("model: {products: [tensor, vedge]}", "model.products.1 is 'vedge'"),
-        ("model: {products: [tensor, tensor]}", "model.products: tensor, tensor names one of them twice"),
-        ("model: {products: wedge}", "model.products is 'wedge'"),
-        ("model: {resilience: ricci}", "model.resilience is 'ricci'"),
-        ("model: {curvature_terms: 0}", "model.curvature_terms"),
+        (
+            "model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 0]]}}",
+            "model.geometry.base_metric: The base metric is 1 x 2",
+        ),
+        ("model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [0, 1]]}}", "must be symmetric"),
+        ("model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [2, 1]]}}", "not positive definite"),
+        (
+            "model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 2], [3]]}}",
+            "model.geometry.base_metric: The base metric has rows of",
+        ),
+        (
+            "model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, x], [x, 1]]}}",
+            "model.geometry.base_metric.0.1 is 'x'",
+        ),
+        ("model: {geometry: {base_metric: 3}}", "model.geometry.base_metric is 3"),
+        ("model: {retrieval: {fractional_order: 1.0}}", "model.retrieval.fractional_order is 1.0"),
+        ("model: {retrieval: {fractional_order: 0}}", "model.retrieval.fractional_order is 0"),
+        ("model: {retrieval: {adaptive_order: true, lag_prior: false}}", "model.retrieval.adaptive_order"),
+        ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: leapfrog is unstable at 2"),
+        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products.1 is 'vedge'"),
+        (
+            "model: {retrieval: {products: [tensor, tensor]}}",
+            "model.retrieval.products: tensor, tensor names one of them twice",
+        ),
+        ("model: {retrieval: {products: wedge}}", "model.retrieval.products is 'wedge'"),
+        ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
+        ("model: {geometry: {curvature_terms: 0}}", "model.geometry.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
-        ("learning: {rule: echo}\nmodel: {dynamics: dissipative}", "learning.rule: echo needs model.dynamics: symplectic"),
-        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium needs model.dynamics: dissipative"),
-        ("learning: {rule: equilibrium}\nmodel: {carry_momentum: true}", "model.carry_momentum: a relaxation has no"),
-        ("learning: {rule: equilibrium}\nmodel: {leapfrog_steps: 2}", "model.leapfrog_steps: a relaxation has no"),
-        ("learning: {nudge: random_sign}", "learning.nudge: random_sign is nothing for the echo"),
-        ("learning: {pull: force}", "learning.pull: force is nothing for the echo"),
-        ("learning: {update: geometry}", "learning.update: geometry is nothing for the echo"),
-        ("learning: {nudged_steps: 3}", "learning.nudged_steps: 3 is nothing for the echo"),
+        ("model: {dynamics: symplectic}", "model.dynamics: it follows from learning.rule: echo has symplectic ones"),
+        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium has dissipative ones; leave the key out"),
+        ("learning: {rule: backward}", "learning.rule: 'backward' is no learning rule; there are echo, equilibrium"),
+        (
+            "learning: {rule: equilibrium}\nmodel: {flow: {carry_momentum: true}}",
+            "model.flow.carry_momentum: a relaxation has no",
+        ),
+        ("learning: {rule: equilibrium}\nmodel: {flow: {steps: 2}}", "model.flow.steps: a relaxation has no"),
+        ("learning: {nudge: random_sign}", "learning.nudge: random_sign is nothing for echo"),
+        ("learning: {pull: force}", "learning.pull: force is nothing for echo"),
+        ("learning: {update: geometry}", "learning.update: geometry is nothing for echo"),
+        ("learning: {nudged_steps: 3}", "learning.nudged_steps: 3 is nothing for echo"),
         ("learning: {rule: equilibrium, pull: off, action_weight: 0.1}", "learning.action_weight: it has no say"),
         ("learning: {rule: equilibrium, update: geometry, action_weight: 0.1}", "learning.action_weight: it has no say"),
-        ("model: {relaxation_momentum: 1.0}", "model.relaxation_momentum"),
+        ("model: {relaxation: {momentum: 1.0}}", "model.relaxation.momentum"),
         ("{1: 2}", "the key 1 is not text"),
         ("? [1, 2]\n: 3", "is not text"),
     ],
@@ -138,15 +155,32 @@ def test_wrong_values_and_impossible_combinations_are_named_by_path(text, path):
     [
         ("{}", "echo", "symplectic"),
         ("learning: {rule: equilibrium}", "equilibrium", "dissipative"),
-        ("model: {dynamics: dissipative}", "equilibrium", "dissipative"),
-        ("learning: {rule: echo}\nmodel: {dynamics: symplectic}", "echo", "symplectic"),
+        ("learning: {rule: echo}", "echo", "symplectic"),
     ],
 )
-def test_rule_and_dynamics_follow_each_other(text, rule, dynamics):
-    """What is left out is filled in, so that a model's section alone, as inference reads it, gives the same model."""
+def test_the_dynamics_follow_from_the_rule(text, rule, dynamics):
     config = configuration.parse(text, "x")
     assert (config.learning.rule, config.model.dynamics) == (rule, dynamics)
-    assert configuration.validate({"model": config.model.model_dump()}, "saved").model == config.model
+    assert configuration.validate(config.model_dump(), "saved") == config
+    for other in ("equilibrium", "echo"):
+        changed = configuration.replace(config, "learning", rule=other)
+        assert changed.model.dynamics == RULES[other].dynamics
+
+
+@pytest.mark.parametrize("old", configuration.MOVED)
+def test_a_key_in_its_old_place_is_refused_with_its_new_one(old):
+    values = {"model.field": "false", "model.memory": "true"}
+    text = f"model: {{{old.removeprefix('model.')}: {values.get(old, '3')}}}"
+    if old != "model.field":
+        assert f"{old} is now {configuration.MOVED[old]}" in complaint(text)
+    assert f"{old} is now {configuration.MOVED[old]}" in complaint("{}", f"{old}={values.get(old, '3')}")
+
+
+def test_overrides_reach_any_depth():
+    config = configuration.parse("model: {flow: {units: 8}}", "x", ["model.flow.steps=2", "model.geometry.chart_dim=6"])
+    assert (config.model.flow.units, config.model.flow.steps, config.model.geometry.chart_dim) == (8, 2, 6)
+    assert "--set model.flow" not in complaint("{}", "model.flow.stepz=2")
+    assert "did you mean steps?" in complaint("{}", "model.flow.stepz=2")
 
 
 def test_several_mistakes_are_told_at_once():
@@ -180,7 +214,7 @@ def test_overrides_replace_values_and_create_sections():
     assert (config.model.width, config.training.steps, config.data.path) == (96, 1000, None)
 
 
-@pytest.mark.parametrize("override", ["model", "model=3", "model.width", "a.b.c=1", "=1", ".=1"])
+@pytest.mark.parametrize("override", ["model", "model=3", "model.width", "a..c=1", "=1", ".=1"])
 def test_malformed_overrides_are_refused(override):
     assert "section.key=value" in complaint("{}", override)
 

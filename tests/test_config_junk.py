@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lior_jax import config as configuration
-from lior_jax.config import Config
 from lior_jax.errors import UserError
+from lior_jax.settings import Config
 
 MANY = settings(max_examples=150)
 

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from lior_jax import checkpoint, manifest, snapshot, tokenizer
+from lior_jax.data import tokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
+from lior_jax.storage import checkpoint, manifest, snapshot
 from tests.test_structure import sources
 
 # Where a file of arrays cannot be read, TensorStore's threads complain to an event loop that Orbax has closed by then.

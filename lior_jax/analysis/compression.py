@@ -2,7 +2,7 @@
 
 The matrices of a block are its charts, all heads stacked (`query`, `key` `[H n, d]`, `value`, `output` `[H v, d]`), and its
 potential's `features` and `gates` `[M, d]`. Each is truncated in its singular value decomposition, where its two factors
-then hold fewer numbers than it does; elsewhere it stays whole. Source: Eckart & Young (1936), and DESIGN.md section 3.
+then hold fewer numbers than it does; elsewhere it stays whole. Source: Eckart & Young (1936), and docs/design.md section 3.
 """
 
 import json
@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lior_jax import checkpoint, config, learning, model
+from lior_jax import config, data, learning, model
 from lior_jax.analysis.spectrum import Spectrum, analyse, truncate
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.model import Params
-from lior_jax.training import data, run_folder
+from lior_jax.storage import checkpoint
+from lior_jax.training import run_folder
 
 TOLERANCE = 0.01
 """Nats per token by which the validation loss may rise for a compression to pay."""
@@ -140,7 +141,7 @@ def compress_run(run: str | Path, rank: str, step: int | None = None, tolerance:
     run_folder.make_folder(folder)
     run_folder.write_record(folder, settings)
     with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
-        optimizer = learning.make_optimizer(settings).init(outcome.params)
+        optimizer = learning.make_optimizer(settings.optimizer, settings.training.steps, settings.learning).init(outcome.params)
         metadata = metadata._replace(config=settings.model_dump())
         checkpoints.save(step, outcome.params, optimizer, metadata, outcome.loss_after)
         checkpoints.wait()

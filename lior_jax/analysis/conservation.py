@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.analysis import probe
-from lior_jax.config import ModelConfig
 from lior_jax.model import Params
 from lior_jax.model.operators import prepare
 from lior_jax.physics import integrators
 from lior_jax.physics.hamiltonian import Hamiltonian, energy
 from lior_jax.physics.numerics import Precision
+from lior_jax.settings import ModelConfig
 
 Flow = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -129,8 +129,8 @@ def of_blocks(params: Params, tokens: Array, config: ModelConfig) -> Conservatio
 
     def block(scanned):
         hamiltonian, s, p = scanned
-        step, back = (verlet(hamiltonian, sign * config.step_size, config.precision) for sign in (1, -1))
-        return measure(step, back, partial(energy, hamiltonian), s, p, config.leapfrog_steps)
+        step, back = (verlet(hamiltonian, sign * config.flow.step_size, config.precision) for sign in (1, -1))
+        return measure(step, back, partial(energy, hamiltonian), s, p, config.flow.steps)
 
     return lax.map(block, (prepare(params, tokens.shape[1], config).hamiltonian, view.state, view.momentum))
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import Params, block, network
 from lior_jax.model.operators import Operators, prepare
 from lior_jax.physics.geometry import whiten
@@ -19,6 +18,7 @@ from lior_jax.physics.numerics import project, rms_normalize
 from lior_jax.physics.resilience import resilience
 from lior_jax.physics.retrieval import geodesic_cost, retrieve, squared_distance
 from lior_jax.physics.taps import taps
+from lior_jax.settings import ModelConfig
 
 
 class View(NamedTuple):
@@ -81,10 +81,10 @@ def points(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, 
     """Whitened queries and keys of one block for a state `[B, L, d]`, each `[B, L, H, m]`, and the queries' resilience."""
     direction, inverse = rms_normalize(s)
     context = taps(operators.taps, direction)
-    if operators.memory is not None:
+    if operators.long_convolution is not None:
         channels = direction.reshape(*s.shape[:-1], config.heads, -1)
-        remembered = convolve(operators.memory.by_lag, channels, config.precision).reshape(s.shape)
-        context = context + operators.memory.gain[None, None] * remembered
+        remembered = convolve(operators.long_convolution.by_lag, channels, config.precision).reshape(s.shape)
+        context = context + operators.long_convolution.gain[None, None] * remembered
     queries, keys = (
         project(context, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*s.shape[:-1], *chart.shape[:-1])
         for chart in (operators.query, operators.key)
@@ -94,8 +94,8 @@ def points(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, 
 
 def metrics(params: Params, config: ModelConfig) -> Array:
     """The metric `G` of each head, with `g(x, x) = xᵀ G x` for chart points `x`: `[N, H, n, n]`."""
-    base = jnp.asarray(config.geometry.whitening, jnp.float32)
-    size = config.metric_block if config.metric == "block_rot" else None
+    base = jnp.asarray(config.geometry.base.whitening, jnp.float32)
+    size = config.geometry.block if config.geometry.metric == "block_rot" else None
     frame = params.carried.frame
 
     def gram(metric, axes):

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import yaml
 
-from lior_jax import checkpoint, model
+from lior_jax import model
 from lior_jax.analysis import compression, conservation, plots, probe
 from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from lior_jax.model import Params
 from lior_jax.model.operators import prepare
+from lior_jax.settings import ModelConfig
+from lior_jax.storage import checkpoint
 from lior_jax.training import metrics as run_metrics
 from lior_jax.training.run_folder import RECORD, existing_folder
 

@@ -1,6 +1,6 @@
 """Spectral analysis of a matrix or field: would a low rank do? Measure first, compress second, validate always.
 
-A diagnostic: nothing calls it unless asked. Source: DESIGN.md section 3, and part 1 of the audit.
+A diagnostic: nothing calls it unless asked. Source: docs/design.md section 3, and part 1 of the audit.
 """
 
 from typing import NamedTuple

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lior_jax.config import ModelConfig
 from lior_jax.inference import memory_bank, sampling
 from lior_jax.inference.memory_bank import MemoryBank, Mixture
 from lior_jax.inference.sampling import Settings
 from lior_jax.model import Params, network, recurrence
 from lior_jax.model.recurrence import History, Layer
+from lior_jax.settings import ModelConfig
 
 CHUNK = 128
 """Positions of a prompt that are read at once, at most."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lior_jax import checkpoint, config, model, tokenizer
-from lior_jax.config import ModelConfig
+from lior_jax import config, model
+from lior_jax.data import tokenizer
+from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import export, memory_bank, remembering, scoring
 from lior_jax.inference.decoder import SEGMENT, Decoder, Memory, sequence_keys
@@ -19,7 +20,8 @@ from lior_jax.inference.explanation import Explanation, Recollection, by_positio
 from lior_jax.inference.sampling import Settings
 from lior_jax.inference.text import Writer
 from lior_jax.model import Params
-from lior_jax.tokenizer import Tokenizer
+from lior_jax.settings import ModelConfig
+from lior_jax.storage import checkpoint
 
 PACE = 8
 """Tokens between two looks of the host where text is shown as it comes, or may end at a stop string."""

@@ -16,12 +16,12 @@ import yaml
 
 from lior_jax import config as configuration
 from lior_jax import model
-from lior_jax import tokenizer as tokenizers
-from lior_jax.config import ModelConfig
+from lior_jax.data import tokenizer as tokenizers
+from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
-from lior_jax.inference import arrays
 from lior_jax.model import Params
-from lior_jax.tokenizer import Tokenizer
+from lior_jax.settings import ModelConfig
+from lior_jax.storage import arrays
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 
@@ -37,7 +37,7 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
         UserError: the folder cannot be written to.
     """
     folder = Path(folder)
-    record = yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
+    record = yaml.safe_dump({"model": config.model_dump() | {"dynamics": config.dynamics}}, sort_keys=False, allow_unicode=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(record, encoding="utf-8")
@@ -65,7 +65,7 @@ def load(folder: str | Path) -> tuple[Params, ModelConfig, Tokenizer]:
     for name in (WEIGHTS, CONFIG, TOKENIZER):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}; give a folder that a model was exported to.")
-    config = configuration.load(folder / CONFIG).model
+    config = configuration.load_model(folder / CONFIG)
     tokenizer = tokenizers.from_json(_read_json(folder / TOKENIZER))
     if config.vocab_size != tokenizer.vocab_size:
         raise UserError(

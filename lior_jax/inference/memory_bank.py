@@ -19,11 +19,11 @@ import numpy as np
 from jax import Array
 
 from lior_jax import model
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
-from lior_jax.inference import arrays
 from lior_jax.model import Params
 from lior_jax.physics import bank as physics
+from lior_jax.settings import ModelConfig
+from lior_jax.storage import arrays
 
 MAX_CAPACITY = 2**24
 
@@ -82,7 +82,7 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
     """A memory of at most `capacity` entries. Raises `UserError` if that is below 1 or above `MAX_CAPACITY`."""
     if not 1 <= capacity <= MAX_CAPACITY:
         raise UserError(f"The memory's capacity is {capacity}, but must be between 1 and {MAX_CAPACITY}.")
-    dimension = config.heads * (config.chart_dim + config.metric_rank)
+    dimension = config.heads * (config.geometry.whitened_dim)
     return MemoryBank(jnp.zeros((capacity, dimension)), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
 
 

@@ -13,12 +13,12 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank, scoring
 from lior_jax.inference.memory_bank import MemoryBank, Mixture
 from lior_jax.inference.scoring import Windows
 from lior_jax.model import Params
+from lior_jax.settings import ModelConfig
 
 SHARPNESS = (6.0, 8.0, 11.0, 16.0, 23.0, 32.0, 45.0, 64.0)
 """Inverse temperatures that `choose` tries, in units of one over the typical distance of a query from an entry."""

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.model import Params, token_losses
+from lior_jax.settings import ModelConfig
 
 _WINDOWS_AT_ONCE = 16
 

@@ -1,4 +1,4 @@
-"""The Hamiltonian echo: the exact gradient as a difference of two nudged rollouts (DESIGN.md section 4).
+"""The Hamiltonian echo: the exact gradient as a difference of two nudged rollouts (docs/design.md section 4).
 
 The free phase runs the network forward. The nudged phases run every block's flow backwards in time from the free
 end point, pushed a little along and against the loss's force. Because the flow is symplectic, the response of the
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from lior_jax.config import Config
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info
@@ -23,6 +22,7 @@ from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
 from lior_jax.physics import integrators
 from lior_jax.physics.hamiltonian import velocity
+from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
@@ -33,7 +33,11 @@ class Stored(NamedTuple):
 
 
 def estimate(
-    params: Params, batch: tuple[Array, Array], config: Config, keys: dropout.Keys = dropout.NO_KEYS
+    params: Params,
+    batch: tuple[Array, Array],
+    model: ModelConfig,
+    learning: LearningConfig,
+    keys: dropout.Keys = dropout.NO_KEYS,
 ) -> tuple[Params, Info]:
     """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation.
 
@@ -43,7 +47,7 @@ def estimate(
     Args:
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
-        config: static.
+        model, learning: static.
         keys: of the dropout's masks.
 
     Returns:
@@ -52,20 +56,19 @@ def estimate(
     tokens, targets = batch
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
-    model = config.model
     operators = prepare(params, tokens.shape[1], model)
-    kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], config.learning.dropout, model)
+    kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
     s_first = network.embed(params.embedding, tokens, kept)
-    (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, keys.blocks, config)
-    c_action = config.learning.action_weight / tokens.size
+    (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)
+    c_action = learning.action_weight / tokens.size
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
 
     def echo_block(end: PhasePoint, scanned):
         operators, stored, keys = scanned
         if stored is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
-        echo = partial(_echo_block, operators, c_action=c_action, config=config)
-        start, gradient, health = in_chunks(echo, config.learning.chunk, end, stored, keys)
+        echo = partial(_echo_block, operators, c_action=c_action, model=model, learning=learning)
+        start, gradient, health = in_chunks(echo, learning.chunk, end, stored, keys)
         return start, (gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge)))
 
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
@@ -109,19 +112,24 @@ class Health(NamedTuple):
 
 
 def _echo_block(
-    operators: Operators, end: PhasePoint, stored: Stored | None, keys: Array | None, c_action: float, config: Config
+    operators: Operators,
+    end: PhasePoint,
+    stored: Stored | None,
+    keys: Array | None,
+    c_action: float,
+    model: ModelConfig,
+    learning: LearningConfig,
 ) -> tuple[PhasePoint, Operators, Health]:
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
-    model = config.model
-    masks = dropout.block_masks(keys, end.s.shape[1], config.learning.dropout, model)
-    sides = nudge.SIDES[config.learning.nudge]
+    masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
+    sides = nudge.SIDES[learning.nudge]
     pulls = [end.c_s, end.c_p]
     if c_action:
         # The path's own pushes: every drift's about as strong as the last one's.
-        before = end.s - model.step_size * velocity(operators.hamiltonian, end.p)
-        _, c_after, _ = block.action_adjoint(operators, before, end.s, c_action * model.leapfrog_steps, model)
+        before = end.s - model.flow.step_size * velocity(operators.hamiltonian, end.p)
+        _, c_after, _ = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
         pulls.append(c_after)
-    epsilon = nudge.strength(config.learning.nudge_size, end.s, *pulls)
+    epsilon = nudge.strength(learning.nudge_size, end.s, *pulls)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
     source = partial(block.action_adjoint, operators, cotangent=c_action, config=model) if c_action else None
     s_pair, p_pair, contrast, by_action = integrators.echo(
@@ -150,16 +158,14 @@ def _echo_block(
     return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
 
 
-def _free_phase(operators: Operators, s: Array, keys: Array | None, config: Config):
+def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
     """Run all blocks; keep what the echoes need, and what was observed of each block."""
-
-    model = config.model
 
     def step(state, scanned):
         operators, keys = scanned
-        masks = dropout.block_masks(keys, s.shape[1], config.learning.dropout, model)
+        masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         (after, p), observed = block.apply(operators, *state, model, masks)
-        stored = None if model.carry_momentum else Stored(s_in=state[0], p_out=p)
+        stored = None if model.flow.carry_momentum else Stored(s_in=state[0], p_out=p)
         return (after, p), (stored, observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))

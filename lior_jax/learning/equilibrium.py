@@ -1,4 +1,4 @@
-"""Equilibrium propagation: the gradient as the contrast of free and nudged relaxations (DESIGN.md section 4).
+"""Equilibrium propagation: the gradient as the contrast of free and nudged relaxations (docs/design.md section 4).
 
 The free phase relaxes every block to a minimum of its energy. The nudged phases relax again from there, with a small pull of
 the target on the energy. What the pull does to a minimum is the inverse of the energy's curvature, which is symmetric: so the
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from lior_jax.config import Config, ModelConfig
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info
@@ -23,6 +22,7 @@ from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Block, Params
 from lior_jax.physics import relaxation
 from lior_jax.physics.hamiltonian import Pair
+from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
@@ -48,18 +48,21 @@ class Health(NamedTuple):
 
 
 def estimate(
-    params: Params, batch: tuple[Array, Array], config: Config, keys: dropout.Keys = dropout.NO_KEYS
+    params: Params,
+    batch: tuple[Array, Array],
+    model: ModelConfig,
+    learning: LearningConfig,
+    keys: dropout.Keys = dropout.NO_KEYS,
 ) -> tuple[Params, Info]:
     """As `learning.estimate`, by equilibrium propagation. With `learning.update: geometry` or another `learning.pull` than
     the loss's it is what these say, and no gradient of the loss."""
     tokens, targets = batch
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
-    model, learning = config.model, config.learning
     operators = prepare(params, tokens.shape[1], model)
     kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
     s_first = network.embed(params.embedding, tokens, kept)
-    s_last, (stored, observed) = _free_phase(operators, s_first, keys.blocks, config)
+    s_last, (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
     if learning.pull == "target_embedding":
         c_s = nudge.target_embedding_adjoint(params.embedding, s_last, targets)
@@ -67,7 +70,7 @@ def estimate(
         c_readout, c_s = jnp.zeros_like(c_readout), jnp.zeros_like(c_s)
 
     sides = nudge.sides_of(learning.nudge, tokens)
-    run = partial(_nudged_block, readout=params.readout, size=tokens.size, config=config)
+    run = partial(_nudged_block, readout=params.readout, size=tokens.size, model=model, learning=learning)
 
     def nudge_block(end: End, scanned):
         operators, stored, keys = scanned
@@ -112,14 +115,14 @@ def _nudged_block(
     sides: tuple[Array, Array],
     readout: Array,
     size: int,
-    config: Config,
+    model: ModelConfig,
+    learning: LearningConfig,
 ) -> tuple[Array, Operators, Health]:
     """Relax a nudged pair from a block's free state: the cotangent of its input, and the gradient of its operators.
 
     Args:
         size: number of targets that the loss is the mean of, which are more than those of a chunk.
     """
-    model, learning = config.model, config.learning
     hamiltonian = operators.hamiltonian
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     c_s, c_before, by_action = end.c_s, 0.0, None
@@ -172,14 +175,12 @@ def _at(blocks: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda x: x[index], blocks)
 
 
-def _free_phase(operators: Operators, s: Array, keys: Array | None, config: Config):
+def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
     """Relax all blocks; keep what the nudged phases need, and what was observed of each block."""
-
-    model = config.model
 
     def step(s, scanned):
         operators, keys = scanned
-        masks = dropout.block_masks(keys, s.shape[1], config.learning.dropout, model)
+        masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         kicked, moment = block.kick(operators, s, model, masks)
         relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model, masks)
         return relaxed, (Stored(s, kicked), block.Observation(*moved, moment))

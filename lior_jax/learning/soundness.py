@@ -4,38 +4,35 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.config import Config
 from lior_jax.learning.info import Info
-
-LIMITS = {"echo": 1e-2, "equilibrium": 1e-3}
-"""Of `info.reversibility`. An echo is worth nothing when it does not retrace the free run, and a contrast of relaxations that
-have not settled is not the gradient (DESIGN.md section 4)."""
+from lior_jax.registry import RULES
+from lior_jax.settings import LearningConfig
 
 
-def residual_limit(config: Config) -> float:
+def residual_limit(learning: LearningConfig) -> float:
     """Largest `info.reversibility` of an estimate that may be applied."""
-    given = config.learning.residual_limit
-    return LIMITS[config.learning.rule] if given is None else given
+    given = learning.residual_limit
+    return RULES[learning.rule].residual_limit if given is None else given
 
 
-def is_sound(info: Info, config: Config) -> Array:
+def is_sound(info: Info, learning: LearningConfig) -> Array:
     """`[]` bool: loss, gradient and what is carried on are finite, and the residual is within its limit.
 
     The gradient's norm is finite only if each of its elements is; a residual that is no number is not within any limit.
     """
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (info.loss, info.gradient_norm, *jax.tree.leaves(info.carried))]
-    return jnp.all(jnp.stack([*finite, info.reversibility <= residual_limit(config)]))
+    return jnp.all(jnp.stack([*finite, info.reversibility <= residual_limit(learning)]))
 
 
-def complaints(info: Info, config: Config) -> list[str]:
+def complaints(info: Info, learning: LearningConfig) -> list[str]:
     """What is wrong with an estimate, in words."""
     found = [
         f"the {name} is {value}"
         for name, value in (("loss", float(info.loss)), ("norm of the gradient", float(info.gradient_norm)))
         if not jnp.isfinite(value)
     ]
-    if not float(info.reversibility) <= residual_limit(config):
-        found.append(f"the residual is {float(info.reversibility):.2g}, above its limit, {residual_limit(config):g}")
+    if not float(info.reversibility) <= residual_limit(learning):
+        found.append(f"the residual is {float(info.reversibility):.2g}, above its limit, {residual_limit(learning):g}")
     if not all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(info.carried)):
         found.append("what the physics carries on is not finite")
     return found

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.config import ModelConfig
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
 from lior_jax.physics import integrators, relaxation
@@ -20,6 +19,7 @@ from lior_jax.physics.numerics import contract, correlate, masked, project, proj
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
 from lior_jax.physics.retrieval import retrieve, retrieve_adjoint
 from lior_jax.physics.taps import taps, taps_adjoint
+from lior_jax.settings import ModelConfig
 
 
 class Motion(NamedTuple):
@@ -42,7 +42,7 @@ class Observation(NamedTuple):
 def schedule(config: ModelConfig) -> integrators.Schedule:
     """Kicks and drifts of a block; the last kick is left out where its momentum would be thrown away."""
     return integrators.schedule(
-        integrators.VELOCITY_VERLET, config.leapfrog_steps, config.step_size, final_kick=config.carry_momentum
+        integrators.VELOCITY_VERLET, config.flow.steps, config.flow.step_size, final_kick=config.flow.carry_momentum
     )
 
 
@@ -79,12 +79,12 @@ def move(
 
 def descent(config: ModelConfig) -> relaxation.Descent:
     """The descent of a free relaxation."""
-    return relaxation.Descent(config.relaxation_steps, config.relaxation_rate, config.relaxation_momentum)
+    return relaxation.Descent(config.relaxation.steps, config.relaxation.rate, config.relaxation.momentum)
 
 
 def entering_momentum(p: Array, config: ModelConfig) -> Array:
     """The momentum that a block starts from: what it was, or zero."""
-    return p if config.carry_momentum else jnp.zeros_like(p)
+    return p if config.flow.carry_momentum else jnp.zeros_like(p)
 
 
 class _Seen(NamedTuple):
@@ -108,9 +108,9 @@ class _Seen(NamedTuple):
 def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
     direction, inverse = rms_normalize(s)
     context, remembered = taps(operators.taps, direction), None
-    if operators.memory is not None:
-        remembered = convolve(operators.memory.by_lag, _split(direction, config), config.precision).reshape(s.shape)
-        context = context + operators.memory.gain[None, None] * remembered
+    if operators.long_convolution is not None:
+        remembered = convolve(operators.long_convolution.by_lag, _split(direction, config), config.precision).reshape(s.shape)
+        context = context + operators.long_convolution.gain[None, None] * remembered
     return _Seen(direction, inverse, remembered, context, *chart(operators, context, inverse, config))
 
 
@@ -137,12 +137,12 @@ def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
 
 
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
-    """The retrieval's push on the momentum, `A_o y` (DESIGN.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
+    """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = _see(operators, s, config)
-    retrieved = retrieve(*seen.points, operators.couplings, config.precision, config.retrieval_tile)
+    retrieved = retrieve(*seen.points, operators.couplings, config.precision, config.retrieval.tile)
     moment = None
-    if config.frame == "derived":
-        rigid = seen.key[..., : config.chart_dim]
+    if config.geometry.frame == "derived":
+        rigid = seen.key[..., : config.geometry.chart_dim]
         moment = contract("blhm,blhn->hmn", rigid, rigid, config.precision) / (s.shape[0] * s.shape[1])
     return masked(push(operators, retrieved, config), masks.kick), moment
 
@@ -162,7 +162,7 @@ def kick_adjoint(
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = _to_heads(c_pushed, operators.output, config)
     retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
-        *seen.points, operators.couplings, c_retrieved, config.precision, config.retrieval_tile
+        *seen.points, operators.couplings, c_retrieved, config.precision, config.retrieval.tile
     )
     c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
         operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience
@@ -171,14 +171,14 @@ def kick_adjoint(
 
     c_context = sum(_from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
     c_taps, c_direction = taps_adjoint(operators.taps, seen.direction, c_context)
-    c_memory = None
-    if operators.memory is not None:
-        c_remembered = operators.memory.gain[None, None] * c_context
+    c_long = None
+    if operators.long_convolution is not None:
+        c_remembered = operators.long_convolution.gain[None, None] * c_context
         c_by_lag, c_channels = convolve_adjoint(
-            operators.memory.by_lag, _split(seen.direction, config), _split(c_remembered, config), config.precision
+            operators.long_convolution.by_lag, _split(seen.direction, config), _split(c_remembered, config), config.precision
         )
         c_direction = c_direction + c_channels.reshape(s.shape)
-        c_memory = operators.memory._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.remembered, (0, 1)))
+        c_long = operators.long_convolution._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.remembered, (0, 1)))
 
     c_charts = (_correlate_heads(c, seen.context, config) for c in c_points)
     gradient = Operators(
@@ -187,7 +187,7 @@ def kick_adjoint(
         output=_correlate_heads(retrieved, c_pushed, config),
         hamiltonian=jax.tree.map(jnp.zeros_like, operators.hamiltonian),
         couplings=c_couplings,
-        memory=c_memory,
+        long_convolution=c_long,
         resilience=c_law,
     )
     kicked = masked(push(operators, retrieved, config), masks.kick)

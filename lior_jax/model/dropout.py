@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.config import ModelConfig
+from lior_jax.settings import ModelConfig
 
 LEVELS = 1 << 16
 """Of the rate, which is rounded to a multiple of 1 / LEVELS between the first and the last: two masks cost one random word."""
@@ -59,7 +59,7 @@ def block_masks(keys: Array | None, length: int, rate: float, config: ModelConfi
     """The masks of one block, from the keys `[B]` of its sequences."""
     if keys is None:
         return BlockMasks()
-    both = _mask(keys, length, config.width + config.potential_units, rate)
+    both = _mask(keys, length, config.width + config.flow.units, rate)
     return BlockMasks(both[..., : config.width], both[..., config.width :])
 
 

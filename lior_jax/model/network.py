@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import block, operators
 from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.model.parameters import Params
 from lior_jax.physics.numerics import Precision, correlate, masked, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.settings import ModelConfig
 
 
 def embed(embedding: Array, tokens: Array, mask: Array | None = None) -> Array:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lior_jax.config import ModelConfig
-from lior_jax.model.parameters import Block, Carried, FieldState, Memory, Params
+from lior_jax.model.parameters import Block, Carried, FieldState, LongConvolution, Params
 from lior_jax.physics import action, kernel
 from lior_jax.physics.frames import Derived, follow
 from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
@@ -23,12 +22,13 @@ from lior_jax.physics.products import Gates, two_form, two_form_adjoint
 from lior_jax.physics.relaxation import restrain, restrain_adjoint
 from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
 from lior_jax.physics.retrieval import Couplings
+from lior_jax.settings import ModelConfig
 
 FRAME_RATE = 0.01
 """Share of each step's points in the covariance of a derived frame."""
 
 
-class ContextMemory(NamedTuple):
+class LongKernel(NamedTuple):
     """`by_lag` `[H, L]`, the memory kernel's values; `gain` `[d]`."""
 
     by_lag: Array
@@ -46,7 +46,7 @@ class Operators(NamedTuple):
     output: Array
     hamiltonian: Hamiltonian
     couplings: Couplings
-    memory: ContextMemory | None
+    long_convolution: LongKernel | None
     resilience: Law
 
 
@@ -61,8 +61,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         log_prior = jax.vmap(partial(kernel.log_prior, length=length))(blocks.lag_prior, _prior_shift(params))
     if blocks.field is not None:
         field = field_gain(blocks.field.gate, config)[..., None] * by_lag(blocks.field.kernel)
-    if blocks.memory is not None:
-        memory = ContextMemory(by_lag(blocks.memory.kernel), blocks.memory.gain)
+    if blocks.long_convolution is not None:
+        memory = LongKernel(by_lag(blocks.long_convolution.kernel), blocks.long_convolution.gain)
     return Operators(
         taps=blocks.taps,
         query=_whiten_charts(params, blocks.query, config),
@@ -76,7 +76,7 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
             inverse_mass=positive(hamiltonian.inverse_mass),
         ),
         couplings=Couplings(positive(blocks.inverse_temperature), log_prior, _prepare_products(blocks.products, config), field),
-        memory=memory,
+        long_convolution=memory,
         resilience=_prepare_resilience(blocks.resilience, config),
     )
 
@@ -91,11 +91,13 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     c_units = c_hamiltonian.units
     if config.dynamics == "dissipative":
         c_units = jax.vmap(restrain_adjoint)(raw.units, c_units)
-    c_prior = c_memory = c_field = None
+    c_prior = c_long = c_field = None
     if blocks.lag_prior is not None:
         c_prior = jax.vmap(kernel.log_prior_adjoint)(blocks.lag_prior, _prior_shift(params), couplings.log_prior)
-    if blocks.memory is not None:
-        c_memory = Memory(by_lag_adjoint(blocks.memory.kernel, cotangent.memory.by_lag), cotangent.memory.gain)
+    if blocks.long_convolution is not None:
+        c_long = LongConvolution(
+            by_lag_adjoint(blocks.long_convolution.kernel, cotangent.long_convolution.by_lag), cotangent.long_convolution.gain
+        )
     if blocks.field is not None:
         by_lag = jax.vmap(partial(kernel.values, length=couplings.field.shape[-1]))(blocks.field.kernel)
         c_read = couplings.field / _products_scale(config)
@@ -115,7 +117,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
             inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
         ),
         lag_prior=c_prior,
-        memory=c_memory,
+        long_convolution=c_long,
         field=c_field,
         products=_prepare_products_adjoint(couplings.products, config),
         resilience=_prepare_resilience_adjoint(blocks.resilience, cotangent.resilience, config),
@@ -137,13 +139,13 @@ def carry(params: Params, actions: Array, moment: Array | None, config: ModelCon
         chart = frame.axes @ relaxed @ jnp.swapaxes(frame.axes, -1, -2)
         frame = jax.vmap(jax.vmap(partial(follow, rate=FRAME_RATE, block=_block(config))))(frame, chart)
     if state is not None:
-        tau = config.leapfrog_steps * config.step_size
+        tau = config.flow.steps * config.flow.step_size
         state = action.step(actions / tau, tau, state)
     return Carried(frame, state)
 
 
 def _block(config: ModelConfig) -> int | None:
-    return config.metric_block if config.metric == "block_rot" else None
+    return config.geometry.block if config.geometry.metric == "block_rot" else None
 
 
 def _frame(params: Params, config: ModelConfig) -> Array | None:
@@ -154,7 +156,7 @@ def _frame(params: Params, config: ModelConfig) -> Array | None:
 
 def _base(config: ModelConfig) -> Array | None:
     """The whitening of the base metric, but for the identity."""
-    return None if config.base_metric is None else jnp.asarray(config.geometry.whitening, jnp.float32)
+    return None if config.geometry.base_metric is None else jnp.asarray(config.geometry.base.whitening, jnp.float32)
 
 
 def _whiten_charts(params: Params, charts: Array, config: ModelConfig) -> Array:
@@ -184,7 +186,7 @@ def field_gain(gate: Array, config: ModelConfig) -> Array:
 
 def _products_scale(config: ModelConfig) -> float:
     """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
-    return float(np.sqrt(config.chart_dim + config.metric_rank))
+    return float(np.sqrt(config.geometry.whitened_dim))
 
 
 def _prepare_products(gates: Gates | None, config: ModelConfig) -> Gates | None:
@@ -205,12 +207,12 @@ def _prepare_products_adjoint(cotangent: Gates | None, config: ModelConfig) -> G
 def _prepare_resilience(raw: Constitutive | Curvature | None, config: ModelConfig) -> Law:
     if not isinstance(raw, Curvature):
         return raw
-    inverse = jnp.asarray(config.geometry.inverse, raw.level.dtype)
+    inverse = jnp.asarray(config.geometry.base.inverse, raw.level.dtype)
     return jax.vmap(partial(collapse, inverse=inverse))(raw)
 
 
 def _prepare_resilience_adjoint(raw: Constitutive | Curvature | None, cotangent: Law, config: ModelConfig):
     if not isinstance(raw, Curvature):
         return cotangent
-    inverse = jnp.asarray(config.geometry.inverse, raw.level.dtype)
+    inverse = jnp.asarray(config.geometry.base.inverse, raw.level.dtype)
     return jax.vmap(lambda curvature, c: collapse_adjoint(curvature, inverse, c))(raw, cotangent)

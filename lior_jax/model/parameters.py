@@ -12,20 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.physics import action
 from lior_jax.physics.action import ActionState
-from lior_jax.physics.frames import Derived, initial_derived, max_rotor_layers
+from lior_jax.physics.frames import Derived, initial_derived
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import softplus_inverse
 from lior_jax.physics.products import Gates
 from lior_jax.physics.resilience import Constitutive, Curvature
+from lior_jax.physics.rotor_planes import max_rotor_layers
+from lior_jax.settings import ModelConfig
 
 
-class Memory(NamedTuple):
+class LongConvolution(NamedTuple):
     """The context's LIoR memory: a `kernel` for the channels of each head, and the `gain` `[d]` of its result."""
 
     kernel: Kernel
@@ -61,7 +62,7 @@ class Block(NamedTuple):
     """`units` `[2, M, d]`, `bias` `[M]`, `curvature` `[]`, `inverse_mass` `[d]`."""
     lag_prior: Kernel | None
     """Of each head; its amplitudes are logarithms (`kernel.log_prior`)."""
-    memory: Memory | None
+    long_convolution: LongConvolution | None
     field: FieldState | None
     products: Gates | None
     """Gates `[H]` and raw 2-form `[H, n + r, n + r]`."""
@@ -115,7 +116,7 @@ def _raw(value: float | np.ndarray, *shape: int) -> Array:
 
 
 def _init_block(key: Array, config: ModelConfig) -> Block:
-    d, heads, n, rank, units = config.width, config.heads, config.chart_dim, config.metric_rank, config.potential_units
+    d, heads, n, rank, units = config.width, config.heads, config.geometry.chart_dim, config.geometry.rank, config.flow.units
     v = d // heads
     keys = iter(jax.random.split(key, 9))
 
@@ -124,9 +125,9 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
 
     # The kick and the force of N blocks add up in the state: each is scaled so that the sum stays of order one.
     depth_scale = 1 / np.sqrt(config.blocks)
-    current_only = jnp.zeros((config.taps, d)).at[0].set(1.0)
+    current_only = jnp.zeros((config.convolution.taps, d)).at[0].set(1.0)
     return Block(
-        taps=current_only + normal(config.taps, d, scale=0.1),
+        taps=current_only + normal(config.convolution.taps, d, scale=0.1),
         query=normal(heads, n, d, scale=d**-0.5),
         key=normal(heads, n, d, scale=d**-0.5),
         value=normal(heads, v, d, scale=d**-0.5),
@@ -146,20 +147,22 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
             curvature=_raw(0.01),
             inverse_mass=_raw(1.0, d),
         ),
-        lag_prior=_init_kernel(config, amplitude=(-3.0, 0.0, -3.0), order=0.1) if config.lag_prior else None,
-        memory=_init_memory(config) if config.memory else None,
+        lag_prior=_init_kernel(config, amplitude=(-3.0, 0.0, -3.0), order=0.1) if config.retrieval.lag_prior else None,
+        long_convolution=_init_long_convolution(config) if config.convolution.long else None,
         # A gate of zero: the field state starts silent, and its kernel learns once the gate has moved.
-        field=FieldState(_init_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads)) if config.field else None,
-        products=_init_products(config, normal) if config.products else None,
+        field=FieldState(_init_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads))
+        if config.field.evolution != "off"
+        else None,
+        products=_init_products(config, normal) if config.retrieval.products else None,
         resilience=_init_resilience(config, normal),
     )
 
 
 def rotor_layers(config: ModelConfig) -> int:
     """Layers of learned rotors: none in a frame that is not learned, all that a small block has, or as configured."""
-    if config.frame != "rotor":
+    if config.geometry.frame != "rotor":
         return 0
-    return max_rotor_layers(config.metric_block) if config.metric == "block_rot" else config.rotor_layers
+    return max_rotor_layers(config.geometry.block) if config.geometry.metric == "block_rot" else config.geometry.rotor_layers
 
 
 def _init_kernel(config: ModelConfig, amplitude: tuple[float, float, float], order: float) -> Kernel:
@@ -175,42 +178,44 @@ def _init_kernel(config: ModelConfig, amplitude: tuple[float, float, float], ord
     )
 
 
-def _init_memory(config: ModelConfig) -> Memory:
+def _init_long_convolution(config: ModelConfig) -> LongConvolution:
     # The modes add up to about one: the power law alone, a₁ Δ^{−½}, is about five at lag 0.
-    return Memory(_init_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
+    return LongConvolution(_init_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
 
 
 def _init_products(config: ModelConfig, normal) -> Gates:
-    heads, m = config.heads, config.chart_dim + config.metric_rank
-    wedge = "wedge" in config.products
+    heads, m = config.heads, config.geometry.whitened_dim
+    wedge = "wedge" in config.retrieval.products
     return Gates(
-        tensor=jnp.zeros(heads) if "tensor" in config.products else None,
+        tensor=jnp.zeros(heads) if "tensor" in config.retrieval.products else None,
         area=jnp.zeros(heads) if wedge else None,
         form=normal(heads, m, m, scale=0.1 / m) if wedge else None,
-        spinor=jnp.zeros(heads) if "spinor" in config.products else None,
+        spinor=jnp.zeros(heads) if "spinor" in config.retrieval.products else None,
     )
 
 
 def _init_resilience(config: ModelConfig, normal) -> Constitutive | Curvature | None:
     """Resilience starts at 1, but for ε."""
-    heads, n, terms = config.heads, config.chart_dim, config.curvature_terms
-    if config.resilience == "constitutive":
+    heads, n, terms = config.heads, config.geometry.chart_dim, config.geometry.curvature_terms
+    if config.geometry.resilience == "constitutive":
         return Constitutive(jnp.zeros(heads))
-    if config.resilience == "curvature":
+    if config.geometry.resilience == "curvature":
         # B^c near g₀, a space of constant curvature, with a little noise so that the terms differ; their levels make up for it.
-        constant, inverse = (jnp.asarray(x, jnp.float32)[None, None] for x in config.geometry[:2])
+        constant, inverse = (jnp.asarray(x, jnp.float32)[None, None] for x in config.geometry.base[:2])
         forms = constant + normal(heads, terms, n, n, scale=0.3)
         trace = jnp.sum(forms * inverse, (-2, -1)) / n
-        return Curvature(forms, jnp.zeros((heads, terms, n + config.metric_rank)), 1 / (terms * trace**2))
+        return Curvature(forms, jnp.zeros((heads, terms, n + config.geometry.rank)), 1 / (terms * trace**2))
     return None
 
 
 def _init_carried(config: ModelConfig) -> Carried:
     shape = config.blocks, config.heads
     frame = None
-    if config.frame == "derived":
-        frame = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), initial_derived(config.chart_dim))
-    return Carried(frame, action.initial(config.fractional_order, *shape) if config.adaptive_order else None)
+    if config.geometry.frame == "derived":
+        frame = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), initial_derived(config.geometry.chart_dim))
+    return Carried(
+        frame, action.initial(config.retrieval.fractional_order, *shape) if config.retrieval.adaptive_order else None
+    )
 
 
 def count(params: Params) -> int:

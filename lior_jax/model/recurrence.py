@@ -1,8 +1,8 @@
 """The network as a recurrence: further positions at a cost that does not grow with the length of the history.
 
-What earlier positions can still act by is carried on: their last few directions for the taps, the poles of the context's
-memory and of the field state, and a ring of the last `context` keys and values for retrieval. Up to `context` positions
-the states are those of `network.run`; beyond, retrieval looks back `context` positions and the poles remember all.
+What earlier positions can still act by is carried on: their last few directions for the taps, the poles of the long
+convolution and of the field state, and a ring of the last `context` keys and values for retrieval. Up to `context`
+positions the states are those of `network.run`; beyond, retrieval looks back `context` positions and the poles remember all.
 
 Shapes: `B` sequences, `C` positions of a chunk, `L` places of the ring (`config.context`), the rest as in `parameters`.
 """
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import block, network
 from lior_jax.model.operators import Operators, field_gain, prepare
 from lior_jax.model.parameters import Params
@@ -24,13 +23,14 @@ from lior_jax.physics.kernel import Poles
 from lior_jax.physics.numerics import rms_normalize
 from lior_jax.physics.retrieval import Looked, retrieve_window
 from lior_jax.physics.taps import taps
+from lior_jax.settings import ModelConfig
 
 
 class Layer(NamedTuple):
     """What a block applies, and the poles of its recurrent parts; None for what is left out. Stacked `[N, …]`."""
 
     operators: Operators
-    memory: Poles | None
+    long_convolution: Poles | None
     field: Poles | None
 
 
@@ -43,7 +43,7 @@ class BlockHistory(NamedTuple):
     """`[B, L, H, m]`, a ring."""
     values: Array
     """`[B, L, H, v]`, a ring."""
-    memory: Array | None
+    long_convolution: Array | None
     """`[B, H, P, v]`, complex charges of the poles."""
     field: Array | None
     """`[B, H, P, v, m]`, complex."""
@@ -75,7 +75,7 @@ class Look(NamedTuple):
 def layers(params: Params, config: ModelConfig) -> Layer:
     """What the recurrence applies: once for all positions."""
     blocks = params.blocks
-    memory = None if blocks.memory is None else jax.vmap(kernel.poles)(blocks.memory.kernel)
+    memory = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
     field = None
     if blocks.field is not None:
         field = jax.vmap(kernel.poles)(blocks.field.kernel)
@@ -86,7 +86,7 @@ def layers(params: Params, config: ModelConfig) -> Layer:
 def empty(params: Params, batch: int, config: ModelConfig) -> History:
     """The history of `batch` sequences of which nothing has been read."""
     heads, n = config.heads, config.blocks
-    m, v = config.chart_dim + config.metric_rank, config.width // config.heads
+    m, v = config.geometry.whitened_dim, config.width // config.heads
     ring = n, batch, config.context, heads
     poles = jax.eval_shape(partial(layers, config=config), params)
 
@@ -94,10 +94,10 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
         return None if system is None else jnp.zeros((n, batch, *system.rate.shape[1:], *shape), system.rate.dtype)
 
     blocks = BlockHistory(
-        directions=jnp.zeros((n, batch, config.taps - 1, config.width)),
+        directions=jnp.zeros((n, batch, config.convolution.taps - 1, config.width)),
         keys=jnp.zeros((*ring, m)),
         values=jnp.zeros((*ring, v)),
-        memory=charge(poles.memory, v),
+        long_convolution=charge(poles.long_convolution, v),
         field=charge(poles.field, v, m),
     )
     last, query = jnp.zeros((batch, config.width)), jnp.zeros((batch, heads, m))
@@ -204,14 +204,14 @@ def _block(
     direction, inverse = rms_normalize(s)
     along = jnp.concatenate([known.directions, direction], 1)
     delays = known.directions.shape[1]
-    context, memory = taps(operators.taps, along)[:, delays:], known.memory
-    if layer.memory is not None:
+    context, memory = taps(operators.taps, along)[:, delays:], known.long_convolution
+    if layer.long_convolution is not None:
         channels = direction.reshape(*direction.shape[:2], config.heads, -1)
         if lengths is None:
-            memory, remembered = kernel.convolve_step(layer.memory, memory, channels[:, 0])
+            memory, remembered = kernel.convolve_step(layer.long_convolution, memory, channels[:, 0])
         else:
-            memory, remembered = kernel.convolve_more(layer.memory, memory, channels, lengths, config.precision)
-        context = context + operators.memory.gain[None, None] * remembered.reshape(s.shape)
+            memory, remembered = kernel.convolve_more(layer.long_convolution, memory, channels, lengths, config.precision)
+        context = context + operators.long_convolution.gain[None, None] * remembered.reshape(s.shape)
     query, key, value, weight = block.chart(operators, context, inverse, config)
     seen, (keys, values) = look(key, value)
     looked = retrieve_window(query, *seen, weight, operators.couplings, lag, visible, config.precision)

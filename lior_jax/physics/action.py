@@ -1,6 +1,6 @@
 """The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience, and what it does to memory.
 
-Source: the audit's `lior_step`, and DESIGN.md section 3.
+Source: the audit's `lior_step`, and docs/design.md section 3.
 """
 
 from typing import NamedTuple

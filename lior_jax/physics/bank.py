@@ -1,6 +1,6 @@
 """Geodesic retrieval from a long bank of points: blocks of keys and an online softmax, so that no row of costs is kept.
 
-The streaming form of `retrieval`, for banks without order in time. Source: DESIGN.md section 3, `retrieval_step`.
+The streaming form of `retrieval`, for banks without order in time. Source: docs/design.md section 3, `retrieval_step`.
 
 Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels.
 """

@@ -2,7 +2,7 @@
 
     iħ ∂_t T = H[T] + Λ_QR[T] − Λ_F[T] + J,      H = −(ħ²/2m) ∇² + V,   Λ_QR = λ (B[T] − T),   Λ_F = γ Σ_k w_k T_{n−k}
 
-Source: the audit's master equation, and DESIGN.md section 3. `S = Λ_QR − Λ_F + J` is what the outside world does to the
+Source: the audit's master equation, and docs/design.md section 3. `S = Λ_QR − Λ_F + J` is what the outside world does to the
 field. Each mode reads the equation so that `S` pulls the field and does not only turn its phase:
 
     unitary       ħ ∂_t T = −i H[T] + S        the equation above with `i S` for `S`: the world adds to the field at a rate

@@ -3,7 +3,7 @@
     T_i = Σ_{j≤i} K_h(i − j) v_j k_jᵀ,      y_i = T_i q_i = Σ_{j≤i} K_h(i − j) v_j ⟨k_j, q_i⟩
 
 With `K(Δ) = Re Σ_p c_p e^{−s_p Δ}` each pole keeps `S_p = Σ_{j≤i} e^{−s_p (i − j)} v_j k_jᵀ`, so that `T = Re Σ_p c_p S_p`
-moves on at a cost that does not grow with the prompt. Source: DESIGN.md section 3. The three forms here give the same `y`.
+moves on at a cost that does not grow with the prompt. Source: docs/design.md section 3. The three forms here give the same `y`.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions.
 Queries and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the state of the poles `[B, H, P, v, m]`, complex.

@@ -4,66 +4,17 @@
 
 `Q` is orthonormal: `diag_rot` turns all coordinates, `block_rot` blocks of them; where it comes from is in `frames`.
 `U diag(D) Uᵀ` is the low-rank part. Under a base metric `g₀ = Bᵀ B` it measures `B x` in the place of `x`.
-Source: the audit's `build_base_metric`, `precompute_geometry` and `quad_form_batch`, and DESIGN.md section 2.4.
+Source: the audit's `build_base_metric`, `precompute_geometry` and `quad_form_batch`, and docs/design.md section 2.4.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from lior_jax.errors import UserError
 from lior_jax.physics.frames import rotate, rotate_adjoint
 from lior_jax.physics.numerics import softplus_adjoint
-
-
-class Geometry(NamedTuple):
-    """What follows from a base metric `g₀` `[n, n]`: `inverse` g₀⁻¹, `whitening` B with `g₀ = Bᵀ B`, and the contraction
-    kernel `contraction` `K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`."""
-
-    metric: np.ndarray
-    inverse: np.ndarray
-    whitening: np.ndarray
-    contraction: np.ndarray
-
-
-def base_metric(n: int, matrix: np.ndarray | tuple | None = None) -> np.ndarray:
-    """The base metric `g₀` `[n, n]`, float64: the given one, or the identity.
-
-    Raises:
-        UserError: it is not a symmetric positive definite matrix of `n` rows.
-    """
-    if matrix is None:
-        return np.eye(n)
-    if isinstance(matrix, tuple) and len({np.size(row) for row in matrix}) > 1:
-        raise UserError(f"The base metric has rows of different lengths; give {n} rows of {n} numbers.")
-    g = np.asarray(matrix, np.float64)
-    if g.shape != (n, n):
-        shape = " x ".join(map(str, g.shape)) or "a number"
-        raise UserError(f"The base metric is {shape}, but the charts need {n} x {n}; give {n} rows of {n} numbers.")
-    if not np.isfinite(g).all() or np.abs(g - g.T).max() > 1e-6 * np.abs(g).max():
-        raise UserError("The base metric must be symmetric and finite; give the same number at (i, j) and (j, i).")
-    lowest = np.linalg.eigvalsh(g)[0]
-    if lowest <= 1e-6 * np.trace(g) / n:
-        raise UserError(
-            f"The base metric is not positive definite (its smallest eigenvalue is {lowest:.3g}); add a multiple of the "
-            "identity to it."
-        )
-    return g
-
-
-def precompute(metric: np.ndarray) -> Geometry:
-    """Everything that the base metric alone decides, in float64; see `Geometry`."""
-    n = metric.shape[0]
-    inverse = np.linalg.inv(metric)
-    return Geometry(
-        metric=metric,
-        inverse=inverse,
-        whitening=np.linalg.cholesky(metric).T,
-        contraction=np.einsum("mr,ns->mnrs", inverse, inverse) / n**2,
-    )
 
 
 class Metric(NamedTuple):

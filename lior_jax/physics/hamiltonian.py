@@ -3,7 +3,7 @@
     V(s) = ½ κ ‖s‖² − Σ_m gelu(w_m·ŝ + b_m) (u_m·ŝ),   ŝ = s / sqrt(mean(s²) + ε)
 
 The potential sees only the direction of `s` (a potential that is not normalised explodes), is gated, and is the
-same at every position. Source: DESIGN.md section 2.6.
+same at every position. Source: docs/design.md section 2.6.
 
 With a `mask` `[..., M]`, of which every point has its own, each unit's term in the sum is multiplied by its element of it
 (dropout): another potential, but still one.

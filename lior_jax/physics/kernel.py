@@ -4,7 +4,7 @@
 
 The power law is a finite sum of exponentials, the trapezoid rule in `y = ln u` on `Δ^{−δ} = ∫ u^{δ−1} e^{−uΔ} du / Γ(δ)`
 with one slow pole for the tail below the nodes. So `K` is a sum of complex poles `Re Σ_p c_p e^{−s_p Δ}`, finite at
-`Δ = 0`, and within 0.5 % of the formula above for lags 1 … 10⁴. Source: DESIGN.md section 3, whose products `w₀ α`,
+`Δ = 0`, and within 0.5 % of the formula above for lags 1 … 10⁴. Source: docs/design.md section 3, whose products `w₀ α`,
 `w₁ γ` and `w₂ η` are the amplitudes `a₀`, `a₁`, `a₂` here.
 
 Shapes: `H` kernels, `L` positions, `P` poles, `B` sequences, `v` channels of each kernel.

@@ -1,13 +1,11 @@
 """Shared arithmetic: contractions of a chosen precision, normalisation, gelu, positivity."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+from lior_jax.physics.precision import Precision
 
 RMS_EPSILON = 1e-6
 

@@ -5,7 +5,7 @@
     spinor  ‖q‖ ‖k‖ cos(θ/2), the scalar part of the rotor that turns `q` into `k`, with their lengths
 
 Vectors are whitened, so `⟨·,·⟩_g` is the dot product. As scores of retrieval each has a gate per head.
-Source: the audit's `geometric_attention`, and DESIGN.md section 3.
+Source: the audit's `geometric_attention`, and docs/design.md section 3.
 
 Shapes: `H` heads, `m` whitened chart dimensions, `L` positions, `B` sequences.
 """

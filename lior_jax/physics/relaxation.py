@@ -4,7 +4,7 @@
 
 A spring of stiffness `M` holds the state to the block's input, the retrieval's kick `f` pushes it, and the potential of the
 Hamiltonian shapes it. `V` is bounded below, so `E` is too, and a minimum is where `s = s_in + M⁻¹ (f − ∂V/∂s)`. With `M = 1`
-the spring is the classic `½ ‖s − s_in − A_o y‖²`. Source: DESIGN.md section 4.
+the spring is the classic `½ ‖s − s_in − A_o y‖²`. Source: docs/design.md section 4.
 
 A descent of fixed rate settles in a dozen steps only if `V` bends less than the spring does. Two things see to that. Here
 `ŝ = s / sqrt(mean(s²) + 1)` is soft: it follows a small state itself instead of its direction, which turns the faster the

@@ -2,7 +2,7 @@
 
 `unit` is 1. `constitutive` follows the magnitude of the field at the query, `R = (mean(s²) + ε)^{χ/2}`. `curvature` is the
 scalar collapse of the structured curvature `R_μνρσ(x) = Σ_c κ_c(x) B^c_μρ B^c_νσ`, whose `κ_c(x)` is affine in the
-whitened chart point; rank 4 is never built. Source: the audit's `R_sc_from_R4`, and DESIGN.md section 3.
+whitened chart point; rank 4 is never built. Source: the audit's `R_sc_from_R4`, and docs/design.md section 3.
 
 Shapes: `H` heads, `C` terms, `n` chart dimensions, `m` whitened chart dimensions.
 """
@@ -19,7 +19,7 @@ def scalar_curvature(curvature: Array, contraction: Array) -> Array:
     """`sqrt(|K_μνρσ R_μνρσ| + ε)` of a dense curvature tensor `[..., n, n, n, n]`: `[...]`.
 
     Args:
-        contraction: `K`, from `geometry.precompute`.
+        contraction: `K`, from `geometry.contraction_kernel`.
     """
     return jnp.sqrt(jnp.abs(jnp.einsum("mnrs,...mnrs->...", contraction, curvature)) + CURVATURE_EPSILON)
 

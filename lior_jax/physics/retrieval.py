@@ -9,7 +9,7 @@ Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidea
 Queries may be taken a tile at a time, against the keys up to its end: no `[H, L, L]` is made then, forward or backward, and
 most of what lies above the diagonal is not computed.
 
-Source: the audit's `retrieval_step`, and DESIGN.md section 2.5.
+Source: the audit's `retrieval_step`, and docs/design.md section 2.5.
 
 Shapes: `B` sequences, `L` positions, `T` of them in a tile, `H` heads, `m` whitened chart dimensions, `v` value dimensions.
 """

@@ -1,4 +1,4 @@
-"""Short causal taps: each channel's weighted sum of its own last few values (DESIGN.md section 2.2)."""
+"""Short causal taps: each channel's weighted sum of its own last few values (docs/design.md section 2.2)."""
 
 import jax.numpy as jnp
 from jax import Array

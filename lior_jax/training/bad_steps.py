@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lior_jax import snapshot
-from lior_jax.checkpoint import Metadata
-from lior_jax.config import Config
+from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.learning import Info, soundness
-from lior_jax.tokenizer import Tokenizer
+from lior_jax.settings import Config
+from lior_jax.storage import snapshot
+from lior_jax.storage.checkpoint import Metadata
 
 FOLDER = "bad_steps"
 KEPT = 20
@@ -43,7 +43,7 @@ class BadSteps:
             A sentence for the user.
         """
         self.in_a_row += 1
-        reasons = ", ".join(soundness.complaints(info, self.config))
+        reasons = ", ".join(soundness.complaints(info, self.config.learning))
         try:
             self._write(step, reasons, info, batch, trees)
             kept = f"batch and state are in {self.folder / str(step)}"

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from lior_jax import model
-from lior_jax.config import Config
-from lior_jax.training import data
-from lior_jax.training.data import check_sample, with_vocabulary
+from lior_jax import data, model
+from lior_jax.data.corpus import check_sample, with_vocabulary
+from lior_jax.settings import Config
 from lior_jax.training.step import initial_state, train_step
 
 

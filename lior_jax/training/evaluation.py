@@ -6,10 +6,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lior_jax.config import Config
+from lior_jax.data.corpus import Corpus
 from lior_jax.inference import Engine, scoring
 from lior_jax.model import Params
-from lior_jax.training.data import Corpus
+from lior_jax.settings import Config
 
 
 class Evaluation:

@@ -13,14 +13,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lior_jax import checkpoint, files, model
-from lior_jax.config import Config
+from lior_jax import data, model
+from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.learning import soundness
-from lior_jax.training import data, lock, run_folder
+from lior_jax.settings import Config
+from lior_jax.storage import checkpoint, files
+from lior_jax.training import lock, run_folder
 from lior_jax.training.bad_steps import BadSteps
-from lior_jax.training.data import Corpus, check_sample, with_vocabulary
 from lior_jax.training.evaluation import Evaluation
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.signals import Stop, StoppedError
@@ -203,7 +204,7 @@ class _Loop:
             self.clock = None
             sentence = self.bad_steps.keep(step, info, self._batch(step - 1), state._asdict())
             tqdm.write(sentence)
-            self._write("bad_step", step, {"reasons": ", ".join(soundness.complaints(info, self.config))})
+            self._write("bad_step", step, {"reasons": ", ".join(soundness.complaints(info, self.config.learning))})
             self.bad_steps.stop_if_too_many(step)
             return False
         self.bad_steps.in_a_row = 0

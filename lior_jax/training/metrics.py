@@ -15,8 +15,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from lior_jax import files
 from lior_jax.errors import UserError
+from lior_jax.storage import files
 
 FILE = "metrics.jsonl"
 

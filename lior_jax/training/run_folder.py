@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import yaml
 
-from lior_jax import checkpoint, files
 from lior_jax import config as configuration
-from lior_jax.config import Config
 from lior_jax.errors import UserError
+from lior_jax.settings import Config
+from lior_jax.storage import checkpoint, files
 from lior_jax.training import lock
 
 RECORD = "config.yaml"

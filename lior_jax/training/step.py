@@ -9,10 +9,10 @@ import optax
 from jax import Array
 
 from lior_jax import learning, model
-from lior_jax.config import Config
 from lior_jax.learning import soundness
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import Params
+from lior_jax.settings import Config
 
 _DROPOUT = 0xD809
 """Folded into the seed's key, which the parameters are drawn from, for one that the masks are drawn from."""
@@ -44,12 +44,12 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
             know yet, it keeps the state of a bad step for the host to look at.
     """
     step = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
-    gradient, info = learning.estimate(state.params, batch, config, dropout_key(step, config))
-    updates, optimizer = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
+    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, dropout_key(step, config))
+    updates, optimizer = _optimizer(config).update(gradient, state.optimizer, state.params)
     stepped = State(optax.apply_updates(state.params, updates)._replace(carried=info.carried), optimizer)
-    sound = soundness.is_sound(info, config)
+    sound = soundness.is_sound(info, config.learning)
     applied = sound & proceed
-    learning_rate = make_schedule(config)(step)
+    learning_rate = make_schedule(config.optimizer, config.training.steps)(step)
     state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
     return state, Report(info, sound, jnp.asarray(learning_rate))
 
@@ -64,4 +64,8 @@ def dropout_key(step: Array, config: Config) -> Array | None:
 def initial_state(key: Array, config: Config) -> State:
     """Parameters and optimiser state of step 0."""
     params = model.init(key, config.model)
-    return State(params, learning.make_optimizer(config).init(params))
+    return State(params, _optimizer(config).init(params))
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    return learning.make_optimizer(config.optimizer, config.training.steps, config.learning)

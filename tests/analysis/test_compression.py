@@ -12,7 +12,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from tests.oracles import random_params, small_config
 
-CONFIG = small_config(width=24, chart_dim=8, rotor_layers=0, potential_units=20, blocks=2).model
+CONFIG = small_config(width=24, geometry__chart_dim=8, geometry__rotor_layers=0, flow__units=20, blocks=2).model
 """Matrices: query and key [16, 24], value and output [24, 24], features and gates [20, 24]."""
 LOW = 3
 

@@ -110,12 +110,12 @@ def test_rotation_keeps_energy_and_norm_of_the_pair(start):
 
 
 def test_the_blocks_of_a_model_are_symplectic():
-    config = small_config(leapfrog_steps=2, step_size=0.5).model
+    config = small_config(flow__steps=2, flow__step_size=0.5).model
     tokens = np.arange(5, dtype=np.int32)[None]
     params = trained_looking(config)
     kept = conservation.of_blocks(params, tokens, config)
     assert kept.volume.shape == (config.blocks, 1, 5)
-    assert kept.energy.shape == (config.blocks, config.leapfrog_steps + 1, 1, 5)
+    assert kept.energy.shape == (config.blocks, config.flow.steps + 1, 1, 5)
     np.testing.assert_allclose(kept.volume, 1, atol=2e-3)
     assert kept.reversibility.max() < 1e-5
     # The first block's flow starts from the embedded tokens.

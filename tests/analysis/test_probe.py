@@ -8,17 +8,17 @@ from lior_jax.analysis import probe
 from tests import dense
 from tests.oracles import base_metric, random_batch, rms_hat, small_config, to_numpy, trained_looking
 
-PLAIN = {"lag_prior": False}
+PLAIN = {"retrieval__lag_prior": False}
 FULL = {
-    "memory": True,
-    "field": True,
-    "products": ("tensor", "wedge", "spinor"),
-    "resilience": "curvature",
-    "frame": "derived",
-    "base_metric": base_metric(5),
-    "carry_momentum": True,
-    "leapfrog_steps": 2,
-    "step_size": 0.5,
+    "convolution__long": True,
+    "field__evolution": "kernel",
+    "retrieval__products": ("tensor", "wedge", "spinor"),
+    "geometry__resilience": "curvature",
+    "geometry__frame": "derived",
+    "geometry__base_metric": base_metric(5),
+    "flow__carry_momentum": True,
+    "flow__steps": 2,
+    "flow__step_size": 0.5,
 }
 
 

@@ -5,7 +5,7 @@ import json
 import depth
 import pytest
 
-TINY = ["model.blocks=5", "model.width=16", "model.context=16", "model.potential_units=16", "training.steps=8"]
+TINY = ["model.blocks=5", "model.width=16", "model.context=16", "model.flow.units=16", "training.steps=8"]
 
 
 @pytest.mark.slow

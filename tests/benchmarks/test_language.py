@@ -15,8 +15,8 @@ import optax
 import pytest
 import transformer
 
-from lior_jax import model
-from lior_jax.training import data, loop
+from lior_jax import data, model
+from lior_jax.training import loop
 
 TEXT = np.random.default_rng(0).choice(3, 60, p=[0.6, 0.3, 0.1])
 
@@ -97,8 +97,8 @@ def test_transformers_are_of_the_size_asked_for(parameters, layers):
 def test_the_script_compares_everyone(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(data.read_text(None)[0][:20_000], encoding="utf-8")
-    tiny = ["model.context=16", "model.width=16", "model.blocks=2", "model.heads=2", "model.chart_dim=4"]
-    tiny += ["model.metric_rank=1", "model.rotor_layers=2", "model.taps=3", "model.potential_units=16"]
+    tiny = ["model.context=16", "model.width=16", "model.blocks=2", "model.heads=2", "model.geometry.chart_dim=4"]
+    tiny += ["model.geometry.rank=1", "model.geometry.rotor_layers=2", "model.convolution.taps=3", "model.flow.units=16"]
     tiny += ["training.steps=16", "training.batch_size=8", "optimizer.warmup_steps=2", "optimizer.learning_rate=1e-2"]
     options = [word for setting in (f"data.path={text}", *tiny) for word in ("--set", setting)]
     language.main([*options, "--layers", "1", "--rate", "1e-2", "--out", str(tmp_path / "result")])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lior_jax import model
+from lior_jax.data.tokenizer import ByteTokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, decoder, scoring
 from lior_jax.model import block, operators
 from lior_jax.physics.taps import taps
-from lior_jax.tokenizer import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,25 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lior_jax import model
-from lior_jax.config import Config, ModelConfig
+from lior_jax.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 from lior_jax.errors import UserError
-from lior_jax.inference import Engine, arrays, export
-from lior_jax.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+from lior_jax.inference import Engine, export
+from lior_jax.settings import Config
+from lior_jax.storage import arrays
+from tests.oracles import changed, model_config
 
 SMALL = Config(  # which fills in the model's dynamics
-    model=ModelConfig(
+    model=model_config(
         vocab_size=7,
         context=6,
         width=8,
         blocks=2,
         heads=2,
-        chart_dim=4,
-        rotor_layers=1,
-        metric_rank=1,
-        taps=2,
-        potential_units=8,
+        geometry__chart_dim=4,
+        geometry__rotor_layers=1,
+        geometry__rank=1,
+        convolution__taps=2,
+        flow__units=8,
     )
 ).model
 TOKENIZER = CharTokenizer('ab"é\n→ ')
@@ -35,15 +37,26 @@ TOKENIZER = CharTokenizer('ab"é\n→ ')
     "changes",
     [
         {},
-        {"frame": "rotor", "rotor_layers": 0, "metric_rank": 0, "lag_prior": False, "field": False},
-        {"memory": True, "adaptive_order": True, "products": ("tensor", "wedge", "spinor"), "resilience": "constitutive"},
-        {"resilience": "curvature", "base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
+        {
+            "geometry__frame": "rotor",
+            "geometry__rotor_layers": 0,
+            "geometry__rank": 0,
+            "retrieval__lag_prior": False,
+            "field__evolution": "off",
+        },
+        {
+            "convolution__long": True,
+            "retrieval__adaptive_order": True,
+            "retrieval__products": ("tensor", "wedge", "spinor"),
+            "geometry__resilience": "constitutive",
+        },
+        {"geometry__resilience": "curvature", "geometry__base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
         {"dynamics": "dissipative"},
     ],
     ids=["default", "empty and left out", "all parts", "curvature", "dissipative"],
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
-    config = SMALL.model_copy(update=changes)
+    config = changed(SMALL, **changes)
     params = model.init(jax.random.key(0), config)
     folder = tmp_path / "made" / "on the way"
     assert not export.is_export(folder)
@@ -127,13 +140,13 @@ def test_a_damaged_tokenizer_or_configuration_is_told(exported):
     ("changes", "match"),
     [
         ({"width": 16}, "as float32 .*, but its configuration needs float32"),
-        ({"field": False}, "has an array that its configuration does not know, blocks.field"),
-        ({"memory": True}, "has no array blocks.memory"),
+        ({"field__evolution": "off"}, "has an array that its configuration does not know, blocks.field"),
+        ({"convolution__long": True}, "has no array blocks.long_convolution"),
         ({"vocab_size": 8}, "has a vocabulary of 8, but its tokenizer has 7"),
     ],
 )
 def test_weights_of_another_configuration_are_told(exported, changes, match):
-    export.export(model.init(jax.random.key(0), SMALL), SMALL.model_copy(update=changes), TOKENIZER, exported)
+    export.export(model.init(jax.random.key(0), SMALL), changed(SMALL, **changes), TOKENIZER, exported)
     refused(exported, match)
 
 

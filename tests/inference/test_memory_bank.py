@@ -11,16 +11,24 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from lior_jax import model
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.geometry import dense_metric
 from lior_jax.physics.retrieval import COST_EPSILON
-from tests.oracles import rms_hat
+from tests.oracles import changed, model_config, rms_hat
 
-CONFIG = ModelConfig(
-    vocab_size=7, context=6, width=8, blocks=2, heads=2, chart_dim=4, rotor_layers=1, metric_rank=1, taps=2, potential_units=8
+CONFIG = model_config(
+    vocab_size=7,
+    context=6,
+    width=8,
+    blocks=2,
+    heads=2,
+    geometry__chart_dim=4,
+    geometry__rotor_layers=1,
+    geometry__rank=1,
+    convolution__taps=2,
+    flow__units=8,
 )
 DIMENSION = 10
 VOCABULARY = 7
@@ -114,14 +122,14 @@ def test_the_mixture_is_a_mean_of_distributions():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"frame": "rotor"},
-        {"frame": "derived", "metric_rank": 0},
-        {"base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
+        {"geometry__frame": "rotor"},
+        {"geometry__frame": "derived", "geometry__rank": 0},
+        {"geometry__base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
     ],
 )
 def test_distance_between_coordinates_is_the_learned_metric(changes):
     """That of the last block, displacement by displacement, heads added up."""
-    config = CONFIG.model_copy(update=changes)
+    config = changed(CONFIG, **changes)
     params = model.init(jax.random.key(3), config)
     angles = 0.5 + 0.3 * jnp.arange(params.blocks.metric.angles.size, dtype=jnp.float32).reshape(
         params.blocks.metric.angles.shape
@@ -139,7 +147,7 @@ def test_distance_between_coordinates_is_the_learned_metric(changes):
     squared = 0
     for head in range(2):
         metric = jax.tree.map(lambda x, head=head: x[head], last.blocks.metric)
-        frame = None if config.frame == "rotor" else last.carried.frame.axes[head]
+        frame = None if config.geometry.frame == "rotor" else last.carried.frame.axes[head]
         g = base.T @ np.asarray(dense_metric(metric, frame), np.float64) @ base
         chart = context @ np.asarray(last.blocks.query[head], np.float64).T
         moved = chart[:, None] - chart[None]
@@ -149,7 +157,7 @@ def test_distance_between_coordinates_is_the_learned_metric(changes):
 
 @pytest.mark.parametrize("carry_momentum", [False, True])
 def test_observing_gives_the_models_logits(carry_momentum):
-    config = CONFIG.model_copy(update={"carry_momentum": carry_momentum})
+    config = changed(CONFIG, flow__carry_momentum=carry_momentum)
     params = model.init(jax.random.key(4), config)
     tokens = jax.random.randint(jax.random.key(5), (2, 6), 0, 7)
     logits, points = jax.jit(memory_bank.observe, static_argnums=2)(params, tokens, config)

@@ -6,14 +6,23 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from lior_jax import model
-from lior_jax.config import ModelConfig
 from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank, remembering, scoring
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.retrieval import COST_EPSILON
+from tests.oracles import model_config
 
-CONFIG = ModelConfig(
-    vocab_size=7, context=6, width=8, blocks=2, heads=2, chart_dim=4, rotor_layers=1, metric_rank=1, taps=2, potential_units=8
+CONFIG = model_config(
+    vocab_size=7,
+    context=6,
+    width=8,
+    blocks=2,
+    heads=2,
+    geometry__chart_dim=4,
+    geometry__rotor_layers=1,
+    geometry__rank=1,
+    convolution__taps=2,
+    flow__units=8,
 )
 MIXTURE = Mixture(0.4, 3.0)
 STRIDE = 3

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lior_jax.data.tokenizer import ByteTokenizer
 from lior_jax.inference.text import Writer
-from lior_jax.tokenizer import ByteTokenizer
 
 decode = ByteTokenizer().decode
 

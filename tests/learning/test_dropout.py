@@ -35,7 +35,7 @@ DROP = {"dropout": 0.3}
 KEY = jax.random.key(7)
 CONFIGS = {
     "plain": small_config(DROP),
-    "three steps": small_config(DROP, leapfrog_steps=3, step_size=0.5),
+    "three steps": small_config(DROP, flow__steps=3, flow__step_size=0.5),
     "everything, momentum carried, in chunks": small_config(
         DROP | {"action_weight": 0.1, "chunk": 1}, **EVERYTHING["rotor_curvature_carry"]
     ),
@@ -43,7 +43,7 @@ CONFIGS = {
 PLAIN = CONFIGS["plain"]
 RELAXED = small_config(
     DROP | {"rule": "equilibrium", "action_weight": 0.3, "chunk": 1},
-    **{"relaxation_steps": 32} | relaxing(EVERYTHING["derived_blocks_constitutive"]),
+    **{"relaxation__steps": 32} | relaxing(EVERYTHING["derived_blocks_constitutive"]),
 )
 
 
@@ -69,7 +69,7 @@ def test_echo_is_the_gradient_of_the_masked_loss(config):
 
 def test_half_the_nudge_is_a_quarter_of_the_error(float64):
     """So the echo of masks errs by the nudge alone. In float64, with carried momentum, where the rebuilt states err too."""
-    small = {"rotor_layers": 1, "width": 6, "taps": 2, "carry_momentum": True}
+    small = {"geometry__rotor_layers": 1, "width": 6, "convolution__taps": 2, "flow__carry_momentum": True}
     base = small_config(DROP, **small)
     params, batch = to64(trained_looking(base.model)), random_batch(base, 2, 5)
     _, gradient = exact(params, batch, base)
@@ -173,7 +173,7 @@ def test_masked_contrast_is_the_literal_difference(float64):
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.83])
 def test_masks_keep_their_share_and_scale_it(rate):
     """Zeros are a binomial share of `rate`, everything else is `1 / (1 − rate)`, rounded to 2⁻¹⁶: the mean is 1."""
-    shape = small_config(width=62, potential_units=31).model
+    shape = small_config(width=62, flow__units=31).model
     keys = dropout.keys(KEY, 1, 8)
     embedded = dropout.embedding_mask(keys.embedding, 64, rate, shape)
     masks = [np.asarray(x) for x in (*dropout.block_masks(keys.blocks[0], 64, rate, shape), embedded)]
@@ -188,7 +188,7 @@ def test_masks_keep_their_share_and_scale_it(rate):
 
 def test_sequences_positions_blocks_and_keys_have_masks_of_their_own():
     """Uncorrelated with each other: two masks agree in as many elements as chance would have it."""
-    shape, rate = small_config(width=64, potential_units=64).model, 0.5
+    shape, rate = small_config(width=64, flow__units=64).model, 0.5
     keys = dropout.keys(KEY, 2, 2)
     first, second = (dropout.block_masks(own, 64, rate, shape) for own in keys.blocks)
     other = dropout.block_masks(dropout.keys(jax.random.key(8), 2, 2).blocks[0], 64, rate, shape)
@@ -208,7 +208,7 @@ def test_sequences_positions_blocks_and_keys_have_masks_of_their_own():
 
 @pytest.mark.parametrize("rate", [1e-9, 1 - 1e-9])
 def test_extreme_rates_neither_vanish_nor_divide_by_zero(rate):
-    shape = small_config(width=512, potential_units=512).model
+    shape = small_config(width=512, flow__units=512).model
     mask = dropout.block_masks(jax.random.split(KEY, 4), 256, rate, shape).units
     zeros = np.mean(np.asarray(mask) == 0)
     assert np.isfinite(mask).all()
@@ -223,9 +223,12 @@ def test_without_dropout_nothing_is_drawn():
     """The program of a step is the same with a key and without, and there is no random number in it."""
     config = small_config()
     params, batch = trained_looking(config.model), random_batch(config)
-    programs = [str(jax.make_jaxpr(lambda p, key=key: learning.estimate(p, batch, config, key))(params)) for key in (None, KEY)]
+    programs = [
+        str(jax.make_jaxpr(lambda p, key=key: learning.estimate(p, batch, config.model, config.learning, key))(params))
+        for key in (None, KEY)
+    ]
     assert programs[0] == programs[1]
-    state = loop.State(params, learning.make_optimizer(config).init(params))
+    state = loop.State(params, learning.make_optimizer(config.optimizer, config.training.steps, config.learning).init(params))
     assert "threefry" not in loop.train_step.lower(state, batch, config).as_text()
     assert "threefry" in loop.train_step.lower(state, batch, PLAIN).as_text()
 
@@ -235,7 +238,7 @@ def test_a_missing_key_is_told():
     with pytest.raises(
         UserError, match=r"learning\.dropout: 0\.3 draws its masks from a key; give .*key=.*set learning\.dropout: 0"
     ):
-        learning.estimate(params, batch, PLAIN)
+        learning.estimate(params, batch, PLAIN.model, PLAIN.learning)
 
 
 @pytest.mark.parametrize("rate", ["1", "-0.1", "true"])
@@ -247,7 +250,7 @@ def test_impossible_rates_are_refused(rate):
 def test_each_applied_step_has_masks_of_its_own():
     """The first step's learning rate is zero, so two steps see the same parameters. One that is not applied does not count."""
     params, batch = trained_looking(PLAIN.model), random_batch(PLAIN)
-    state = loop.State(params, learning.make_optimizer(PLAIN).init(params))
+    state = loop.State(params, learning.make_optimizer(PLAIN.optimizer, PLAIN.training.steps, PLAIN.learning).init(params))
 
     def step(state, config=PLAIN, proceed=True):
         after, report = loop.train_step(jax.tree.map(jnp.copy, state), batch, config, proceed)

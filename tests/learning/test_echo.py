@@ -32,7 +32,7 @@ from tests.oracles import (
 )
 
 PLAIN = small_config()
-CARRY = small_config(carry_momentum=True, leapfrog_steps=2, step_size=0.6)
+CARRY = small_config(flow__carry_momentum=True, flow__steps=2, flow__step_size=0.6)
 ACTION = {"action_weight": 0.1}
 ALL = {name: small_config(ACTION, **changes) for name, changes in EVERYTHING.items()}
 CONFIGS = {"plain": PLAIN, "carry": CARRY} | ALL
@@ -74,17 +74,23 @@ def configs(draw):
     """All parts and shapes, with a weight for the action or without, and one way or the other with the momentum."""
     steps = draw(st.integers(1, 3))
     flow = {
-        "leapfrog_steps": steps,
-        "step_size": draw(st.sampled_from([0.3, 0.7, 1.0])) if steps < 3 else 0.5,
-        "carry_momentum": draw(st.booleans()),
+        "flow__steps": steps,
+        "flow__step_size": draw(st.sampled_from([0.3, 0.7, 1.0])) if steps < 3 else 0.5,
+        "flow__carry_momentum": draw(st.booleans()),
     }
     return small_config({"action_weight": draw(st.sampled_from([0.0, 0.2]))}, **draw(model_changes()) | flow)
 
 
 @settings(max_examples=2)
 @given(config=configs(), length=st.integers(2, 8), seed=st.integers(0, 999))
-@example(config=small_config(blocks=3, metric_rank=0, rotor_layers=0, leapfrog_steps=3, step_size=0.5), length=7, seed=0)
-@example(config=small_config(blocks=3, carry_momentum=True, heads=3, taps=9, leapfrog_steps=2), length=5, seed=1)
+@example(
+    config=small_config(blocks=3, geometry__rank=0, geometry__rotor_layers=0, flow__steps=3, flow__step_size=0.5),
+    length=7,
+    seed=0,
+)
+@example(
+    config=small_config(blocks=3, flow__carry_momentum=True, heads=3, convolution__taps=9, flow__steps=2), length=5, seed=1
+)
 def test_estimate_is_the_gradient(config, length, seed):
     """Every leaf, in float32, for random shapes and parameters without symmetry."""
     params, batch = random_params(config.model, seed, scale=0.4), random_batch(config, 2, length, seed)
@@ -96,7 +102,7 @@ def test_estimate_is_the_gradient(config, length, seed):
 
 # The products differ only where they live, and blocks of 2 from blocks of 4 only in their planes.
 ALONE = {name: PARTS[name] for name in PARTS if name not in (*PRODUCTS, "blocks_of_4", "derived_blocks")}
-ALONE |= {"products": {"products": PRODUCTS}}
+ALONE |= {"retrieval__products": {"retrieval__products": PRODUCTS}}
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -157,8 +163,9 @@ def test_what_is_carried_is_not_learned(name):
 
 WEIGHED = {
     "one step": {},
-    "three steps, constitutive": PARTS["constitutive"] | {"leapfrog_steps": 3, "step_size": 0.5},
-    "carried momentum, curvature": PARTS["curvature"] | {"carry_momentum": True, "leapfrog_steps": 2, "step_size": 0.6},
+    "three steps, constitutive": PARTS["constitutive"] | {"flow__steps": 3, "flow__step_size": 0.5},
+    "carried momentum, curvature": PARTS["curvature"]
+    | {"flow__carry_momentum": True, "flow__steps": 2, "flow__step_size": 0.6},
 }
 
 
@@ -212,7 +219,7 @@ def test_one_sided_echo_with_a_weight_on_the_action_is_reversible():
 def test_order_of_the_nudge(mode, low, high, float64):
     """Half the nudge: half the error one-sided, a quarter centred. In float64, where rounding hides nothing; with carried
     momentum, where the rebuilt states err too."""
-    small = {"blocks": 2, "rotor_layers": 1, "width": 6, "taps": 2, "carry_momentum": True}
+    small = {"blocks": 2, "geometry__rotor_layers": 1, "width": 6, "convolution__taps": 2, "flow__carry_momentum": True}
     base = small_config(**small)
     params, batch = to64(trained_looking(base.model)), random_batch(base, 2, 5)
     _, gradient = oracles.autodiff(params, *batch, base)
@@ -250,8 +257,8 @@ def test_chunks_change_nothing(config):
 def test_tiles_learn_what_all_at_once_would(config):
     """The estimate of a network that retrieves by tiles is the gradient of the one that does not."""
     params, batch = trained_looking(config.model), random_batch(config)
-    loss, gradient = oracles.autodiff(params, *batch, replace(config, "model", retrieval_tile=None))
-    estimate, info = oracles.estimate(params, batch, config=replace(config, "model", retrieval_tile=3))
+    loss, gradient = oracles.autodiff(params, *batch, replace(config, "model.retrieval", tile=None))
+    estimate, info = oracles.estimate(params, batch, config=replace(config, "model.retrieval", tile=3))
     assert_is_the_gradient(estimate, gradient)
     np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
 
@@ -284,7 +291,7 @@ def test_info(config):
     norm = np.sqrt(sum(np.sum(x * x) for x in named_leaves(estimate).values()))
     np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-5)
     assert 0 <= info.reversibility <= 1e-4
-    np.testing.assert_allclose(info.residual.max(), 0 if config.model.carry_momentum else info.reversibility)
+    np.testing.assert_allclose(info.residual.max(), 0 if config.model.flow.carry_momentum else info.reversibility)
     assert info.nudge.shape == info.residual.shape == info.action.shape == (config.model.blocks,)
 
     expected = dense.network(params, batch[0], config.model)
@@ -292,14 +299,14 @@ def test_info(config):
     assert jax.tree.structure(info.carried) == jax.tree.structure(params.carried)
     (frame, state), (old_frame, old_state) = to_numpy((info.carried, params.carried))
     if frame is not None:
-        member = np.arange(config.model.chart_dim) // config.model.metric_block
+        member = np.arange(config.model.geometry.chart_dim) // config.model.geometry.block
         moments = expected.moments * (member[:, None] == member[None])
         covariance = (1 - FRAME_RATE) * old_frame.covariance + FRAME_RATE * moments
         np.testing.assert_allclose(frame.covariance, covariance, rtol=1e-3, atol=1e-4)
         assert np.abs(frame.covariance - old_frame.covariance).max() > 1e-3
         assert (frame.axes != old_frame.axes).any()
     if state is not None:
-        tau = config.model.leapfrog_steps * config.model.step_size
+        tau = config.model.flow.steps * config.model.flow.step_size
         np.testing.assert_allclose(state.integral, old_state.integral + expected.actions, rtol=1e-5)
         np.testing.assert_allclose(state.elapsed, old_state.elapsed + tau, rtol=1e-6)
         excess = expected.actions / tau / (state.integral / state.elapsed) - 1

@@ -28,11 +28,11 @@ from tests.oracles import (
 
 def config_of(changes=None, **learning):
     """Relaxed to about 1e-5 in both phases."""
-    return small_config({"rule": "equilibrium"} | learning, **{"relaxation_steps": 24} | relaxing(changes or {}))
+    return small_config({"rule": "equilibrium"} | learning, **{"relaxation__steps": 24} | relaxing(changes or {}))
 
 
 PLAIN = config_of()
-TINY = {"blocks": 2, "rotor_layers": 1, "width": 6, "taps": 2, "relaxation_steps": 80}
+TINY = {"blocks": 2, "geometry__rotor_layers": 1, "width": 6, "convolution__taps": 2, "relaxation__steps": 80}
 METRIC = "blocks.metric."
 
 states = jax.jit(implicit.states, static_argnums=2)
@@ -71,7 +71,7 @@ def test_agreement_follows_the_residual(float64):
     _, gradient = implicit.gradient(params, *batch, PLAIN)
     errors, residuals = [], []
     for steps in (3, 12, 48):
-        config = replace(PLAIN, "model", relaxation_steps=steps)
+        config = replace(PLAIN, "model.relaxation", steps=steps)
         estimate, info = oracles.estimate(params, batch, config=config)
         errors.append(whole_agreement(estimate, gradient).relative_error)
         residuals.append(float(info.reversibility))
@@ -153,7 +153,7 @@ def test_info():
     assert is_zero(estimate.carried)
 
 
-@pytest.mark.parametrize("steps", [{"relaxation_steps": 2}, {"nudged_steps": 2}], ids=["free", "nudged"])
+@pytest.mark.parametrize("steps", [{"relaxation__steps": 2}, {"nudged_steps": 2}], ids=["free", "nudged"])
 def test_a_phase_that_has_not_settled_is_told(steps):
     """Whichever of the two: its residual is the figure that stops a run."""
     of_learning = "nudged_steps" in steps
@@ -185,7 +185,7 @@ def test_off_changes_nothing():
     assert is_zero(estimate)
     assert info.gradient_norm == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
-    optimizer = learning.make_optimizer(config)
+    optimizer = learning.make_optimizer(config.optimizer, config.training.steps, config.learning)
     state = loop.State(jax.tree.map(jnp.copy, params), optimizer.init(params))
     state, _ = loop.train_step(state, batch, replace(config, "optimizer", warmup_steps=0, weight_decay=0.5))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -256,7 +256,7 @@ def test_geometry_alone_moves_by_the_difference_of_the_action(name):
     params, batch = trained_looking(config.model), random_batch(config, 2, 4)
     estimate, _ = oracles.estimate(params, batch, config=config)
     moved = {leaf for leaf, x in named_leaves(estimate).items() if x.any()}
-    angles = {METRIC + "angles"} if config.model.frame == "rotor" else set()
+    angles = {METRIC + "angles"} if config.model.geometry.frame == "rotor" else set()
     assert moved == {METRIC + leaf for leaf in ("stiffness", "scale", "low_rank", "low_rank_stiffness")} | angles
 
     with jax.enable_x64(True):
@@ -285,7 +285,10 @@ def _geometry_oracle(params, batch, config):
 def test_geometry_alone_is_all_that_a_step_moves():
     config = config_of(update="geometry")
     params, batch = trained_looking(config.model), random_batch(config)
-    state = loop.State(jax.tree.map(jnp.copy, params), learning.make_optimizer(config).init(params))
+    state = loop.State(
+        jax.tree.map(jnp.copy, params),
+        learning.make_optimizer(config.optimizer, config.training.steps, config.learning).init(params),
+    )
     state, _ = loop.train_step(state, batch, replace(config, "optimizer", warmup_steps=0, weight_decay=0.5))
     for leaf, before in named_leaves(params).items():
         changed = (named_leaves(state.params)[leaf] != before).any()

@@ -5,22 +5,23 @@ import optax
 import pytest
 
 from lior_jax import learning
-from lior_jax.config import Config, OptimizerConfig, TrainingConfig
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import decay_mask
+from lior_jax.settings import Config, OptimizerConfig, TrainingConfig
 from tests import oracles
 from tests.oracles import EVERYTHING, named_leaves, random_params, small_config
 
 
 def config_with(steps=100, model=None, **changes) -> Config:
     values = {"learning_rate": 2e-2, "warmup_steps": 10, "final_fraction": 0.1} | changes
-    return small_config(width=4, potential_units=2, blocks=1, **(model or {})).model_copy(
+    return small_config(width=4, flow__units=2, blocks=1, **(model or {})).model_copy(
         update={"optimizer": OptimizerConfig(**values), "training": TrainingConfig(steps=steps)}
     )
 
 
 def test_schedule_closed_form():
-    rate = make_schedule(config_with())
+    config = config_with()
+    rate = make_schedule(config.optimizer, config.training.steps)
     for step in range(11):
         np.testing.assert_allclose(rate(step), 2e-2 * step / 10, rtol=1e-6)
     for step in (10, 25, 55, 90, 100):
@@ -31,7 +32,9 @@ def test_schedule_closed_form():
 
 
 def test_schedule_without_warm_up_starts_at_the_peak():
-    np.testing.assert_allclose(make_schedule(config_with(warmup_steps=0))(0), 2e-2, rtol=1e-6)
+    np.testing.assert_allclose(
+        make_schedule(config_with(warmup_steps=0).optimizer, config_with(warmup_steps=0).training.steps)(0), 2e-2, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("model", [{}, *EVERYTHING.values()], ids=["plain", *EVERYTHING])
@@ -40,7 +43,7 @@ def test_decay_touches_only_matrices(model):
     carried among them."""
     config = config_with(warmup_steps=0, weight_decay=0.3, model=model)
     params = random_params(config.model)
-    optimizer = learning.make_optimizer(config)
+    optimizer = learning.make_optimizer(config.optimizer, config.training.steps, config.learning)
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     before, mask = named_leaves(params), named_leaves(decay_mask(params))
     for name, change in named_leaves(updates).items():
@@ -55,7 +58,11 @@ def test_steps_are_clipped_adamw(clip_norm):
     the moments of the next steps. `eps` is optax's default."""
     config = config_with(warmup_steps=2, weight_decay=0.1, clip_norm=clip_norm, beta1=0.8, beta2=0.95)
     params = random_params(config.model)
-    mask, rate, optimizer = decay_mask(params), make_schedule(config), learning.make_optimizer(config)
+    mask, rate, optimizer = (
+        decay_mask(params),
+        make_schedule(config.optimizer, config.training.steps),
+        learning.make_optimizer(config.optimizer, config.training.steps, config.learning),
+    )
     update, state = jax.jit(optimizer.update), optimizer.init(params)
 
     expected, moment, square = named_leaves(params), {}, {}

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import block, operators
 from tests import dense, oracles
 from tests.oracles import (
@@ -15,6 +14,7 @@ from tests.oracles import (
     assert_trees_close,
     check_adjoint,
     model_changes,
+    model_config,
     normal,
     random_like,
     random_params,
@@ -30,7 +30,7 @@ LAWS = {
     "unit": {},
     "constitutive": PARTS["constitutive"],
     "curvature": PARTS["curvature"],
-    "rankless": PARTS["curvature"] | {"metric_rank": 0, "heads": 1},
+    "rankless": PARTS["curvature"] | {"geometry__rank": 0, "heads": 1},
 }
 each_law = pytest.mark.parametrize("changes", LAWS.values(), ids=LAWS)
 
@@ -55,7 +55,7 @@ def states(config, length=5, count=2, seed=0):
 
 
 def check_kick_adjoint(changes, length=5, seed=0):
-    config = ModelConfig(**(SMALL | changes))
+    config = model_config(**(SMALL | changes))
 
     def adjoint(made, s, cotangent):
         _, c_s, c_made = block.kick_adjoint(made, s, cotangent, config)
@@ -65,7 +65,7 @@ def check_kick_adjoint(changes, length=5, seed=0):
     check_adjoint(lambda made, s: block.kick(made, s, config)[0], adjoint, args)
 
 
-@pytest.mark.parametrize("name", ["memory", "constitutive", "curvature", "no_prior", *EVERYTHING])
+@pytest.mark.parametrize("name", ["long_convolution", "constitutive", "curvature", "no_prior", *EVERYTHING])
 def test_kick_adjoint(name):
     """State and operators; the Hamiltonian has no part in it."""
     check_kick_adjoint((PARTS | EVERYTHING)[name])
@@ -73,7 +73,7 @@ def test_kick_adjoint(name):
 
 @settings(max_examples=3)
 @given(changes=model_changes(), length=st.integers(1, 7), seed=st.integers(0, 999))
-@example(changes={"metric_rank": 0, "rotor_layers": 0, "taps": 8, "heads": 1}, length=5, seed=0)
+@example(changes={"geometry__rank": 0, "geometry__rotor_layers": 0, "convolution__taps": 8, "heads": 1}, length=5, seed=0)
 def test_kick_adjoint_of_any_shape(changes, length, seed):
     """Taps may reach before the first position."""
     check_kick_adjoint(changes, length, seed)
@@ -140,13 +140,13 @@ def test_action_is_resilience_times_length(float64):
 
 @pytest.mark.parametrize("carries", [True, False])
 def test_the_last_kick_is_left_out_only_where_nobody_sees_it(carries):
-    times = block.schedule(small_config(carry_momentum=carries, step_size=0.4).model)
+    times = block.schedule(small_config(flow__carry_momentum=carries, flow__step_size=0.4).model)
     assert times.final_kick == (0.2 if carries else 0.0)
 
 
 @pytest.mark.parametrize("carries", [True, False])
 def test_momentum_is_carried_or_not(carries, float64):
-    config = small_config(carry_momentum=carries).model
+    config = small_config(flow__carry_momentum=carries).model
     made, (s, p) = to64(prepared(config)), states(config, seed=2)
     (with_p, _), (without, _) = (apply(made, s, x, config=config) for x in (p, 0 * p))
     assert (np.asarray(with_p[0]) != np.asarray(without[0])).all() == carries
@@ -156,7 +156,7 @@ def test_momentum_is_carried_or_not(carries, float64):
 
 def test_observed_action_is_summed_over_the_flow(float64):
     """And a mean over sequences and positions."""
-    config = small_config(**PARTS["constitutive"], leapfrog_steps=3, step_size=0.5).model
+    config = small_config(**PARTS["constitutive"], flow__steps=3, flow__step_size=0.5).model
     made, (s, p) = to64(prepared(config)), states(config)
     _, observed = apply(made, s, p, config=config)
 
@@ -173,14 +173,14 @@ def test_observed_action_is_summed_over_the_flow(float64):
 @pytest.mark.parametrize("frame", ["rotor", "derived"])
 def test_keys_moment_is_observed_where_a_frame_follows_it(frame, float64):
     """Of the first `n` whitened coordinates, those along the frame's axes: `W A_k ŝ` where the context is the state alone."""
-    config = small_config(frame=frame).model
+    config = small_config(geometry__frame=frame).model
     made, s = to64(prepared(config)), states(config)[0]
     made = made._replace(taps=jnp.zeros_like(made.taps).at[0].set(1.0))
     _, moment = kick(made, s, config=config)
     if frame == "rotor":
         assert moment is None
         return
-    keys = np.einsum("bld,hmd->blhm", oracles.rms_hat(np.asarray(s)), made.key)[..., : config.chart_dim]
+    keys = np.einsum("bld,hmd->blhm", oracles.rms_hat(np.asarray(s)), made.key)[..., : config.geometry.chart_dim]
     expected = np.mean(keys[..., :, None] * keys[..., None, :], (0, 1))
     np.testing.assert_allclose(moment, expected, rtol=1e-10)
 
@@ -188,10 +188,10 @@ def test_keys_moment_is_observed_where_a_frame_follows_it(frame, float64):
 # --- moving ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"leapfrog_steps": 2}, {"carry_momentum": True}, {"dynamics": "dissipative"}])
+@pytest.mark.parametrize("changes", [{"flow__steps": 2}, {"flow__carry_momentum": True}, {"dynamics": "dissipative"}])
 def test_positions_move_by_themselves(changes, float64):
     """A single position, of any leading shape, goes where it goes among the others; the action is its own."""
-    config = ModelConfig(**(SMALL | changes))
+    config = model_config(**(SMALL | changes))
     made, (s, p), kicked = to64(prepared(config)), states(config), states(config, seed=1)[0]
     moved, momentum, _ = block.move(made, s, p, kicked, config)
     alone, own, observed = block.move(made, s[1, 2], p[1, 2], kicked[1, 2], config)
@@ -202,7 +202,7 @@ def test_positions_move_by_themselves(changes, float64):
 
 
 def test_relaxing_observes_the_straight_way_and_the_residual(float64):
-    config = small_config({"rule": "equilibrium"}, **PARTS["constitutive"], relaxation_steps=4).model
+    config = small_config({"rule": "equilibrium"}, **PARTS["constitutive"], relaxation__steps=4).model
     made, (s, p) = to64(prepared(config)), states(config)
     (moved, momentum), observed = apply(made, s, p, config=config)
     np.testing.assert_allclose(observed.action, np.mean(action(made, s, moved, config=config), (0, 1)), rtol=1e-10)

@@ -23,12 +23,14 @@ from tests.oracles import (
 )
 
 CONFIG = small_config()
-CARRY = small_config(carry_momentum=True, leapfrog_steps=2, step_size=0.6)
-RANKLESS = small_config(metric_rank=0, rotor_layers=0, heads=3, blocks=3, taps=9, leapfrog_steps=3, step_size=0.5)
+CARRY = small_config(flow__carry_momentum=True, flow__steps=2, flow__step_size=0.6)
+RANKLESS = small_config(
+    geometry__rank=0, geometry__rotor_layers=0, heads=3, blocks=3, convolution__taps=9, flow__steps=3, flow__step_size=0.5
+)
 ALL = {name: small_config(**changes) for name, changes in EVERYTHING.items()}
 CONFIGS = {"plain": CONFIG, "carry": CARRY, "rankless": RANKLESS} | ALL
 RELAXED = {
-    name: small_config({"rule": "equilibrium"}, relaxation_steps=5, relaxation_momentum=0.4, **relaxing(changes))
+    name: small_config({"rule": "equilibrium"}, relaxation__steps=5, relaxation__momentum=0.4, **relaxing(changes))
     for name, changes in {"relaxed": {}, "relaxed_curvature": EVERYTHING["rotor_curvature_carry"]}.items()
 }
 CONFIGS |= RELAXED
@@ -52,7 +54,7 @@ def test_logits_are_the_dense_forward_pass(name, float64):
     s, observed = run(params, tokens, config=config.model)
     np.testing.assert_allclose(s, expected.states[-1], atol=1e-9)
     np.testing.assert_allclose(observed.action, expected.actions, rtol=1e-9)
-    assert (observed.moment is None) == (config.model.frame != "derived")
+    assert (observed.moment is None) == (config.model.geometry.frame != "derived")
 
 
 @pytest.mark.parametrize("name", ["carry", "relaxed", *ALL])
@@ -189,16 +191,17 @@ def test_init_needs_a_vocabulary():
 
 def number_of_parameters(c):
     """Leaf by leaf from the configuration."""
-    v, d, h, n, r, units = c.vocab_size, c.width, c.heads, c.chart_dim, c.metric_rank, c.potential_units
+    g, long, products = c.geometry, c.convolution.long, c.retrieval.products
+    v, d, h, n, r, units = c.vocab_size, c.width, c.heads, g.chart_dim, g.rank, c.flow.units
     m, kernel = n + r, 3 + 3 + 1 + 1 + 1
-    layers = 0 if c.frame != "rotor" else c.metric_block - 1 if c.metric == "block_rot" else c.rotor_layers
+    layers = 0 if g.frame != "rotor" else g.block - 1 if g.metric == "block_rot" else g.rotor_layers
     head = n + 1 + layers * (n // 2) + n * r + r  # metric
-    head += 1 + kernel * c.lag_prior + kernel * c.memory + (kernel + 1) * c.field
-    head += ("tensor" in c.products) + (1 + m * m) * ("wedge" in c.products) + ("spinor" in c.products)
-    head += {"unit": 0, "constitutive": 1, "curvature": c.curvature_terms * (n * n + m + 1)}[c.resilience]
+    head += 1 + kernel * c.retrieval.lag_prior + kernel * long + (kernel + 1) * (c.field.evolution != "off")
+    head += ("tensor" in products) + (1 + m * m) * ("wedge" in products) + ("spinor" in products)
+    head += {"unit": 0, "constitutive": 1, "curvature": g.curvature_terms * (n * n + m + 1)}[g.resilience]
     charts = 2 * h * n * d + 2 * d * d
     potential = 2 * units * d + units + 1 + d
-    return 2 * v * d + c.blocks * (c.taps * d + charts + h * head + potential + d * c.memory)
+    return 2 * v * d + c.blocks * (c.convolution.taps * d + charts + h * head + potential + d * long)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *ALONE])
@@ -208,7 +211,10 @@ def test_number_of_parameters(name):
     params = jax.eval_shape(lambda: oracles.initial(config))
     assert model.count(params) == number_of_parameters(config)
     carried = sum(leaf.size for leaf in jax.tree.leaves(params.carried))
-    frames, actions = 2 * config.chart_dim**2 * (config.frame == "derived"), 3 * config.adaptive_order
+    frames, actions = (
+        2 * config.geometry.chart_dim**2 * (config.geometry.frame == "derived"),
+        3 * config.retrieval.adaptive_order,
+    )
     assert carried == config.blocks * config.heads * (frames + actions)
     assert jax.tree.structure(random_params(config)) == jax.tree.structure(params)
 
@@ -234,7 +240,9 @@ def test_what_is_carried_starts_neutral():
     """The coordinate axes, nothing accumulated, and the order of the configuration."""
     config = small_config(**PARTS["derived"] | PARTS["adaptive_order"]).model
     frame, state = oracles.initial(config).carried
-    identity = np.broadcast_to(np.eye(config.chart_dim), (config.blocks, config.heads, config.chart_dim, config.chart_dim))
+    identity = np.broadcast_to(
+        np.eye(config.geometry.chart_dim), (config.blocks, config.heads, config.geometry.chart_dim, config.geometry.chart_dim)
+    )
     for leaf in frame:
         np.testing.assert_array_equal(leaf, identity)
     np.testing.assert_array_equal(state.integral, np.zeros((config.blocks, config.heads)))
@@ -246,13 +254,13 @@ def test_initial_kernels_are_as_documented():
     """Memories of the heads from two positions to the whole context; charts of the metric's axes unlike each other."""
     config = small_config(**EVERYTHING["rotor_curvature_carry"]).model
     blocks = oracles.to_numpy(oracles.initial(config)).blocks
-    for kernel in (blocks.lag_prior, blocks.memory.kernel, blocks.field.kernel):
+    for kernel in (blocks.lag_prior, blocks.long_convolution.kernel, blocks.field.kernel):
         rates = oracles.softplus(kernel.rate)
         np.testing.assert_allclose(rates[0, [0, -1], 1], [0.5, 1 / config.context], rtol=1e-3)
         np.testing.assert_allclose(rates[..., 2], rates[..., 1], rtol=1e-5)
     np.testing.assert_allclose(dense.logistic(blocks.lag_prior.order), 0.1, rtol=1e-5)
     stiffness = oracles.softplus(blocks.metric.stiffness[0, 0])
-    np.testing.assert_allclose(stiffness, np.geomspace(0.5, 2.0, config.chart_dim), rtol=1e-3)
+    np.testing.assert_allclose(stiffness, np.geomspace(0.5, 2.0, config.geometry.chart_dim), rtol=1e-3)
     np.testing.assert_allclose(oracles.softplus(blocks.inverse_temperature), 1.0, rtol=1e-5)
 
 
@@ -267,12 +275,12 @@ def test_parts_that_start_silent(name):
     np.testing.assert_allclose(oracles.logits(params, tokens, config=config.model), without, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"base_metric": oracles.base_metric(5)}], ids=["identity", "base_metric"])
+@pytest.mark.parametrize("changes", [{}, {"geometry__base_metric": oracles.base_metric(5)}], ids=["identity", "base_metric"])
 def test_curvature_starts_as_that_of_a_constant_space(changes, float64):
     """Resilience 1 at every point, but for ε, whatever the terms' noise."""
     config = small_config(**PARTS["curvature"], **changes).model
     law = dense.at(oracles.to_numpy(oracles.initial(config)).blocks.resilience, 0)
-    points = np.random.default_rng(0).standard_normal((2, 5, config.heads, config.chart_dim + config.metric_rank))
+    points = np.random.default_rng(0).standard_normal((2, 5, config.heads, config.geometry.whitened_dim))
     np.testing.assert_allclose(dense.resilience(law, points, None, config), 1.0, atol=1e-3)
     assert np.ptp(law.forms, axis=1).max() > 0.1  # the terms are not all alike, or they would stay so
 

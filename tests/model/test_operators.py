@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import operators
 from lior_jax.model.operators import FRAME_RATE
 from lior_jax.model.parameters import Carried
@@ -17,6 +16,7 @@ from tests.oracles import (
     assert_trees_close,
     check_adjoint,
     model_changes,
+    model_config,
     random_params,
     small_config,
     to64,
@@ -41,7 +41,7 @@ def test_prepare_is_its_formula(name, float64):
 
 def check_prepare_adjoint(changes):
     """Raw parameters of all blocks at once. What is carried is held fast."""
-    config = ModelConfig(**(SMALL | changes))
+    config = model_config(**(SMALL | changes))
     params = random_params(config)
 
     def function(blocks):
@@ -64,7 +64,7 @@ def test_prepare_adjoint(name):
 
 @settings(max_examples=4)
 @given(changes=model_changes())
-@example(changes={"metric_rank": 0, "rotor_layers": 0, "taps": 8, "heads": 1})
+@example(changes={"geometry__rank": 0, "geometry__rotor_layers": 0, "convolution__taps": 8, "heads": 1})
 def test_prepare_adjoint_of_any_shape(changes):
     check_prepare_adjoint(changes)
 
@@ -109,13 +109,16 @@ DERIVED = {
     "turned": PARTS["derived"],
     "in a base metric": PARTS["derived"] | PARTS["base_metric"],
     "in blocks": PARTS["derived_blocks"],
-    "in one block": PARTS["derived_blocks"] | {"metric_block": 4},
+    "in one block": PARTS["derived_blocks"] | {"geometry__block": 4},
 }
 
 
 def whitened_moment(params, points, config):
     """`E[xxᵀ]` of `x = Ω Λ^½ Qᵀ z` for points `z` `[k, N, H, n]`, the first `n` whitened coordinates."""
-    params, moments = to_numpy(params), np.zeros((config.blocks, config.heads, config.chart_dim, config.chart_dim))
+    params, moments = (
+        to_numpy(params),
+        np.zeros((config.blocks, config.heads, config.geometry.chart_dim, config.geometry.chart_dim)),
+    )
     for head in np.ndindex(config.blocks, config.heads):
         metric = dense.at(params.blocks.metric, *head)
         rigid = oracles.softplus(metric.scale) * np.sqrt(oracles.softplus(metric.stiffness))
@@ -125,7 +128,9 @@ def whitened_moment(params, points, config):
 
 
 def in_blocks(matrix, config):
-    member = np.arange(config.chart_dim) // (config.metric_block if config.metric == "block_rot" else config.chart_dim)
+    member = np.arange(config.geometry.chart_dim) // (
+        config.geometry.block if config.geometry.metric == "block_rot" else config.geometry.chart_dim
+    )
     return matrix * (member[:, None] == member[None])
 
 
@@ -135,7 +140,7 @@ def test_carry_finds_the_keys_covariance_behind_their_whitening(changes, float64
     orthogonal iteration from where they were."""
     config = small_config(**changes).model
     params = to64(random_params(config, 3))
-    points = np.random.default_rng(4).standard_normal((9, config.blocks, config.heads, config.chart_dim))
+    points = np.random.default_rng(4).standard_normal((9, config.blocks, config.heads, config.geometry.chart_dim))
     carried = carry(params, jnp.ones((config.blocks, config.heads)), whitened_moment(params, points, config), config=config)
     assert carried.action is None
 
@@ -145,7 +150,7 @@ def test_carry_finds_the_keys_covariance_behind_their_whitening(changes, float64
     np.testing.assert_allclose(carried.frame.covariance, covariance, atol=1e-12)
 
     axes = np.asarray(carried.frame.axes)
-    identity = np.broadcast_to(np.eye(config.chart_dim), axes.shape)
+    identity = np.broadcast_to(np.eye(config.geometry.chart_dim), axes.shape)
     np.testing.assert_allclose(np.swapaxes(axes, -1, -2) @ axes, identity, atol=1e-12)
     np.testing.assert_allclose(in_blocks(axes, config), axes, atol=1e-12)
     upper = np.swapaxes(axes, -1, -2) @ covariance @ old.axes  # R of C Q = Q′ R
@@ -157,8 +162,10 @@ def test_a_derived_frame_settles_on_the_keys_axes(float64):
     """The same points again and again: the covariance becomes theirs, and the metric diagonal in it."""
     config = small_config(**PARTS["derived"], blocks=1, heads=1).model
     params = to64(random_params(config, 3))
-    stretched = np.geomspace(1, 5, config.chart_dim) * np.random.default_rng(4).standard_normal((500, 1, 1, config.chart_dim))
-    turn = np.linalg.qr(np.random.default_rng(5).standard_normal((config.chart_dim, config.chart_dim)))[0]
+    stretched = np.geomspace(1, 5, config.geometry.chart_dim) * np.random.default_rng(4).standard_normal(
+        (500, 1, 1, config.geometry.chart_dim)
+    )
+    turn = np.linalg.qr(np.random.default_rng(5).standard_normal((config.geometry.chart_dim, config.geometry.chart_dim)))[0]
     points = stretched @ turn
     for _ in range(800):
         moment = whitened_moment(params, points, config)
@@ -174,7 +181,7 @@ def test_a_derived_frame_settles_on_the_keys_axes(float64):
 @pytest.mark.parametrize(("steps", "size"), [(1, 1.0), (3, 0.5)])
 def test_carry_advances_the_action(steps, size, float64):
     """`∫ cost dτ` is what the flow's action is, in the time `T h` that the flow takes."""
-    config = small_config(**PARTS["adaptive_order"], leapfrog_steps=steps, step_size=size).model
+    config = small_config(**PARTS["adaptive_order"], flow__steps=steps, flow__step_size=size).model
     params = to64(random_params(config, 5))
     actions = np.random.default_rng(6).uniform(0.5, 8.0, (config.blocks, config.heads))
     carried = carry(params, jnp.asarray(actions), None, config=config)

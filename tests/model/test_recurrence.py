@@ -8,20 +8,28 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lior_jax.config import ModelConfig
 from lior_jax.model import Params, block, network, operators, recurrence
 from lior_jax.physics import kernel
 from lior_jax.physics.numerics import rms_normalize
 from lior_jax.physics.taps import taps
+from lior_jax.settings import ModelConfig
 from tests import oracles
 from tests.oracles import EVERYTHING, PARTS, random_params, small_config, to64
 
 CONTEXT = 6
 CONFIGS = {
     "plain": small_config(context=CONTEXT),
-    "carry": small_config(context=CONTEXT, carry_momentum=True, leapfrog_steps=2, step_size=0.6),
-    "rankless": small_config(context=CONTEXT, metric_rank=0, rotor_layers=0, heads=3, taps=9, leapfrog_steps=3, step_size=0.5),
-    "one_tap": small_config(context=CONTEXT, taps=1),
+    "carry": small_config(context=CONTEXT, flow__carry_momentum=True, flow__steps=2, flow__step_size=0.6),
+    "rankless": small_config(
+        context=CONTEXT,
+        geometry__rank=0,
+        geometry__rotor_layers=0,
+        heads=3,
+        convolution__taps=9,
+        flow__steps=3,
+        flow__step_size=0.5,
+    ),
+    "one_tap": small_config(context=CONTEXT, convolution__taps=1),
     "dissipative": small_config(context=CONTEXT, dynamics="dissipative"),
 } | {name: small_config(context=CONTEXT, **changes) for name, changes in (PARTS | EVERYTHING).items()}
 
@@ -86,9 +94,11 @@ def test_the_history_tells_where_the_last_block_queried_from(name, float64):
         (s, p), _ = block.apply(one, s, p, config)
     direction, inverse = rms_normalize(before)
     context = taps(one.taps, direction)
-    if one.memory is not None:
+    if one.long_convolution is not None:
         channels = direction.reshape(3, CONTEXT, config.heads, -1)
-        context = context + one.memory.gain[None, None] * kernel.convolve(one.memory.by_lag, channels).reshape(s.shape)
+        context = context + one.long_convolution.gain[None, None] * kernel.convolve(
+            one.long_convolution.by_lag, channels
+        ).reshape(s.shape)
     query = block.chart(one, context, inverse, config)[0][:, -1]
     np.testing.assert_allclose(one_by_one.query, query, atol=1e-9)
     np.testing.assert_allclose(at_once.query, query, atol=1e-9)

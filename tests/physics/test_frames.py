@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from lior_jax.physics import frames
+from lior_jax.physics.rotor_planes import max_rotor_layers, rotor_planes
 from tests import oracles
 from tests.oracles import check_adjoint, normal, random_metric
 
@@ -27,7 +28,7 @@ def random_angles(n, layers, seed=0):
 def dense_block_frame(angles, n, block):
     """`Q`, one Givens matrix after another, in the planes of a block-diagonal frame."""
     q = np.eye(n)
-    for layer, planes in zip(np.asarray(angles), frames.rotor_planes(n, len(angles), block), strict=True):
+    for layer, planes in zip(np.asarray(angles), rotor_planes(n, len(angles), block), strict=True):
         for angle, (i, j) in zip(layer, planes, strict=True):
             q = q @ oracles.givens(n, i, j, angle)
     return q
@@ -42,15 +43,15 @@ def same_block(n, block):
 
 @pytest.mark.parametrize("n", range(2, 12))
 def test_every_plane_meets_exactly_once(n):
-    layers = frames.max_rotor_layers(n)
-    planes = frames.rotor_planes(n, layers)
+    layers = max_rotor_layers(n)
+    planes = rotor_planes(n, layers)
     met = sorted((int(i), int(j)) for layer in planes for i, j in layer)
     assert met == sorted(combinations(range(n), 2))
 
 
 @pytest.mark.parametrize(("n", "block"), BLOCKS)
 def test_every_plane_within_a_block_meets_exactly_once(n, block):
-    planes = frames.rotor_planes(n, frames.max_rotor_layers(block), block)
+    planes = rotor_planes(n, max_rotor_layers(block), block)
     met = sorted((int(i), int(j)) for layer in planes for i, j in layer)
     assert met == [(i, j) for i, j in combinations(range(n), 2) if i // block == j // block]
 
@@ -58,8 +59,8 @@ def test_every_plane_within_a_block_meets_exactly_once(n, block):
 @pytest.mark.parametrize(("n", "block"), [(n, n) for n in range(2, 12)] + BLOCKS)
 def test_a_layer_is_half_as_many_disjoint_planes_as_coordinates(n, block):
     """So a layer costs `n / 2` plane rotations whatever the block, and a block has `block − 1` layers."""
-    for layers in range(frames.max_rotor_layers(block) + 1):
-        planes = frames.rotor_planes(n, layers, block)
+    for layers in range(max_rotor_layers(block) + 1):
+        planes = rotor_planes(n, layers, block)
         assert len(planes) == layers
         for layer in planes:
             assert len(layer) == n // 2
@@ -67,8 +68,8 @@ def test_a_layer_is_half_as_many_disjoint_planes_as_coordinates(n, block):
 
 
 def test_more_layers_only_append():
-    np.testing.assert_array_equal(frames.rotor_planes(6, 5)[:2], frames.rotor_planes(6, 2))
-    np.testing.assert_array_equal(frames.rotor_planes(8, 3, 4)[:2], frames.rotor_planes(8, 2, 4))
+    np.testing.assert_array_equal(rotor_planes(6, 5)[:2], rotor_planes(6, 2))
+    np.testing.assert_array_equal(rotor_planes(8, 3, 4)[:2], rotor_planes(8, 2, 4))
 
 
 # --- rotor frames ----------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def test_rotor_frame_is_the_product_of_givens_matrices(n, layers, float64):
 
 @pytest.mark.parametrize(("n", "block"), [(6, 2), (8, 4)])
 def test_block_frame_is_a_block_diagonal_product_of_givens_matrices(n, block, float64):
-    angles = random_angles(n, frames.max_rotor_layers(block), seed=n)
+    angles = random_angles(n, max_rotor_layers(block), seed=n)
     q = np.asarray(rotor_frame(angles, n, block))
     np.testing.assert_allclose(q, dense_block_frame(angles, n, block), atol=1e-12)
     assert (q[~same_block(n, block)] == 0).all()

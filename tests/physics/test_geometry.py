@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lior_jax.errors import UserError
-from lior_jax.physics import frames, geometry
+from lior_jax.physics import base_geometry, geometry
 from lior_jax.physics.numerics import softplus_inverse
+from lior_jax.physics.rotor_planes import max_rotor_layers
 from tests import oracles
 from tests.oracles import check_adjoint, normal, random_metric
 
@@ -22,7 +23,7 @@ SHAPES = [(2, 1, 0), (3, 0, 2), (4, 3, 1), (5, 5, 3), (7, 2, 0), (6, 0, 0)]
 @st.composite
 def shapes(draw):
     n = draw(st.integers(2, 6))
-    return n, draw(st.integers(0, frames.max_rotor_layers(n))), draw(st.integers(0, 3))
+    return n, draw(st.integers(0, max_rotor_layers(n))), draw(st.integers(0, 3))
 
 
 @st.composite
@@ -64,13 +65,13 @@ def block_diagonal_frame(angles, n, block):
 
 
 def test_base_metric_is_the_identity_by_default():
-    np.testing.assert_array_equal(geometry.base_metric(3), np.eye(3))
+    np.testing.assert_array_equal(base_geometry.base_metric(3), np.eye(3))
 
 
 def test_base_metric_is_the_given_one():
     given_one = random_spd(4)
-    np.testing.assert_array_equal(geometry.base_metric(4, given_one), given_one)
-    np.testing.assert_array_equal(geometry.base_metric(4, tuple(map(tuple, given_one))), given_one)
+    np.testing.assert_array_equal(base_geometry.base_metric(4, given_one), given_one)
+    np.testing.assert_array_equal(base_geometry.base_metric(4, tuple(map(tuple, given_one))), given_one)
 
 
 def test_a_base_metric_may_be_asymmetric_by_rounding():
@@ -78,7 +79,7 @@ def test_a_base_metric_may_be_asymmetric_by_rounding():
     for seed in range(20):
         axes = random_frame(4, seed)
         matrix = axes @ np.diag([3.0, 3.0, 3.0, 3.0]) @ axes.T
-        np.testing.assert_allclose(geometry.base_metric(4, matrix), 3 * np.eye(4), atol=1e-14)
+        np.testing.assert_allclose(base_geometry.base_metric(4, matrix), 3 * np.eye(4), atol=1e-14)
 
 
 NOT_A_METRIC = {
@@ -103,7 +104,7 @@ NOT_A_METRIC = {
 def test_what_is_no_base_metric_is_refused_in_one_sentence(name):
     matrix, words = NOT_A_METRIC[name]
     with pytest.raises(UserError, match=words) as refusal:
-        geometry.base_metric(3, matrix)
+        base_geometry.base_metric(3, matrix)
     assert "\n" not in str(refusal.value)
     assert "base metric" in str(refusal.value)
 
@@ -111,7 +112,7 @@ def test_what_is_no_base_metric_is_refused_in_one_sentence(name):
 @given(n=st.integers(2, 6), seed=st.integers(0, 999))
 def test_precomputed_geometry_is_its_definition(n, seed):
     g = random_spd(n, seed)
-    made = geometry.precompute(geometry.base_metric(n, g))
+    made = base_geometry.precompute(base_geometry.base_metric(n, g))
     np.testing.assert_array_equal(made.metric, g)
     np.testing.assert_allclose(made.inverse @ g, np.eye(n), atol=1e-12)
     np.testing.assert_allclose(made.whitening.T @ made.whitening, g, atol=1e-13)
@@ -119,14 +120,14 @@ def test_precomputed_geometry_is_its_definition(n, seed):
     kernel = np.zeros((n, n, n, n))
     for m, v, r, s in np.ndindex(n, n, n, n):
         kernel[m, v, r, s] = inverse[m, r] * inverse[v, s] / n**2
-    np.testing.assert_allclose(made.contraction, kernel, atol=1e-13)
+    np.testing.assert_allclose(base_geometry.contraction_kernel(made), kernel, atol=1e-13)
 
 
 def test_points_whitened_by_the_base_are_measured_by_it(float64):
     """With λ = Ω = 1 the learned metric leaves the base alone, so `B x` is as long as `x` is in `g₀`; and any learned metric
     of `B x` is `Bᵀ G B`."""
     n, x = 4, normal(np.random.default_rng(2), 3, 4)
-    base = geometry.precompute(geometry.base_metric(n, random_spd(n, 1)))
+    base = base_geometry.precompute(base_geometry.base_metric(n, random_spd(n, 1)))
     metric, one = random_metric(n, 3, 2, seed=3), jnp.asarray(softplus_inverse(1.0))
     plain = metric._replace(stiffness=jnp.full(n, one), scale=one, low_rank=jnp.zeros((n, 2)))
     whitened = x @ base.whitening.T

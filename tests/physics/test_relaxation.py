@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax.config import ModelConfig
 from lior_jax.physics import hamiltonian as h
 from lior_jax.physics import relaxation
 from lior_jax.physics.hamiltonian import Pair
 from lior_jax.physics.relaxation import SOFTNESS, Descent
+from lior_jax.settings import ModelConfig
 from tests import oracles
 from tests.oracles import assert_trees_close, check_adjoint, normal, random_hamiltonian, to64
 
@@ -113,7 +113,7 @@ def test_a_dozen_steps_settle_whatever_the_parameters_grow_to(size):
     """The default descent, far below the residual at which an estimate is not to be trusted. Without the restraint it fails,
     and without its momentum, by a full step, it has not settled."""
     model = ModelConfig()
-    descent = Descent(12, model.relaxation_rate, model.relaxation_momentum)
+    descent = Descent(12, model.relaxation.rate, model.relaxation.momentum)
     raw, (_, s_in, push) = random_hamiltonian(WIDTH, UNITS), well()
     raw = raw._replace(units=size * raw.units)
     _, residuals = relaxation.relax(raw._replace(units=relaxation.restrain(raw.units)), s_in, push, descent)

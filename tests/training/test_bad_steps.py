@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax import checkpoint, learning, snapshot, training
+from lior_jax import data, learning, training
 from lior_jax.errors import UserError
 from lior_jax.learning import soundness
-from lior_jax.training import bad_steps, data, loop, metrics
+from lior_jax.registry import RULES
+from lior_jax.storage import checkpoint, snapshot
+from lior_jax.training import bad_steps, loop, metrics
 from tests.training.test_loop import saved_leaves
 
 PLANTS = {
@@ -40,8 +42,8 @@ def plant(monkeypatch):
         planted = [batch_of(config, corpus, step)[0] for step in steps]
         estimate = learning.estimate
 
-        def poisoned(params, batch, config, key=None):
-            good = estimate(params, batch, config, key)
+        def poisoned(params, batch, model, learning, key=None):
+            good = estimate(params, batch, model, learning, key)
             is_planted = jnp.any(jnp.stack([jnp.all(batch[0] == tokens) for tokens in planted]))
             return jax.tree.map(partial(jnp.where, is_planted), how(*good), good)
 
@@ -151,19 +153,19 @@ def test_the_limit_of_the_residual_is_the_configured_one(tiny, tmp_path):
     with pytest.raises(UserError, match="2 steps in a row"):
         training.train(config)
     assert "above its limit, 1e-09" in json.loads((tmp_path / "run/bad_steps/1/description.json").read_text())["reasons"]
-    assert soundness.residual_limit(config) == 1e-9
-    assert soundness.residual_limit(tiny("run")) == soundness.LIMITS["echo"]
+    assert soundness.residual_limit(config.learning) == 1e-9
+    assert soundness.residual_limit(tiny("run").learning) == RULES["echo"].residual_limit
 
 
 def test_relaxations_that_do_not_settle_end_the_run_with_the_reason(tiny, tmp_path):
     """One step of relaxation is not enough, and the contrast of what has not settled is no gradient."""
-    config = tiny("run", "learning.rule=equilibrium", "model.relaxation_steps=1", "training.patience=2")
+    config = tiny("run", "learning.rule=equilibrium", "model.relaxation.steps=1", "training.patience=2")
     with pytest.raises(UserError, match="2 steps in a row"):
         training.train(config)
     reasons = json.loads((tmp_path / "run/bad_steps/1/description.json").read_text())["reasons"]
     assert "the residual is" in reasons
     assert "above its limit, 0.001" in reasons
-    assert soundness.residual_limit(config) == soundness.LIMITS["equilibrium"] == 1e-3
+    assert soundness.residual_limit(config.learning) == RULES["equilibrium"].residual_limit == 1e-3
 
 
 def test_a_bad_step_that_cannot_be_written_down_does_not_end_the_run(tiny, tmp_path, plant, monkeypatch, capsys):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lior_jax import config as configuration
-from lior_jax import model, training
+from lior_jax import data, model, training
 from lior_jax.errors import UserError
-from lior_jax.training import data, dry_run
+from lior_jax.training import dry_run
 from tests.test_programs import call
 
 
@@ -57,7 +57,16 @@ def test_what_training_would_refuse_is_refused(tiny):
 def test_the_program_tells_it_and_makes_no_folder(tmp_path):
     (tmp_path / "corpus.txt").write_text("to be or not to be, that is the question. " * 60)
     options = ["--set", f"data.path={tmp_path}/corpus.txt", "--set", f"run.directory={tmp_path}/run"]
-    small = ["--set", "model.width=16", "--set", "model.blocks=1", "--set", "model.field=false", "--set", "sample.prompt=to"]
+    small = [
+        "--set",
+        "model.width=16",
+        "--set",
+        "model.blocks=1",
+        "--set",
+        "model.field.evolution=off",
+        "--set",
+        "sample.prompt=to",
+    ]
     done = call("train", "--config", "configs/quickstart.yaml", "--dry-run", *options, *small)
     assert done.returncode == 0, done.stderr
     assert {"parameters", "tokens per epoch", "memory of a step"} <= set(figures(done.stdout))

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from lior_jax import checkpoint, manifest, training
+from lior_jax import training
 from lior_jax.errors import UserError
+from lior_jax.storage import checkpoint, manifest
 from lior_jax.training import loop, metrics
 from tests.processes import Training
 from tests.runs import TINY

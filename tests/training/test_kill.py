@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lior_jax import checkpoint, manifest, snapshot
+from lior_jax.storage import checkpoint, manifest, snapshot
 from tests.processes import Training
 from tests.runs import TINY
 from tests.training.test_loop import figures, saved_leaves
@@ -93,7 +93,12 @@ def test_fifty_kills_within_saves_change_nothing(tmp_path):
         settings = [f"data.path={tmp_path}/corpus.txt", f"run.directory={tmp_path / name}", f"training.steps={STEPS}"]
         settings += ["training.eval_every=10", "sample.tokens=3", *options]
         # Little to trace and compile: each process does it again.
-        settings += ["model.frame=learned_lowrank", "model.lag_prior=false", "model.field=false", "model.blocks=1"]
+        settings += [
+            "model.geometry.frame=learned_lowrank",
+            "model.retrieval.lag_prior=false",
+            "model.field.evolution=off",
+            "model.blocks=1",
+        ]
         words = [word for setting in settings for word in ("--set", setting)]
         return Training(["--config", tmp_path / "tiny.yaml", *words], tmp_path / f"{name}.log", compiled)
 

@@ -10,11 +10,12 @@ import optax
 import pytest
 import yaml
 
-from lior_jax import checkpoint, learning, model, training
 from lior_jax import config as configuration
+from lior_jax import data, learning, model, training
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
-from lior_jax.training import data, loop, metrics
+from lior_jax.storage import checkpoint
+from lior_jax.training import loop, metrics
 
 
 def saved_leaves(run):
@@ -38,8 +39,13 @@ def figures(run):
 @pytest.mark.parametrize(
     "options",
     [
-        ["model.leapfrog_steps=2"],
-        ["model.carry_momentum=true", "model.frame=derived", "model.adaptive_order=true", "model.memory=true"],
+        ["model.flow.steps=2"],
+        [
+            "model.flow.carry_momentum=true",
+            "model.geometry.frame=derived",
+            "model.retrieval.adaptive_order=true",
+            "model.convolution.long=true",
+        ],
     ],
     ids=["plain", "carried"],
 )
@@ -78,13 +84,15 @@ def test_state_is_donated(tiny):
 
 
 def test_step_is_estimate_then_optimizer(tiny):
-    config = tiny("unused", "model.frame=derived", "model.adaptive_order=true")
+    config = tiny("unused", "model.geometry.frame=derived", "model.retrieval.adaptive_order=true")
     corpus = data.load(config)
     config = loop.with_vocabulary(config, corpus)
     state = loop.initial_state(jax.random.key(0), config)
     batch = data.batch_at(corpus.train, 0, 0, 4, 16)
-    gradient, info = jax.jit(learning.estimate, static_argnums=2)(state.params, batch, config)
-    updates, _ = learning.make_optimizer(config).update(gradient, state.optimizer, state.params)
+    gradient, info = jax.jit(learning.estimate, static_argnums=(2, 3))(state.params, batch, config.model, config.learning)
+    updates, _ = learning.make_optimizer(config.optimizer, config.training.steps, config.learning).update(
+        gradient, state.optimizer, state.params
+    )
     expected = optax.apply_updates(state.params, updates)._replace(carried=info.carried)
     stepped, _ = loop.train_step(state, batch, config)
     for actual, leaf in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
@@ -96,7 +104,7 @@ def test_a_short_run_beats_unigrams_and_bigrams(tmp_path):
     """On the embedded corpus; the counts are smoothed by one, in the bigram's favour fitted on all training text."""
     config = configuration.parse(
         """
-        model: {context: 48, width: 64, blocks: 2, potential_units: 128, taps: 6}
+        model: {context: 48, width: 64, blocks: 2, flow: {units: 128}, convolution: {taps: 6}}
         optimizer: {learning_rate: 6e-3, warmup_steps: 20}
         sample: {tokens: 0}
         training: {steps: 250, batch_size: 16, eval_every: 250, eval_windows: 200, save_every: 250}

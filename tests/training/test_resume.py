@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from lior_jax import checkpoint, training
 from lior_jax import config as configuration
+from lior_jax import training
 from lior_jax.errors import UserError
+from lior_jax.storage import checkpoint
 from lior_jax.training import lock, run_folder
 from tests.training.test_loop import figures, saved_leaves
 

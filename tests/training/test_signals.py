@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from lior_jax import checkpoint, training
+from lior_jax import training
 from lior_jax.inference import Engine, scoring
+from lior_jax.storage import checkpoint
 from lior_jax.training import loop, signals
 from tests.processes import Training
 from tests.runs import TINY
@@ -54,7 +55,12 @@ def start(tmp_path, prepare=None) -> Training:
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "corpus.txt").write_text("to be or not to be, that is 1 question. " * 60)
     settings = [f"data.path={tmp_path}/corpus.txt", f"run.directory={tmp_path}/run", "training.steps=1000000"]
-    settings += ["training.eval_every=1000000", "training.save_every=1000000", "model.field=false", "training.log_every=10"]
+    settings += [
+        "training.eval_every=1000000",
+        "training.save_every=1000000",
+        "model.field.evolution=off",
+        "training.log_every=10",
+    ]
     words = [word for setting in settings for word in ("--set", setting)]
     process = Training(["--config", tmp_path / "tiny.yaml", *words], tmp_path / "log", tmp_path / "compiled", prepare)
     wait_for(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lior_jax import snapshot
 from lior_jax.errors import UserError
+from lior_jax.storage import snapshot
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"

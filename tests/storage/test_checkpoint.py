@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax import checkpoint, snapshot
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
+from lior_jax.storage import checkpoint, snapshot
 
 # Arrays of size zero too: a metric without rotors has no angles.
 PARAMS = {

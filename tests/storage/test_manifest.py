@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from lior_jax import checkpoint, manifest
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
+from lior_jax.storage import checkpoint, manifest
 
 
 @pytest.fixture

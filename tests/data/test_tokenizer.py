@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lior_jax import tokenizer as tokenizers
+from lior_jax.data import tokenizer as tokenizers
 from lior_jax.errors import UserError
 
 CORPUS = "The quick brown fox — naïve, déjà vu — jumps over the lazy dog. " * 30

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lior_jax import config as configuration
+from lior_jax import data
+from lior_jax.data import batches
 from lior_jax.errors import UserError
-from lior_jax.training import data
 
 
 def corpus_of(tmp_path, text: str, *overrides: str):
@@ -157,7 +158,7 @@ def test_batches_depend_on_seed_and_step_alone(shape):
     context, extra, batch, seed = shape
     tokens = np.arange(context + extra, dtype=np.int32)
     forward = [data.batch_at(tokens, seed, step, batch, context)[0] for step in range(6)]
-    data._epoch.cache_clear()
+    batches._epoch.cache_clear()
     backward = [data.batch_at(tokens, seed, step, batch, context)[0] for step in reversed(range(6))]
     np.testing.assert_array_equal(forward, backward[::-1])
 

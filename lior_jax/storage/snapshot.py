@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lior_jax import files, manifest
+from lior_jax.storage import files, manifest
 
 RECORD = "record.json"
 SAVING = ".saving-"

@@ -1,0 +1,7 @@
+"""Text on its way into the model: reading, tokenising, splitting, batches."""
+
+from lior_jax.data.batches import batch_at, windows_per_epoch
+from lior_jax.data.corpus import Corpus, check_sample, load, with_vocabulary
+from lior_jax.data.text import read_text
+
+__all__ = ["Corpus", "batch_at", "check_sample", "load", "read_text", "windows_per_epoch", "with_vocabulary"]

@@ -1,0 +1,104 @@
+"""Tables of what a configuration chooses by name: potentials, integrators, learning rules. Users may add to them.
+
+Built-in entries are imported when they are first used, so that reading a configuration needs no JAX.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Generic, Literal, TypeVar
+
+from lior_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def resolve(reference: Any) -> Any:
+    """The object that `"module:attribute"` names, imported now; anything but text is itself."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Values by name.
+
+    Args:
+        kind: what an entry is, for messages.
+        entries: values, or `"module:attribute"` of values that are imported when they are asked for.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T | str]):
+        self.kind, self._entries = kind, dict(entries)
+
+    def register(self, name: str, value: T) -> None:
+        """Add an entry, which configurations may then name.
+
+        Raises:
+            ValueError: the name is taken by another value.
+        """
+        if self._entries.get(name, value) is not value:
+            raise ValueError(f"There is a {self.kind} {name!r} already; choose another name.")
+        self._entries[name] = value
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise UserError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}.")
+        return resolve(self._entries[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+Dynamics = Literal["symplectic", "dissipative"]
+"""What follows a block's kick: a Hamiltonian flow, or relaxation to a minimum of the block's energy."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A learning rule: all that the rest of the program needs to know of it."""
+
+    name: str
+    """By which `learning.rule` chooses it."""
+    title: str
+    """By which reports, plots and messages name it."""
+    dynamics: Dynamics
+    """Of the model that it trains."""
+    residual_limit: float
+    """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` says otherwise."""
+    estimate: Callable[..., Any] | str
+    """`estimate(params, batch, model, learning, keys) -> (gradient, Info)`, or where to import it from."""
+    nudges: tuple[str, ...] = ("centred", "one_sided")
+    """Values of `learning.nudge` that it knows."""
+    ignores: tuple[str, ...] = ("nudged_steps", "pull", "update")
+    """Keys of `learning` that mean nothing to it, so that setting them is refused."""
+
+
+RULES: Registry[Rule] = Registry(
+    "learning rule",
+    {
+        "echo": Rule(
+            name="echo",
+            title="Hamiltonian echo",
+            dynamics="symplectic",
+            residual_limit=1e-2,  # an echo that does not retrace the free run is worth nothing
+            estimate="lior_jax.learning.echo:estimate",
+        ),
+        "equilibrium": Rule(
+            name="equilibrium",
+            title="equilibrium propagation",
+            dynamics="dissipative",
+            residual_limit=1e-3,  # a contrast of relaxations that have not settled is not the gradient
+            estimate="lior_jax.learning.equilibrium:estimate",
+            nudges=("centred", "one_sided", "random_sign"),
+            ignores=(),
+        ),
+    },
+)

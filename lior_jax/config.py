@@ -13,7 +13,7 @@ import pydantic
 import yaml
 
 from lior_jax.errors import UserError
-from lior_jax.settings import Config, ModelConfig, Section
+from lior_jax.settings import DERIVED, Config, ModelConfig, Section
 from lior_jax.storage import files
 
 _S = TypeVar("_S", bound=Section)
@@ -117,7 +117,12 @@ class _ModelFile(Section):
 
 def load_model(path: str | Path) -> ModelConfig:
     """Read the `model` section of a file that holds nothing else; raises `UserError` as `load` does."""
-    return _validated(_ModelFile, _mapping(_read(path), str(path)), str(path)).model
+    return validate_model(_mapping(_read(path), str(path)), str(path))
+
+
+def validate_model(values: dict[str, Any], source: str) -> ModelConfig:
+    """The model's section of `{"model": …}`; raises `UserError` as `load` does."""
+    return _validated(_ModelFile, values, source).model
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -142,6 +147,7 @@ def replace(config: Config, section: str, **values: Any) -> Config:
         UserError: the values are not valid, alone or together with the others.
     """
     changed = config.model_dump()
+    changed["model"].pop("dynamics")  # which follow the rule again
     _section(changed, section.split(".")).update(values)
     return validate(changed, "The changed configuration")
 
@@ -159,7 +165,7 @@ def flat(section: Section, prefix: str = "") -> dict[str, Any]:
         value = getattr(section, name)
         if isinstance(value, Section):
             values |= flat(value, f"{prefix}{name}.")
-        elif not field.exclude:
+        elif field.json_schema_extra is not DERIVED:
             values[prefix + name] = value
     return values
 
@@ -243,7 +249,7 @@ def _one_line(text: str) -> str:
 
 def _keys(location: list[str]) -> list[str]:
     section = _section_at(location)
-    return sorted(name for name, field in section.model_fields.items() if not field.exclude)
+    return sorted(name for name, field in section.model_fields.items() if field.json_schema_extra is not DERIVED)
 
 
 def _section_at(location: list[str]) -> type[Section] | None:

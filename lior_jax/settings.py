@@ -204,6 +204,10 @@ class RelaxationConfig(Section):
     """Share of the last step that a step goes on with (heavy ball); 0 for gradient flow."""
 
 
+DERIVED: dict[str, Any] = {"derived": True}
+"""Marks a value that follows from others and is no key of a configuration."""
+
+
 class ModelConfig(Section):
     """Shapes and physics of the network (docs/design.md section 2)."""
 
@@ -225,7 +229,7 @@ class ModelConfig(Section):
     field: FieldConfig = FieldConfig()
     flow: FlowConfig = FlowConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
-    dynamics: Dynamics = Field("symplectic", exclude=True)
+    dynamics: Dynamics = Field("symplectic", json_schema_extra=DERIVED)
     """What follows a block's kick. It is that of `learning.rule`, and not set by hand."""
 
     @model_validator(mode="after")
@@ -368,7 +372,7 @@ class Config(Section):
             return values  # which the rule's own section complains of
         dynamics = RULES[rule].dynamics
         if isinstance(model, dict):
-            if "dynamics" in model:
+            if model.get("dynamics", dynamics) != dynamics:
                 raise ValueError(
                     f"model.dynamics: it follows from learning.rule: {rule} has {dynamics} ones; leave the key out"
                 )

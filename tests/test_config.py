@@ -127,7 +127,7 @@ def test_allowed_values_are_listed():
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
         ("model: {geometry: {curvature_terms: 0}}", "model.geometry.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
-        ("model: {dynamics: symplectic}", "model.dynamics: it follows from learning.rule: echo has symplectic ones"),
+        ("model: {dynamics: dissipative}", "model.dynamics: it follows from learning.rule: echo has symplectic ones"),
         ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium has dissipative ones; leave the key out"),
         ("learning: {rule: backward}", "learning.rule: 'backward' is no learning rule; there are echo, equilibrium"),
         (

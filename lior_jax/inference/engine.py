@@ -96,7 +96,7 @@ class Engine:
     def _read(cls, checkpoints: checkpoint.Checkpoints, step: int) -> "Engine":
         metadata = checkpoints.metadata(step)
         saved = {"model": metadata.config.get("model")}
-        model_config = config.validate(saved, f"The configuration saved in {checkpoints.run}").model
+        model_config = config.validate_model(saved, f"The configuration saved in {checkpoints.run}")
         words = tokenizer.from_json(metadata.tokenizer)
         if words.vocab_size != model_config.vocab_size:
             raise UserError(

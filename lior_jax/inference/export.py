@@ -37,7 +37,7 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
         UserError: the folder cannot be written to.
     """
     folder = Path(folder)
-    record = yaml.safe_dump({"model": config.model_dump() | {"dynamics": config.dynamics}}, sort_keys=False, allow_unicode=True)
+    record = yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(record, encoding="utf-8")

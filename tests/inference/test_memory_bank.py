@@ -143,7 +143,7 @@ def test_distance_between_coordinates_is_the_learned_metric(changes):
     direction = rms_hat(np.asarray(entering, np.float64))
     taps = np.asarray(last.blocks.taps, np.float64)
     context = sum(np.pad(direction, ((lag, 0), (0, 0)))[:6] * taps[lag] for lag in range(2))
-    base = np.linalg.cholesky(np.diag([1.0, 2, 3, 4])).T if "base_metric" in changes else np.eye(4)
+    base = np.linalg.cholesky(np.diag([1.0, 2, 3, 4])).T if "geometry__base_metric" in changes else np.eye(4)
     squared = 0
     for head in range(2):
         metric = jax.tree.map(lambda x, head=head: x[head], last.blocks.metric)

@@ -1,4 +1,4 @@
-"""The network in plain float64 numpy, each formula spelled out from DESIGN.md: displacements one by one, bivectors and
+"""The network in plain float64 numpy, each formula spelled out from docs/design.md: displacements one by one, bivectors and
 curvature tensors with all their components, the field state as the matrix that it is, every half-kick."""
 
 from typing import Any, NamedTuple

@@ -35,7 +35,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
     """Mean cross-entropy of the readout, and its adjoint.
 
-    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (DESIGN.md
+    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (docs/design.md
     section 2.7); the cotangent is its negative.
 
     Returns:

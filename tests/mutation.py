@@ -2,6 +2,7 @@
 
     python tests/mutation.py            all of them
     python tests/mutation.py taps ε     those whose file or new text contains one of the words
+    python tests/mutation.py --part 1/2     the first half of them, for two processes side by side
 
 Works on a copy of the tree. Prints caught or survived; exits with status 1 if a break survived, was not found in the
 source, or stopped the tests from running at all. pytest does not collect this file.
@@ -611,7 +612,7 @@ MUTATIONS = [
 
 def run_tests(tree: Path, tests: str) -> tuple[int, str]:
     """Exit status of pytest (0 passed, 1 failed, more if it could not run), and its line about the failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests.split()]
     # The autodiff oracles of most mutants are the same programs: compile them once.
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled"),
@@ -638,7 +639,11 @@ def apply(tree: Path, mutation: Mutation) -> str | None:
 
 
 def main(words: list[str]) -> int:
-    chosen = [m for m in MUTATIONS if not words or any(word in m.file or word in m.new or word in m.tests for word in words)]
+    part, parts = 1, 1
+    if words[:1] == ["--part"]:
+        part, parts = map(int, words[1].split("/"))
+        words = words[2:]
+    chosen = [m for m in MUTATIONS[part - 1 :: parts] if not words or any(word in m.file or word in m.new or word in m.tests for word in words)]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")

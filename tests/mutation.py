@@ -40,8 +40,9 @@ ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "lea
 RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampling.py", "inference/test_engine.py"
 MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_remembering.py"
 EXPORT = "inference/test_export.py"
+FILES = "storage/test_files.py"
 BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
-FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "test_manifest.py", "test_checkpoint.py"
+FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
@@ -446,20 +447,43 @@ MUTATIONS = [
     Mutation("training/loop.py", "if saved.forced or saved", "if False and saved", f"{RESUME} -k by_force"),
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
-    Mutation("training/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", f"{RESUME} -k one_process"),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
     ),
-    Mutation("training/data.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
-    Mutation("manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
-    Mutation("manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
-    Mutation("manifest.py", "*sorted(found - sums.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
-    Mutation("manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
-    Mutation("snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
-    Mutation("checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"),
-    Mutation("checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
-    Mutation("files.py", '(stat.S_ISDIR, "a folder")', '(stat.S_ISREG, "a folder")', "test_config_junk.py -k no_configuration"),
+    Mutation("data/corpus.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
+    # --- storage -----------------------------------------------------------------------------------------------------
+    Mutation("storage/manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
+    Mutation("storage/manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
+    Mutation("storage/manifest.py", "*sorted(found - listed.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
+    Mutation("storage/manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
+    Mutation("storage/snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
+    Mutation(
+        "storage/checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"
+    ),
+    Mutation("storage/checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
+    Mutation(
+        "storage/files.py",
+        '(stat.S_ISDIR, "a folder")',
+        '(stat.S_ISREG, "a folder")',
+        "test_config_junk.py -k no_configuration",
+    ),
+    Mutation("storage/lock.py", "        lock.acquire()\n", "        pass\n", "storage/test_lock.py -k named"),
+    Mutation("storage/lock.py", "        lock.release()", "        pass", "storage/test_lock.py -k named"),
+    Mutation("storage/lock.py", ", fallback_to_soft=False", "", "storage/test_lock.py -k no_other_kind"),
+    Mutation("storage/lock.py", "name.startswith(files.SAVING)", "False", "storage/test_lock.py -k left_behind"),
+    Mutation("storage/files.py", "        _flush_file(unfinished)\n", "", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "        _flush_all(saving)\n", "", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "    _flush_folder(folder)\n\n", "    pass\n\n", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "    _flush_folder(path.parent)\n", "    pass\n", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "            unfinished.unlink()", "            pass", f"{FILES} -k refused"),
+    Mutation("storage/files.py", "            path.rename(place)", "            pass", f"{FILES} -k put_back"),
+    Mutation("storage/files.py", "{secrets.token_hex(4)}", "once", f"{FILES} -k do_not_meet"),
+    Mutation("storage/files.py", "unfinished.chmod(mode)", "pass", f"{EXPORT} -k umask"),
+    Mutation("storage/files.py", '"r+b"', '"rb"', f"{FILES} -k posix"),
+    Mutation("storage/snapshot.py", ".free < size", ".free < 0", f"{FILES} -k posix"),
+    Mutation("storage/arrays.py", 'yield array.data.cast("B") if', 'yield array.data.cast("B")[:-1] if', f"{EXPORT} -k tells"),
+    Mutation("storage/lock.py", "import os\n", "import fcntl\nimport os\n", "test_windows.py"),
     # --- equilibrium -------------------------------------------------------------------------------------------------
     Mutation("physics/relaxation.py", "return s_in + _like(", "return s_in - _like(", f"{RELAXATION} -k formula"),
     Mutation("physics/relaxation.py", "0.5 * jnp.sum(stretch", "jnp.sum(stretch", f"{RELAXATION} -k formula"),

@@ -20,7 +20,7 @@ from lior_jax.inference import Engine
 from lior_jax.model import Params
 from lior_jax.model.operators import prepare
 from lior_jax.settings import ModelConfig
-from lior_jax.storage import checkpoint
+from lior_jax.storage import checkpoint, files
 from lior_jax.training import metrics as run_metrics
 from lior_jax.training.run_folder import RECORD, existing_folder
 
@@ -44,7 +44,7 @@ def write(run: str | Path) -> Path:
     run = existing_folder(run)
     path, text = run / FILE, render(run)
     try:
-        path.write_text(text, encoding="utf-8")
+        files.write_atomically(path, text)
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}).") from None
     return path

@@ -19,8 +19,8 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.learning import soundness
 from lior_jax.settings import Config
-from lior_jax.storage import checkpoint, files
-from lior_jax.training import lock, run_folder
+from lior_jax.storage import checkpoint, files, lock
+from lior_jax.training import run_folder
 from lior_jax.training.bad_steps import BadSteps
 from lior_jax.training.evaluation import Evaluation
 from lior_jax.training.metrics import Metrics

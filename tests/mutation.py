@@ -74,9 +74,12 @@ MUTATIONS = [
     ),
     Mutation("physics/geometry.py", "c_root / (2 * root[:, 0])", "c_root / root[:, 0]", f"{GEOMETRY} -k whiten_adjoint"),
     Mutation(
-        "physics/frames.py", "[order[0], order[-1], *order[1:-1]]", "[order[-1], *order[:-1]]", f"{FRAMES} -k exactly_once"
+        "physics/rotor_planes.py",
+        "[order[0], order[-1], *order[1:-1]]",
+        "[order[-1], *order[:-1]]",
+        f"{FRAMES} -k exactly_once",
     ),
-    Mutation("physics/frames.py", "[i + start, j + start]", "[i + start, (j + start + 2) % n]", f"{FRAMES} -k block"),
+    Mutation("physics/rotor_planes.py", "[i + start, j + start]", "[i + start, (j + start + 2) % n]", f"{FRAMES} -k block"),
     Mutation(
         "physics/frames.py",
         "axes * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[None].astype(axes.dtype)",
@@ -98,7 +101,7 @@ MUTATIONS = [
         f"{GEOMETRY} -k given_frame",
     ),
     Mutation(
-        "physics/geometry.py",
+        "physics/base_geometry.py",
         "whitening=np.linalg.cholesky(metric).T",
         "whitening=np.linalg.cholesky(metric)",
         f"{GEOMETRY} -k precomputed",
@@ -393,9 +396,6 @@ MUTATIONS = [
     ),
     Mutation("inference/remembering.py", "weight * p_memory / (", "weight * p_model / (", f"{REMEMBERING} -k maximises"),
     Mutation(
-        "inference/arrays.py", 'total.update(array.data.cast("B") if array.size else b"")', "pass", f"{EXPORT} -k damaged"
-    ),
-    Mutation(
         "inference/export.py", "wanted.keys() ^ saved.keys()", "wanted.keys() - saved.keys()", f"{EXPORT} -k another_conf"
     ),
     # --- analysis ----------------------------------------------------------------------------------------------------
@@ -434,7 +434,9 @@ MUTATIONS = [
     Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
     # --- runs that cannot be lost ------------------------------------------------------------------------------------
-    Mutation("learning/soundness.py", "info.reversibility <= residual_limit(config)]", "True]", f"{BAD_STEPS} -k passed_over"),
+    Mutation(
+        "learning/soundness.py", "info.reversibility <= residual_limit(learning)]", "True]", f"{BAD_STEPS} -k passed_over"
+    ),
     Mutation("learning/soundness.py", "(info.loss, info.gradient_norm,", "(info.loss,", f"{BAD_STEPS} -k infinite"),
     Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_STEPS} -k passed_over"),
     Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_STEPS} -k never_trains"),
@@ -482,7 +484,7 @@ MUTATIONS = [
     Mutation("storage/files.py", "unfinished.chmod(mode)", "pass", f"{EXPORT} -k umask"),
     Mutation("storage/files.py", '"r+b"', '"rb"', f"{FILES} -k posix"),
     Mutation("storage/snapshot.py", ".free < size", ".free < 0", f"{FILES} -k posix"),
-    Mutation("storage/arrays.py", 'yield array.data.cast("B") if', 'yield array.data.cast("B")[:-1] if', f"{EXPORT} -k tells"),
+    Mutation("storage/arrays.py", 'yield array.data.cast("B") if array.size else b""', "pass", f"{EXPORT} -k damaged"),
     Mutation("storage/lock.py", "import os\n", "import fcntl\nimport os\n", "test_windows.py"),
     # --- equilibrium -------------------------------------------------------------------------------------------------
     Mutation("physics/relaxation.py", "return s_in + _like(", "return s_in - _like(", f"{RELAXATION} -k formula"),
@@ -564,7 +566,7 @@ MUTATIONS = [
         "carry(",
         f"{EQUILIBRIUM} -k off_changes",
     ),
-    Mutation("learning/optimizer.py", "if config.learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
+    Mutation("learning/optimizer.py", "if learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
     Mutation(
         "learning/nudge.py",
         "(direction - target) / s.size",
@@ -577,7 +579,7 @@ MUTATIONS = [
         "return jnp.abs(sign), jnp.zeros_like(sign)",
         f"{EQUILIBRIUM} -k both_sides",
     ),
-    Mutation("config.py", '"equilibrium": "dissipative"', '"equilibrium": "symplectic"', "test_config.py -k follow"),
+    Mutation("registry.py", 'dynamics="dissipative"', 'dynamics="symplectic"', "test_config.py -k follow"),
     # --- dropout -----------------------------------------------------------------------------------------------------
     Mutation("model/dropout.py", "LEVELS / (LEVELS - dropped)", "1.0", f"{DROPOUT} -k share"),
     Mutation("model/dropout.py", "halves < dropped", "halves >= dropped", f"{DROPOUT} -k share"),

@@ -228,6 +228,21 @@ def test_missing_file_suggests_the_nearest():
         configuration.load("configs/quickstrt.yaml")
 
 
+def test_a_bare_name_is_that_of_a_shipped_configuration(tmp_path, monkeypatch):
+    shipped = configuration.load("configs/quickstart.yaml", ["model.width=64"])
+    monkeypatch.chdir(tmp_path)
+    assert configuration.load("quickstart", ["model.width=64"]) == shipped
+    (tmp_path / "quickstart").mkdir()
+    assert configuration.load("quickstart", ["model.width=64"]) == shipped
+    with pytest.raises(UserError, match=r"There is no configuration quikstart; did you mean quickstart\?"):
+        configuration.load("quikstart")
+    with pytest.raises(UserError, match=r"no configuration x/quickstart;"):
+        configuration.load("x/quickstart")
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("model: {width: 16}")
+    assert configuration.load("quickstart").model.width == 16  # one's own comes first
+
+
 def test_configuration_survives_a_round_trip_and_is_hashable():
     config = configuration.load("configs/quickstart.yaml", ["model.width=64"])
     again = configuration.validate(config.model_dump(), "copy")

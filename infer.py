@@ -163,13 +163,13 @@ def score(engine: Any, path: str) -> None:
 def chat(engine: Any, arguments: argparse.Namespace) -> None:
     """Talk in turns."""
     from lior_jax.inference import chat as conversations
-    from lior_jax.inference.sampling import Settings
+    from lior_jax.inference.sampling import Sampling
 
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` its line editing and history
 
     chosen = settings(arguments)
-    how = Settings(**{name: chosen[name] for name in Settings._fields})
+    how = Sampling(**{name: chosen[name] for name in Sampling._fields})
     stop = tuple(chosen["stop"]) or ("\n\n",)
     conversations.run(conversations.Conversation(engine, how, stop, arguments.max_tokens, arguments.seed))
 

@@ -353,7 +353,7 @@ MUTATIONS = [
         f"{SAMPLING} -k penalty",
     ),
     Mutation(
-        "inference/sampling.py", "settings.min_p * descending[0]", "settings.min_p * descending[1]", f"{SAMPLING} -k min_p"
+        "inference/sampling.py", "sampling.min_p * descending[0]", "sampling.min_p * descending[1]", f"{SAMPLING} -k min_p"
     ),
     Mutation(
         "inference/decoder.py",

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from lior_jax.inference import memory_bank, sampling
 from lior_jax.inference.memory_bank import MemoryBank, Mixture
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 from lior_jax.model import Params, network, recurrence
 from lior_jax.model.recurrence import History, Layer
 from lior_jax.settings import ModelConfig
@@ -89,7 +89,7 @@ class Decoder:
             history = _extend(self.params, self.layers, history, chunk, lengths, self.config)
         return Prefix(history, self._placed(seen), prefix.drawn)
 
-    def draw(self, prefix: Prefix, keys: Array, settings: Settings, count: int) -> tuple[Prefix, np.ndarray]:
+    def draw(self, prefix: Prefix, keys: Array, settings: Sampling, count: int) -> tuple[Prefix, np.ndarray]:
         """Draw the next `count ≤ SEGMENT` tokens of every sequence, which must not be empty.
 
         Args:
@@ -101,7 +101,7 @@ class Decoder:
         prefix, tokens = _draw(self.params, self.layers, self.memory, prefix, keys, settings, count, self.config)
         return prefix, np.asarray(tokens)[:, :count]
 
-    def stream(self, prefix: Prefix, keys: Array, settings: Settings, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
+    def stream(self, prefix: Prefix, keys: Array, settings: Sampling, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
         """Yield the next `count` tokens of every sequence, `[B, n]` with `n ≤ pace`, as they are drawn."""
         while count > 0:
             prefix, tokens = self.draw(prefix, keys, settings, min(pace, count, SEGMENT))
@@ -158,7 +158,7 @@ def _draw(
     memory: Memory | None,
     prefix: Prefix,
     keys: Array,
-    settings: Settings,
+    settings: Sampling,
     count: Array,
     config: ModelConfig,
 ) -> tuple[Prefix, Array]:

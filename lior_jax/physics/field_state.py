@@ -49,7 +49,7 @@ def encode_chunked(
     state: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Pairs of positions within a chunk, the poles' state between chunks: work and memory linear in `L`.
+    """Pairs of positions within a chunk, the poles' state between chunks (tool): work and room linear in `L`.
 
     Args:
         chunk: positions taken at once; the last chunk is shorter where `L` is no multiple.
@@ -83,7 +83,7 @@ def encode_more(
     lengths: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """A chunk of `C` further positions after those that the state remembers.
+    """A chunk of `C` further positions after those that the state has taken in.
 
     Args:
         lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace. All by default.

@@ -16,10 +16,10 @@ CURVATURE_EPSILON = 1e-4
 
 
 def scalar_curvature(curvature: Array, contraction: Array) -> Array:
-    """`sqrt(|K_μνρσ R_μνρσ| + ε)` of a dense curvature tensor `[..., n, n, n, n]`: `[...]`.
+    """`sqrt(|K_μνρσ R_μνρσ| + ε)` of a dense curvature tensor `[..., n, n, n, n]`: `[...]` (tool).
 
     Args:
-        contraction: `K`, from `geometry.contraction_kernel`.
+        contraction: `K`, from `base_geometry.contraction_kernel`.
     """
     return jnp.sqrt(jnp.abs(jnp.einsum("mnrs,...mnrs->...", contraction, curvature)) + CURVATURE_EPSILON)
 

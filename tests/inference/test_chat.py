@@ -5,7 +5,7 @@ import pytest
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, chat
 from lior_jax.inference.chat import Conversation
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def engine(finished_run):
 
 def converse(engine, temperature=0.0, stop=(", ",), max_tokens=12):
     """The corpus has no line breaks, so neither has its alphabet."""
-    return Conversation(engine, Settings(temperature), stop, max_tokens, seed=0, line_end=" ")
+    return Conversation(engine, Sampling(temperature), stop, max_tokens, seed=0, line_end=" ")
 
 
 class Terminal:

@@ -11,6 +11,8 @@ import pytest
 
 from lior_jax.storage import arrays, files, manifest, snapshot
 
+ROOT = Path(__file__).parents[2]
+
 STEPS = ("fsync", "replace", "rename", "chmod")
 """What writing asks of the system, and may be refused."""
 
@@ -124,7 +126,7 @@ with files.replacing_folder(Path(sys.argv[1])) as unfinished:
 
 def test_a_folder_moved_away_by_a_writer_that_was_killed_is_put_back_by_the_next(tmp_path):
     begin(folder, tmp_path / "it")
-    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "it"], check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "it"], cwd=ROOT, check=False).returncode == 9
     assert not (tmp_path / "it").exists()
     files.tidy(tmp_path, "other")
     assert not (tmp_path / "it").exists()

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import pytest
 
 from lior_jax.errors import UserError
 from lior_jax.storage import lock
+
+ROOT = Path(__file__).parents[2]
 
 HOLDS = """
 import sys, time
@@ -23,7 +26,8 @@ with lock.held(Path(sys.argv[1])):
 
 
 def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", HOLDS, tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(UserError) as raised, lock.held(tmp_path):
             pass

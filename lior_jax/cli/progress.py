@@ -18,6 +18,7 @@ class Bar:
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream or sys.stderr
+        self._is_terminal = self._stream is not None and self._stream.isatty()
         self._steps = 0
         self._bar: tqdm | None = None
         self._pass: tqdm | None = None
@@ -43,8 +44,8 @@ class Bar:
             case events.Step():
                 self._step(event)
             case events.Validated():
-                self._figures["val"] = f"{event.nats_per_token:.3f}"
-            case events.Scoring():
+                self._figure("val", f"{event.nats_per_token:.3f}")
+            case events.Scoring() if self._is_terminal:
                 self._scoring(event)
             case events.SubscriberFailed():
                 self.clear()
@@ -60,17 +61,21 @@ class Bar:
                 file=self._stream,
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=0.2 if self._stream.isatty() else 20,
+                mininterval=0.2 if self._is_terminal else 20,
                 bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             )
 
     def _step(self, event: events.Step) -> None:
-        self._figures["loss"] = f"{event.loss:.3f}"
+        self._figure("loss", f"{event.loss:.3f}")
         if event.tokens_per_second is not None:
-            self._figures["tok/s"] = f"{event.tokens_per_second:,.0f}"
+            self._figure("tok/s", f"{event.tokens_per_second:,.0f}")
+        if self._bar is not None:
+            self._bar.update(event.step - self._bar.n)
+
+    def _figure(self, name: str, value: str) -> None:
+        self._figures[name] = value
         if self._bar is not None:
             self._bar.set_postfix(self._figures, refresh=False)
-            self._bar.update(event.step - self._bar.n)
 
     def _scoring(self, event: events.Scoring) -> None:
         if self._pass is None:
@@ -83,7 +88,7 @@ class Bar:
     def clear(self) -> None:
         """Make room for a line on the same terminal; the bar comes back with the next step."""
         for bar in (self._pass, self._bar):
-            if bar is not None:
+            if bar is not None and self._is_terminal:
                 with suppress(*output.BROKEN):
                     bar.clear()
 

@@ -78,7 +78,7 @@ class Loop:
         self.save(state, step, nats, owes_evaluation)
         if evaluates:
             self.checkpoints.wait()
-        self.report_saves(last or self.stop.requested)
+            self.report_saves(last or self.stop.requested)
         self.reporter.send()
 
     def save(self, state: State, step: int, nats: float | None, owes_evaluation: bool) -> None:

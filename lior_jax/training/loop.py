@@ -82,7 +82,9 @@ class Loop:
         self.reporter.send()
 
     def save(self, state: State, step: int, nats: float | None, owes_evaluation: bool) -> None:
-        """Start saving."""
+        """Start saving, once an earlier save is finished."""
+        self.checkpoints.wait()
+        self.report_saves()
         self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats, owes_evaluation)
         self.saving = step
 

@@ -22,6 +22,7 @@ from lior_jax.data.corpus import Corpus
 from lior_jax.inference import scoring
 from lior_jax.settings import Config
 from lior_jax.training import loop
+from lior_jax.training.step import State, initial_state
 
 REFERENCE = """
 data: {tokenizer: char}
@@ -88,7 +89,7 @@ def main() -> None:
     chosen = {name: row for name, row in ROWS.items() if not words or name == "reference" or any(w in name for w in words)}
     configs = {name: configuration.parse(REFERENCE, "the ablation", [*arguments.set, *row]) for name, row in chosen.items()}
     corpus = data.load(configs["reference"])
-    configs = {name: loop.with_vocabulary(config, corpus) for name, config in configs.items()}
+    configs = {name: data.with_vocabulary(config, corpus) for name, config in configs.items()}
 
     lines = arguments.out.read_text().splitlines() if arguments.out and arguments.out.exists() else []
     nats = {(run["row"], run["seed"]): run["nats"] for run in map(json.loads, lines)}
@@ -106,8 +107,8 @@ def main() -> None:
     _print_table(configs, losses, _time(configs, corpus))
 
 
-def _start(config: Config, seed: int) -> loop.State:
-    return jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(seed), config)
+def _start(config: Config, seed: int) -> State:
+    return jax.jit(initial_state, static_argnums=1)(jax.random.key(seed), config)
 
 
 def _batch(config: Config, corpus: Corpus, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -61,12 +61,11 @@ def measure(overrides: list[str]) -> dict:
     import jax
 
     from lior_jax import data, model
-    from lior_jax.training import loop
     from lior_jax.training.step import initial_state, train_step
 
     config = configuration.load(CONFIG, overrides)
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
+    config = data.with_vocabulary(config, corpus)
     training, context = config.training, config.model.context
     state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
     first = jax.device_get(state.params)

@@ -18,6 +18,7 @@ from lior_jax import config as configuration
 from lior_jax import data, learning
 from lior_jax.settings import Config
 from lior_jax.training import loop
+from lior_jax.training.step import initial_state
 from tests import implicit
 from tests.oracles import agreement, to64
 
@@ -49,8 +50,8 @@ def main() -> None:
 
     config = configuration.parse(MODEL, "the benchmark", arguments.set)
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(0), config)
+    config = data.with_vocabulary(config, corpus)
+    state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
     training, context = config.training, config.model.context
     for step in range(arguments.train):
         batch = data.batch_at(corpus.train, 0, step, training.batch_size, context)

@@ -35,7 +35,7 @@ import transformer
 from language_report import figure, table
 
 from lior_jax import config as configuration
-from lior_jax import data, learning, model
+from lior_jax import data, model
 from lior_jax.data.corpus import Corpus
 from lior_jax.errors import UserError
 from lior_jax.inference import scoring
@@ -43,7 +43,7 @@ from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import block, dropout, network, operators
 from lior_jax.settings import Config
 from lior_jax.training import loop
-from lior_jax.training.step import dropout_key
+from lior_jax.training.step import State, dropout_key, initial_state
 
 MODEL = """
 data: {tokenizer: char}
@@ -139,7 +139,7 @@ def _row(name: str, config: Config, layers: int, rate: float) -> tuple[Row, int]
         "equilibrium": lambda state, batch: loop.train_step(state, batch, ours)[0],
         "unrolled relaxation": lambda state, batch: by_autodiff(state, batch, ours, False),
     }
-    start = jax.jit(loop.initial_state, static_argnums=1)
+    start = jax.jit(initial_state, static_argnums=1)
     row = Row(
         lambda seed: start(jax.random.key(seed), ours),
         step.get(name, lambda state, batch: by_autodiff(state, batch, ours, False)),
@@ -164,7 +164,7 @@ def _faster_form(row: Row, config: Config, repeat: int = 5) -> Row:
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
-def by_autodiff(state: loop.State, batch: tuple[jax.Array, jax.Array], config: Config, remat: bool) -> loop.State:
+def by_autodiff(state: State, batch: tuple[jax.Array, jax.Array], config: Config, remat: bool) -> State:
     """`loop.train_step` with the gradient of automatic differentiation; `remat` keeps nothing inside a block."""
     tokens, targets = batch
     params = state.params
@@ -181,11 +181,9 @@ def by_autodiff(state: loop.State, batch: tuple[jax.Array, jax.Array], config: C
         return jnp.mean(network.cross_entropy(logits, targets)), observed
 
     gradient, observed = jax.grad(loss, has_aux=True)(params)
-    updates, optimizer = learning.make_optimizer(config.optimizer, config.training.steps, config.learning).update(
-        gradient, state.optimizer, params
-    )
     carried = operators.carry(params, observed.action, observed.moment, config.model)
-    return loop.State(optax.apply_updates(params, updates)._replace(carried=carried), optimizer)
+    stepped = state.apply_gradients(grads=gradient)
+    return stepped.replace(params=stepped.params._replace(carried=carried))
 
 
 def _transformer_row(net: transformer.Transformer, config: Config, rate: float) -> tuple[Row, int]:
@@ -256,12 +254,12 @@ def _validate(losses: Callable[..., jax.Array], windows: scoring.Windows, size: 
     return total / int(windows.counted.sum())
 
 
-def _masks(state: loop.State, tokens: jax.Array, config: Config) -> dropout.Masks:
+def _masks(state: State, tokens: jax.Array, config: Config) -> dropout.Masks:
     """All masks that `loop.train_step` would draw in this step."""
     rate, model = config.learning.dropout, config.model
     if not rate:
         return dropout.KEEP_ALL
-    key = dropout_key(optax.tree.get_all_with_path(state.optimizer, "count")[0][1], config)
+    key = dropout_key(state.step, config)
     keys, length = dropout.keys(key, model.blocks, tokens.shape[0]), tokens.shape[1]
     blocks = jax.vmap(lambda own: dropout.block_masks(own, length, rate, model))(keys.blocks)
     return dropout.Masks(dropout.embedding_mask(keys.embedding, length, rate, model), blocks)

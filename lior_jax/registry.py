@@ -75,6 +75,8 @@ class Rule:
     """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` says otherwise."""
     estimate: Callable[..., Any] | str
     """`estimate(params, batch, model, learning, keys) -> (gradient, Info)`, or where to import it from."""
+    residual: str = "residual"
+    """What `Info.reversibility` measures, as the axis of a figure says it."""
     nudges: tuple[str, ...] = ("centred", "one_sided")
     """Values of `learning.nudge` that it knows."""
     ignores: tuple[str, ...] = ("nudged_steps", "pull", "update")
@@ -90,6 +92,7 @@ RULES: Registry[Rule] = Registry(
             dynamics="symplectic",
             residual_limit=1e-2,  # an echo that does not retrace the free run is worth nothing
             estimate="lior_jax.learning.echo:estimate",
+            residual="relative distance of rebuilt states",
         ),
         "equilibrium": Rule(
             name="equilibrium",
@@ -97,6 +100,7 @@ RULES: Registry[Rule] = Registry(
             dynamics="dissipative",
             residual_limit=1e-3,  # a contrast of relaxations that have not settled is not the gradient
             estimate="lior_jax.learning.equilibrium:estimate",
+            residual="residual of the relaxations",
             nudges=("centred", "one_sided", "random_sign"),
             ignores=(),
         ),

@@ -16,7 +16,9 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["lior_jax.training.dry_run", "lior_jax.analysis.plots", "scipy.linalg"])
+_context.set_forkserver_preload(
+    ["lior_jax.training.dry_run", "lior_jax.cli.progress", "lior_jax.analysis.plots", "scipy.linalg"]
+)
 
 # Starting one process asks after all others, and two threads that ask after the same one take its exit status from each other.
 _lock = threading.Lock()

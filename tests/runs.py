@@ -6,7 +6,9 @@ import pytest
 
 from lior_jax import config as configuration
 from lior_jax import training
+from lior_jax.cli.sentences import sentence
 from lior_jax.settings import Config
+from lior_jax.training import events
 
 TINY = """
 model: {context: 16, width: 16, blocks: 2, heads: 2, geometry: {chart_dim: 4, rank: 1, rotor_layers: 2},
@@ -22,6 +24,25 @@ def tiny_config(folder: Path, name: str, *overrides: str) -> Config:
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(f"{i * i % 97} is {i % 7} and {i % 5}, " for i in range(400)))
     return configuration.parse(TINY, "tiny", [f"data.path={corpus}", f"run.directory={folder / name}", *overrides])
+
+
+class Listener:
+    """A subscriber that keeps all events."""
+
+    def __init__(self):
+        self.events: list[events.Event] = []
+
+    def __call__(self, event: events.Event) -> None:
+        self.events.append(event)
+
+    @property
+    def said(self) -> str:
+        """What the program would have printed of them."""
+        return "\n".join(filter(None, map(sentence, self.events)))
+
+    def of(self, kind: type[events.Event]) -> list:
+        """The events of a kind."""
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 @pytest.fixture

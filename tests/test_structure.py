@@ -1,4 +1,5 @@
-"""What the source may contain, read from its syntax trees: no automatic differentiation, and imports that run down only."""
+"""What the source may contain, read from its syntax trees: no automatic differentiation, no printing outside the command
+line, and imports that run down only."""
 
 import ast
 from pathlib import Path
@@ -131,6 +132,56 @@ def test_derivatives_are_found(source):
 )
 def test_other_checkpoints_are_no_derivatives(source):
     assert not derivatives(source)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def prints(source: str) -> list[str]:
+    """Where a source writes to the terminal: `print`, `input`, the standard streams, their descriptors, progress bars."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        writes_by_number = name == "os.write" and isinstance(node.args[0], ast.Constant)
+        streams = isinstance(node, ast.Attribute) and node.attr.strip("_") in ("stdin", "stdout", "stderr")
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        bars = any(module.split(".")[0] == "tqdm" or module in ("sys.stdout", "sys.stderr") for module in imported)
+        if name in ("print", "input") or writes_by_number or streams or bars:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_prints(path):
+    if "cli" not in path.relative_to(ROOT).parts:
+        assert not prints(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('x')",
+        "import sys\nsys.stdout.write('x')",
+        "import sys\nprogress(file=sys.stderr)",
+        "from sys import stderr",
+        "import sys\nsys.__stdout__.write('x')",
+        "import os\nos.write(2, b'x')",
+        "from tqdm import tqdm",
+        "import tqdm.auto as bars",
+        "input('> ')",
+    ],
+)
+def test_printing_is_found(source):
+    assert prints(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["import os\nos.write(pipe, b'x')", "result.stdin_name", "file.write('x')", "fingerprint(x)"]
+)
+def test_other_writing_is_no_printing(source):
+    assert not prints(source)
 
 
 # --- imports ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from lior_jax.model import Params
 from lior_jax.model.operators import prepare
+from lior_jax.registry import RULES, Rule
 from lior_jax.settings import ModelConfig
 from lior_jax.storage import checkpoint, files
 from lior_jax.training import metrics as run_metrics
@@ -53,8 +54,9 @@ def write(run: str | Path) -> Path:
 def render(run: Path) -> str:
     """The page's text."""
     lines = run_metrics.read(run)
-    begin = note("A run of lior_jax, which learns by Hamiltonian echo.")
-    sections = [*_summary(run, lines), *_curves(lines), *_samples(lines), *_inside(run, lines), *_settings(run)]
+    rule = RULES[_record(run)["learning"]["rule"]]
+    begin = note(f"A run of lior_jax, which learns by {rule.title}.")
+    sections = [*_summary(run, lines), *_curves(lines, rule), *_samples(lines), *_inside(run, lines), *_settings(run)]
     return page(run.resolve().name, [begin, *sections])
 
 
@@ -84,17 +86,17 @@ def _summary(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     yield table(rows.items())
 
 
-def _curves(lines: list[dict[str, Any]]) -> Iterator[str]:
+def _curves(lines: list[dict[str, Any]], rule: Rule) -> Iterator[str]:
     yield heading("Learning")
     if not any(line["kind"] == "train" for line in lines):
         yield note("No step was logged yet.")
         return
     yield picture(plots.loss_curve(lines), "Cross-entropy against the step.")
-    yield heading("Health of the echo")
+    yield heading(f"Health of the {rule.title}")
     yield picture(
-        plots.echo_health(lines),
-        "Left: how far states rebuilt by the echo are from those of the free run; it should stay near the rounding error. "
-        "Middle: how hard each block's end is pushed. Right: the norm of the gradient estimate before clipping.",
+        plots.health(lines, residual=rule.residual),
+        f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied. "
+        "Middle: how hard each block's end is nudged. Right: the norm of the gradient estimate before clipping.",
     )
     yield heading("Action")
     yield picture(plots.action_over_training(lines), "Mean LIoR action of each block's flow during training.")
@@ -204,8 +206,7 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
 
 def _settings(run: Path) -> Iterator[str]:
     yield heading("Configuration")
-    record = yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))
-    yield verbatim(yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    yield verbatim(yaml.safe_dump(_record(run), sort_keys=False, allow_unicode=True))
     yield heading("Environment of this page")
     rows = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     rows |= {name: metadata.version(name) for name in _LIBRARIES}
@@ -217,4 +218,9 @@ def _settings(run: Path) -> Iterator[str]:
 def _text(run: Path, lines: list[dict[str, Any]]) -> str:
     """The newest sample, or the prompt of the samples."""
     samples = [line["text"] for line in lines if line["kind"] == "sample"]
-    return samples[-1] if samples else yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))["sample"]["prompt"]
+    return samples[-1] if samples else _record(run)["sample"]["prompt"]
+
+
+def _record(run: Path) -> dict[str, Any]:
+    """The configuration that the run was started with."""
+    return yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""The command lines: the only place that prints."""
+"""The command lines: the only place that prints. JAX is imported when there is something to compute."""

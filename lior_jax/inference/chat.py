@@ -1,7 +1,6 @@
-"""A conversation in the terminal: what was said stays read, so a turn costs its own length only."""
+"""A conversation with a model: what was said stays read, so a turn costs its own length only."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +81,40 @@ class Conversation:
         return self.engine.explain(self.transcript.removesuffix(self.answer), self.answer)
 
     def remember(self, path: str) -> str:
-        """Read a file into the engine's memory, and tell what was done. Raises `UserError` for one that cannot be read."""
+        """Read a file into the engine's memory; returns what was done. Raises `UserError` for one that cannot be read."""
+        if not path:
+            raise UserError("/remember needs a file, for example /remember notes.txt.")
         text = read_file(path)
         self.engine = self.engine.remember(text)
         return f"{len(text):,} characters of {path} are remembered."
+
+    def command(self, line: str) -> str:
+        """Do what a line without its `/` asks for (`HELP`), and return what is to be shown.
+
+        Raises:
+            UserError: no such command, or one that lacks what it needs.
+        """
+        name, _, argument = line.partition(" ")
+        if name == "reset":
+            self.reset()
+            return "Forgotten."
+        if name == "temperature":
+            return self._set_temperature(argument)
+        if name == "explain":
+            return self.explain().table()
+        if name == "remember":
+            return self.remember(argument.strip())
+        if name == "help":
+            return HELP
+        raise UserError(f"There is no command /{name}; /help lists them.")
+
+    def _set_temperature(self, value: str) -> str:
+        try:
+            temperature = float(value)
+        except ValueError:
+            raise UserError("/temperature needs a number, for example /temperature 0.7.") from None
+        self.settings = self.settings._replace(temperature=temperature).check()
+        return f"The temperature is {temperature:g}."
 
 
 def read_file(path: str | Path) -> str:
@@ -96,63 +125,3 @@ def read_file(path: str | Path) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {problem.start}); convert it.") from None
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({problem.strerror}); give an existing UTF-8 file.") from None
-
-
-def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Callable[..., Any] = print) -> None:
-    """Talk until the end of the input or /quit.
-
-    Args:
-        ask: shows a prompt and returns a line, as `input` does.
-        show: prints text, as `print` does.
-    """
-    show("Say something; /help lists the commands.")
-    while True:
-        try:
-            line = ask("> ")
-        except EOFError:
-            show()
-            return
-        except KeyboardInterrupt:
-            show("\n/quit leaves.")
-            continue
-        try:
-            if line.strip() == "/quit":
-                return
-            if line.startswith("/"):
-                show(_command(conversation, *line[1:].split(maxsplit=1)))
-            elif line:
-                _answer(conversation, line, show)
-        except UserError as problem:
-            show(problem)
-
-
-def _answer(conversation: Conversation, line: str, show: Callable[..., Any]) -> None:
-    try:
-        with contextlib.closing(conversation.reply(line)) as pieces:
-            for piece in pieces:
-                show(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        show(" [stopped]", end="")
-    show()
-
-
-def _command(conversation: Conversation, name: str = "", argument: str = "") -> Any:
-    if name == "reset":
-        conversation.reset()
-        return "Forgotten."
-    if name == "temperature":
-        try:
-            temperature = float(argument)
-        except ValueError:
-            raise UserError("/temperature needs a number, for example /temperature 0.7.") from None
-        conversation.settings = conversation.settings._replace(temperature=temperature).check()
-        return f"The temperature is {temperature:g}."
-    if name == "explain":
-        return conversation.explain().table()
-    if name == "remember":
-        if not argument:
-            raise UserError("/remember needs a file, for example /remember notes.txt.")
-        return conversation.remember(argument.strip())
-    if name == "help":
-        return HELP
-    raise UserError(f"There is no command /{name}; /help lists them.")

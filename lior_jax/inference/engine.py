@@ -18,6 +18,7 @@ from lior_jax.inference import export, memory_bank, remembering, scoring
 from lior_jax.inference.decoder import SEGMENT, Decoder, Memory, sequence_keys
 from lior_jax.inference.explanation import Explanation, Recollection, by_position
 from lior_jax.inference.sampling import Sampling
+from lior_jax.inference.scoring import Progress, unseen
 from lior_jax.inference.text import Writer
 from lior_jax.model import Params
 from lior_jax.settings import ModelConfig
@@ -190,12 +191,13 @@ class Engine:
         found = ["".join(shown) + writer.end() for writer, shown in zip(writers, pieces, strict=True)]
         return found[0] if isinstance(prompt, str) else found
 
-    def score(self, text: str, stride: int | None = None) -> Score:
+    def score(self, text: str, stride: int | None = None, progress: Progress = unseen) -> Score:
         """How well the model predicts a text: each token but the first, given the window before it.
 
         Args:
             text: at least two tokens.
             stride: targets scored per window (see `scoring.cover`); half the context by default.
+            progress: shows how far it has come.
         """
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
@@ -203,13 +205,15 @@ class Engine:
         stride = max(1, self.config.context // 2) if stride is None else stride
         windows = scoring.cover(tokens, self.config.context, stride)
         if self.memory is None:
-            alone = nats = scoring.mean_nats(self.params, windows, self.config)
+            alone = nats = scoring.mean_nats(self.params, windows, self.config, progress)
         else:
-            (alone, nats), _ = remembering.score(self.memory.bank, self.params, windows, self.config, self.memory.mixture)
+            (alone, nats), _ = remembering.score(
+                self.memory.bank, self.params, windows, self.config, self.memory.mixture, progress=progress
+            )
         per_character = len(tokens) / len(text)
         return Score(len(tokens) - 1, nats, nats * per_character, alone * per_character)
 
-    def remember(self, text: str, capacity: int = CAPACITY) -> "Engine":
+    def remember(self, text: str, capacity: int = CAPACITY, progress: Progress = unseen) -> "Engine":
         """An engine that has read a text into its memory, beside what it remembered before; no parameter changes.
 
         How far the memory is trusted is chosen on the last tenth of the text before that is read too.
@@ -217,6 +221,7 @@ class Engine:
         Args:
             text: at least `MIN_REMEMBERED` tokens.
             capacity: entries of a memory that is begun; the oldest are overwritten when it is full.
+            progress: shows how far it has come.
 
         Raises:
             UserError: too short a text, or one that the tokenizer cannot encode.
@@ -229,11 +234,11 @@ class Engine:
             )
         cut = len(tokens) - len(tokens) // 10
         bank = memory_bank.empty(capacity, self.config) if self.memory is None else self.memory.bank
-        bank = remembering.remember(bank, self.params, tokens[:cut], self.config)
+        bank = remembering.remember(bank, self.params, tokens[:cut], self.config, progress)
         stride = max(1, self.config.context // 2)
         held_out = scoring.cover(tokens[cut:], self.config.context, stride, max(1, _HELD_OUT // stride))
-        mixture, _ = remembering.choose(bank, self.params, held_out, self.config)
-        bank = remembering.remember(bank, self.params, tokens[cut:], self.config)
+        mixture, _ = remembering.choose(bank, self.params, held_out, self.config, progress)
+        bank = remembering.remember(bank, self.params, tokens[cut:], self.config, progress)
         return replace(self, memory=Memory(bank, mixture))
 
     def save_memory(self, path: str | Path) -> None:

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
 from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank, scoring
 from lior_jax.inference.memory_bank import MemoryBank, Mixture
-from lior_jax.inference.scoring import Windows
+from lior_jax.inference.scoring import Progress, Windows, unseen
 from lior_jax.model import Params
 from lior_jax.settings import ModelConfig
 
@@ -43,7 +42,9 @@ class _Batch(NamedTuple):
     valid: np.ndarray
 
 
-def remember(bank: MemoryBank, params: Params, tokens: np.ndarray, config: ModelConfig) -> MemoryBank:
+def remember(
+    bank: MemoryBank, params: Params, tokens: np.ndarray, config: ModelConfig, progress: Progress = unseen
+) -> MemoryBank:
     """Read a text: the coordinates of each of its tokens but the last, and the token after it.
 
     Args:
@@ -56,14 +57,20 @@ def remember(bank: MemoryBank, params: Params, tokens: np.ndarray, config: Model
         raise UserError("The text to remember needs at least two tokens: one, and the one that follows it.")
     windows = scoring.cover(tokens, config.context, max(1, config.context // 2))
     bank = jax.tree.map(jnp.copy, bank)  # the one given stays, while the copy's memory is used again and again
-    for batch in _batches(windows, _WINDOWS_AT_ONCE, "remembering"):
+    for batch in _batches(windows, _WINDOWS_AT_ONCE, "remembering", progress):
         _, points = _look(params, batch, config)
         bank = _commit(bank, points, batch)
     return bank
 
 
 def score(
-    bank: MemoryBank, params: Params, windows: Windows, config: ModelConfig, mixture: Mixture, commit: bool = False
+    bank: MemoryBank,
+    params: Params,
+    windows: Windows,
+    config: ModelConfig,
+    mixture: Mixture,
+    commit: bool = False,
+    progress: Progress = unseen,
 ) -> tuple[RememberedScore, MemoryBank]:
     """Score a text by model and memory.
 
@@ -76,7 +83,7 @@ def score(
     """
     total, count = np.zeros(2), int(windows.counted.sum())
     bank = jax.tree.map(jnp.copy, bank) if commit else bank
-    for batch in _batches(windows, 1 if commit else _WINDOWS_AT_ONCE, "scoring"):
+    for batch in _batches(windows, 1 if commit else _WINDOWS_AT_ONCE, "scoring", progress):
         logits, points = _look(params, batch, config)
         nats = -np.stack(_log_probabilities(bank, logits, points, batch.targets, mixture))
         total += nats.sum((1, 2), dtype=np.float64, where=batch.valid)
@@ -84,7 +91,9 @@ def score(
     return RememberedScore(*map(float, total / count)), bank
 
 
-def choose(bank: MemoryBank, params: Params, windows: Windows, config: ModelConfig) -> tuple[Mixture, RememberedScore]:
+def choose(
+    bank: MemoryBank, params: Params, windows: Windows, config: ModelConfig, progress: Progress = unseen
+) -> tuple[Mixture, RememberedScore]:
     """The mixture that predicts a held-out text best: inverse temperature from a grid, weight by expectation-maximisation.
 
     Args:
@@ -100,7 +109,7 @@ def choose(bank: MemoryBank, params: Params, windows: Windows, config: ModelConf
     if not int(bank.present):
         raise UserError("The memory is empty, so there is nothing to mix; let it read a text first.")
     seen = []
-    for batch in _batches(windows, _WINDOWS_AT_ONCE, "choosing"):
+    for batch in _batches(windows, _WINDOWS_AT_ONCE, "choosing", progress):
         logits, points = _look(params, batch, config)
         log_model = np.asarray(_of_targets(jax.nn.log_softmax(logits), batch.targets))
         seen.append((np.asarray(points)[batch.valid], batch.targets[batch.valid], log_model[batch.valid]))
@@ -150,12 +159,12 @@ def _read_targets(bank: MemoryBank, queries: np.ndarray, targets: np.ndarray, be
     return np.concatenate(found)[: len(queries)]
 
 
-def _batches(windows: Windows, size: int, what: str) -> Iterator[_Batch]:
+def _batches(windows: Windows, size: int, what: str, progress: Progress) -> Iterator[_Batch]:
     most = int(windows.counted.sum(1).max())
     places = np.argsort(~windows.counted, axis=1, kind="stable")[:, :most].astype(np.int32)
     pick = partial(np.take_along_axis, indices=places, axis=1)
     whole = _Batch(windows.tokens, places, pick(windows.targets), pick(windows.counted))
-    for start in tqdm(range(0, len(places), size), desc=what, leave=False, delay=3):
+    for start in progress(range(0, len(places), size), what):
         batch = _Batch(*(x[start : start + size] for x in whole))
         missing = size - len(batch.tokens)
         yield _Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in batch))

@@ -1,18 +1,25 @@
 """How well a model predicts a text: windows that cover it, and the nats of each of its tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from lior_jax.errors import UserError
 from lior_jax.model import Params, token_losses
 from lior_jax.settings import ModelConfig
 
 _WINDOWS_AT_ONCE = 16
+
+Progress = Callable[[Sequence, str], Iterable]
+"""Yields what it is given, under a name, and may show how far it has come, or raise an exception to give up."""
+
+
+def unseen(items: Sequence, what: str) -> Iterable:
+    """The `Progress` that shows nothing."""
+    return items
 
 
 class Windows(NamedTuple):
@@ -50,19 +57,20 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
     return Windows(padded[place], padded[place + 1], counted)
 
 
-def mean_nats(params: Params, windows: Windows, config: ModelConfig, between: Callable[[], object] = lambda: None) -> float:
-    """Mean nats of the counted targets. `between` is called again and again; it may raise, to give up."""
+def mean_nats(params: Params, windows: Windows, config: ModelConfig, progress: Progress = unseen) -> float:
+    """Mean nats of the counted targets."""
     total = 0.0
-    for losses, counted in _losses(params, windows, config):
-        between()
+    for losses, counted in _losses(params, windows, config, progress):
         total += float((losses * counted).sum(dtype=np.float64))
     return total / int(windows.counted.sum())
 
 
-def _losses(params: Params, windows: Windows, config: ModelConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _losses(
+    params: Params, windows: Windows, config: ModelConfig, progress: Progress
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = min(_WINDOWS_AT_ONCE, len(windows.tokens))
     starts = range(0, len(windows.tokens), size)
-    for start in tqdm(starts, desc="scoring", leave=False, delay=3):
+    for start in progress(starts, "scoring"):
         piece = Windows(*(x[start : start + size] for x in windows))
         missing = size - len(piece.tokens)
         tokens, targets = (np.pad(x, ((0, missing), (0, 0))) for x in piece[:2])

@@ -6,6 +6,7 @@ state; only the first of them holds it.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lior_jax.learning import Info, soundness
 from lior_jax.settings import Config
 from lior_jax.storage import files, snapshot
 from lior_jax.storage.checkpoint import Metadata
+from lior_jax.training.events import RefusedStep
 
 FOLDER = "bad_steps"
 KEPT = 20
@@ -31,7 +33,7 @@ class BadSteps:
         self.folder, self.config, self.tokenizer, self.metadata = run / FOLDER, config, tokenizer, metadata
         self.in_a_row = 0
 
-    def keep(self, step: int, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> str:
+    def keep(self, step: int, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> RefusedStep:
         """Write a bad step down and count it.
 
         Args:
@@ -39,16 +41,16 @@ class BadSteps:
             trees: what met it: parameters and optimiser state.
 
         Returns:
-            A sentence for the user.
+            What is to be reported.
         """
         self.in_a_row += 1
-        reasons = ", ".join(soundness.complaints(info, self.config.learning))
+        reasons = tuple(soundness.complaints(info, self.config.learning))
+        refused = RefusedStep(step, reasons, self.folder / str(step))
         try:
-            self._write(step, reasons, info, batch, trees)
-            kept = f"batch and state are in {self.folder / str(step)}"
+            self._write(step, ", ".join(reasons), info, batch, trees)
         except Exception as problem:  # whatever the disk refuses must not end the run
-            kept = f"batch and state could not be written ({problem})"
-        return f"Step {step} was not applied: {reasons}; {kept}."
+            return replace(refused, problem=str(problem))
+        return refused
 
     def stop_if_too_many(self, step: int) -> None:
         """Raise `UserError` if patience is over."""

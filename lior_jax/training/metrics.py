@@ -1,10 +1,11 @@
-"""What a run writes down: one JSON object a line, and the same figures for TensorBoard.
+"""A run's figures on the disk: one JSON object a line, and the same for TensorBoard.
 
 A disk that is full keeps no figure from the next attempt and no step from being trained: what could not be written
 stays in memory until it can be.
 """
 
 import json
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,24 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lior_jax.errors import UserError
 from lior_jax.storage import files
+from lior_jax.training import events
 
 FILE = "metrics.jsonl"
+
+
+def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
+    """Kind and values of what is written down of an event, None for nothing."""
+    match event:
+        case events.Step(figures=dict(values)):
+            return "train", values
+        case events.RefusedStep(reasons=reasons):
+            return "bad_step", {"reasons": ", ".join(reasons)}
+        case events.Validated(nats_per_token=nats) if math.isfinite(nats):
+            names = "nats_per_token", "nats_per_character", "bits_per_character"
+            return "validation", {name: getattr(event, name) for name in names}
+        case events.Sampled(text=text):
+            return "sample", {"text": text}
+    return None
 
 
 class Metrics:
@@ -41,7 +58,7 @@ class Metrics:
         self._board = _Board(run / "tensorboard", after if owes_evaluation else after + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write the figures of one `kind` (`train`, `validation`, `sample`) at a step; arrays by element, texts as text.
+        """Write the figures of one `kind` (`train`, `validation`, `sample`, `bad_step`) at a step; arrays by element.
 
         Raises `OSError` if that cannot be done now; what is left out is written by a later call.
         """

@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,14 +42,18 @@ class Stop:
 
 
 @contextmanager
-def watched() -> Iterator[Stop]:
-    """Turn the signals into a wish, `Stop`, that the loop looks at. For programs, in their main thread."""
+def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[Stop]:
+    """Turn the signals into a wish, `Stop`, that the loop looks at. For programs, in their main thread.
+
+    Args:
+        say: called with a sentence for the user, in a thread of its own, whatever the main thread is doing.
+    """
     stop = Stop()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     handlers = {number: signal.signal(number, _nothing) for number in SIGNALS}
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(reader, stop), daemon=True)
+    listener = threading.Thread(target=_listen, args=(reader, stop, say), daemon=True)
     listener.start()
     try:
         yield stop
@@ -62,31 +66,28 @@ def watched() -> Iterator[Stop]:
         os.close(reader)
 
 
-def _listen(reader: int, stop: Stop) -> None:
+def _listen(reader: int, stop: Stop, say: Callable[[str], object]) -> None:
     deadline = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
-            _leave(stop, "This takes too long; left without saving. What was saved before is kept.")
+            _leave(stop, say, "This takes too long; left without saving. What was saved before is kept.")
         number = os.read(reader, 1)
         if not number:
             return
         if number[0] not in SIGNALS:
             continue
         if stop.requested:
-            _leave(stop, "Left at once. What was saved before is kept.")
+            _leave(stop, say, "Left at once. What was saved before is kept.")
         stop.number, deadline = number[0], time.monotonic() + PATIENCE
-        _tell("Saving and leaving; once more to leave at once.")
+        with suppress(Exception):  # the promise is kept, heard or not
+            say("Saving and leaving; once more to leave at once.")
 
 
-def _leave(stop: Stop, sentence: str) -> None:
-    _tell(sentence)
+def _leave(stop: Stop, say: Callable[[str], object], sentence: str) -> None:
+    with suppress(Exception):
+        say(sentence)
     os._exit(StoppedError(stop.number).status)
-
-
-def _tell(sentence: str) -> None:
-    with suppress(OSError):
-        os.write(2, f"\n{sentence}\n".encode())
 
 
 def _nothing(number, frame) -> None:

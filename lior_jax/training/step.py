@@ -1,11 +1,12 @@
 """One step of training: an estimate, and the optimiser's update if the estimate is sound."""
 
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.training import train_state
 from jax import Array
 
 from lior_jax import learning, model
@@ -18,15 +19,21 @@ _DROPOUT = 0xD809
 """Folded into the seed's key, which the parameters are drawn from, for one that the masks are drawn from."""
 
 
-class State(NamedTuple):
-    """All that a step changes."""
+class State(train_state.TrainState):
+    """All that a step changes: parameters, the optimiser's state, and `step`, the count of applied steps."""
 
-    params: Params
-    optimizer: optax.OptState
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """What a checkpoint stores beside the parameters."""
+        return {"opt_state": self.opt_state, "step": self.step}
+
+    def restored(self, params: Params, optimizer: dict[str, Any]) -> "State":
+        """The state with the parameters and `optimizer` of a checkpoint."""
+        return self.replace(params=params, **optimizer)
 
 
 class Report(NamedTuple):
-    """What a step says of itself."""
+    """Diagnostics of a step."""
 
     info: learning.Info
     sound: Array
@@ -40,16 +47,16 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     """One estimate and, if it is sound, one optimiser step; an unsound one leaves the state as it is, to the last bit.
 
     Args:
+        state: from `initial_state` or `state_of`, whose optimiser is the one that is applied.
         proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
             know yet, it keeps the state of a bad step for the host to look at.
     """
-    step = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
-    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, dropout_key(step, config))
-    updates, optimizer = _optimizer(config).update(gradient, state.optimizer, state.params)
-    stepped = State(optax.apply_updates(state.params, updates)._replace(carried=info.carried), optimizer)
+    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, dropout_key(state.step, config))
+    stepped = state.apply_gradients(grads=gradient)
+    stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))
     sound = soundness.is_sound(info, config.learning)
     applied = sound & proceed
-    learning_rate = make_schedule(config.optimizer, config.training.steps)(step)
+    learning_rate = make_schedule(config.optimizer, config.training.steps)(state.step)
     state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
     return state, Report(info, sound, jnp.asarray(learning_rate))
 
@@ -63,9 +70,16 @@ def dropout_key(step: Array, config: Config) -> Array | None:
 
 def initial_state(key: Array, config: Config) -> State:
     """Parameters and optimiser state of step 0."""
-    params = model.init(key, config.model)
-    return State(params, _optimizer(config).init(params))
+    return state_of(model.init(key, config.model), config)
 
 
+def state_of(params: Params, config: Config) -> State:
+    """The state that training would start from with these parameters."""
+    state = State.create(apply_fn=model.logits, params=params, tx=_optimizer(config))
+    return state.replace(step=jnp.zeros((), jnp.int32))  # an array from the first step on: a second type compiles again
+
+
+@cache
 def _optimizer(config: Config) -> optax.GradientTransformation:
+    """The same object for the same configuration: it is a static part of the state, and compiled programs are found by it."""
     return learning.make_optimizer(config.optimizer, config.training.steps, config.learning)

@@ -46,7 +46,7 @@ def test_loss_curve_of_a_run_without_validation():
 
 def test_health_and_action_draw_every_block():
     lines = train_lines(5)
-    health = plots.echo_health(lines).axes
+    health = plots.health(lines).axes
     np.testing.assert_allclose(health[0].lines[0].get_ydata(), [line["reversibility"] for line in lines])
     np.testing.assert_allclose(drawn(health[1])["block 1"][:, 1], [line["nudge"][1] for line in lines])
     np.testing.assert_allclose(health[2].lines[0].get_ydata(), [line["gradient_norm"] for line in lines])

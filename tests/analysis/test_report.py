@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lior_jax import training
 from lior_jax.analysis import report
 from lior_jax.errors import UserError
+from lior_jax.registry import RULES
 from lior_jax.training import metrics
 
 
@@ -58,7 +60,7 @@ def test_page_says_what_was_measured(page, finished_run):
     assert f"{summary['parameters']:,}" in text
     for heading in (
         "Learning",
-        "Health of the echo",
+        "Health of the Hamiltonian echo",
         "Action",
         "Samples over time",
         "Geometry",
@@ -70,6 +72,17 @@ def test_page_says_what_was_measured(page, finished_run):
     volumes = [float(x) for x in re.findall(r"<td>\d+</td><td>(\d\.\d{6})</td>", page)]
     assert len(volumes) == 2
     assert all(abs(volume - 1) < 1e-3 for volume in volumes)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_page_names_the_rule_that_the_run_learned_by(tmp_path, tiny, rule):
+    """In words and on the axis; nothing is said of another rule."""
+    training.train(tiny("run", f"learning.rule={rule}", "training.steps=3", "sample.tokens=0"))
+    text = " ".join(Page(report.render(tmp_path / "run")).texts)
+    assert f"which learns by {RULES[rule].title}." in text
+    assert f"Health of the {RULES[rule].title}" in text
+    assert f"Left: {RULES[rule].residual};" in text
+    assert not any(other.title in text for name, other in RULES.items() if name != rule)
 
 
 def test_samples_are_text_and_no_html(finished_run, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import transformer
 
 from lior_jax import data, model
-from lior_jax.training import loop
+from lior_jax.training.step import initial_state
 
 TEXT = np.random.default_rng(0).choice(3, 60, p=[0.6, 0.3, 0.1])
 
@@ -129,7 +129,7 @@ def test_both_forms_of_back_propagation_take_the_gradient(tiny):
     corpus = data.load(config)
     config = data.with_vocabulary(config, corpus)
     batch = data.batch_at(corpus.train, 0, 0, 4, config.model.context)
-    start = jax.jit(loop.initial_state, static_argnums=1)
+    start = jax.jit(initial_state, static_argnums=1)
     params = start(jax.random.key(0), config).params
 
     @jax.jit
@@ -140,7 +140,7 @@ def test_both_forms_of_back_propagation_take_the_gradient(tiny):
     for remat in (False, True):
         # The first moment, a multiple of the gradient: AdamW's step itself turns rounding near zero into whole steps.
         state = language.by_autodiff(start(jax.random.key(0), config), batch, config, remat)
-        moment = optax.tree.get(state.optimizer, "mu")._replace(carried=None)
+        moment = optax.tree.get(state.opt_state, "mu")._replace(carried=None)
         chex.assert_trees_all_close(moment, expected, rtol=1e-3, atol=1e-6)
 
 

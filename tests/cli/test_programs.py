@@ -121,6 +121,32 @@ def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("program", "arguments", "status"),
+    [
+        ("train", ["--help"], 0),
+        ("infer", ["--help"], 0),
+        ("train", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3"], 2),
+        ("train", ["--config", "configs/quickstart.yaml", "--set", "model.chart_dim=3"], 2),
+        ("infer", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3", "--prompt", "a"], 2),
+    ],
+)
+def test_help_and_mistakes_do_not_wait_for_jax(program, arguments, status):
+    code = f"""
+import sys
+from lior_jax.cli.{program} import main
+sys.argv = ["{program}.py", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == {status}, end.code
+slow = {{"jax", "flax", "optax", "orbax", "matplotlib", "tensorboardX"}} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompt", ""], "The prompt is empty"),

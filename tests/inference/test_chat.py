@@ -2,6 +2,7 @@
 
 import pytest
 
+from lior_jax.cli import conversation as conversation_loop
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, chat
 from lior_jax.inference.chat import Conversation
@@ -43,7 +44,7 @@ def talk(engine):
 
 def _talk(engine, *lines, **how):
     terminal, conversation = Terminal(*lines), converse(engine, **how)
-    chat.run(conversation, terminal.ask, terminal.show)
+    conversation_loop.run(conversation, terminal.ask, terminal.show)
     return terminal.shown, conversation
 
 
@@ -118,7 +119,7 @@ def test_ctrl_c_stops_the_answer_only(engine):
         if len(calls) == 3:  # after the greeting and a first piece
             raise KeyboardInterrupt
 
-    chat.run(conversation, terminal.ask, interrupt_once)
+    conversation_loop.run(conversation, terminal.ask, interrupt_once)
     assert "[stopped]" in terminal.shown
     assert conversation.transcript.startswith("1 is ")
     assert len(conversation.answer) == 30  # of the second line

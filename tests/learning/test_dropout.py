@@ -14,6 +14,7 @@ from lior_jax.physics import hamiltonian as h
 from lior_jax.physics import integrators
 from lior_jax.physics.hamiltonian import Pair
 from lior_jax.training import loop
+from lior_jax.training.step import state_of
 from tests import implicit, oracles
 from tests.learning.test_echo import assert_is_the_gradient
 from tests.oracles import (
@@ -228,7 +229,7 @@ def test_without_dropout_nothing_is_drawn():
         for key in (None, KEY)
     ]
     assert programs[0] == programs[1]
-    state = loop.State(params, learning.make_optimizer(config.optimizer, config.training.steps, config.learning).init(params))
+    state = state_of(params, config)
     assert "threefry" not in loop.train_step.lower(state, batch, config).as_text()
     assert "threefry" in loop.train_step.lower(state, batch, PLAIN).as_text()
 
@@ -250,7 +251,7 @@ def test_impossible_rates_are_refused(rate):
 def test_each_applied_step_has_masks_of_its_own():
     """The first step's learning rate is zero, so two steps see the same parameters. One that is not applied does not count."""
     params, batch = trained_looking(PLAIN.model), random_batch(PLAIN)
-    state = loop.State(params, learning.make_optimizer(PLAIN.optimizer, PLAIN.training.steps, PLAIN.learning).init(params))
+    state = state_of(params, PLAIN)
 
     def step(state, config=PLAIN, proceed=True):
         after, report = loop.train_step(jax.tree.map(jnp.copy, state), batch, config, proceed)

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax import learning, model
+from lior_jax import model
 from lior_jax.config import replace
 from lior_jax.learning import nudge
 from lior_jax.model import block, operators
 from lior_jax.training import loop
+from lior_jax.training.step import state_of
 from tests import dense, implicit, oracles
 from tests.oracles import (
     EVERYTHING,
@@ -185,9 +186,8 @@ def test_off_changes_nothing():
     assert is_zero(estimate)
     assert info.gradient_norm == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
-    optimizer = learning.make_optimizer(config.optimizer, config.training.steps, config.learning)
-    state = loop.State(jax.tree.map(jnp.copy, params), optimizer.init(params))
-    state, _ = loop.train_step(state, batch, replace(config, "optimizer", warmup_steps=0, weight_decay=0.5))
+    config = replace(config, "optimizer", warmup_steps=0, weight_decay=0.5)
+    state, _ = loop.train_step(state_of(jax.tree.map(jnp.copy, params), config), batch, config)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
 
 
@@ -285,11 +285,8 @@ def _geometry_oracle(params, batch, config):
 def test_geometry_alone_is_all_that_a_step_moves():
     config = config_of(update="geometry")
     params, batch = trained_looking(config.model), random_batch(config)
-    state = loop.State(
-        jax.tree.map(jnp.copy, params),
-        learning.make_optimizer(config.optimizer, config.training.steps, config.learning).init(params),
-    )
-    state, _ = loop.train_step(state, batch, replace(config, "optimizer", warmup_steps=0, weight_decay=0.5))
+    config = replace(config, "optimizer", warmup_steps=0, weight_decay=0.5)
+    state, _ = loop.train_step(state_of(jax.tree.map(jnp.copy, params), config), batch, config)
     for leaf, before in named_leaves(params).items():
         changed = (named_leaves(state.params)[leaf] != before).any()
         assert changed == leaf.startswith(METRIC), leaf

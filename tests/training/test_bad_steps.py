@@ -13,7 +13,9 @@ from lior_jax.errors import UserError
 from lior_jax.learning import soundness
 from lior_jax.registry import RULES
 from lior_jax.storage import checkpoint, snapshot
-from lior_jax.training import bad_steps, loop, metrics
+from lior_jax.training import bad_steps, loop, metrics, run
+from lior_jax.training.step import initial_state
+from tests.runs import Listener
 from tests.training.test_loop import saved_leaves
 
 PLANTS = {
@@ -57,11 +59,11 @@ def batch_of(config, corpus, step):
 
 
 def states(run, step):
-    config = loop.with_vocabulary(training.resume_config(run), data.load(training.resume_config(run)))
-    like = checkpoint.abstract(lambda key: loop.initial_state(key, config), jax.random.key(0))
+    config = data.with_vocabulary(training.resume_config(run), data.load(training.resume_config(run)))
+    like = checkpoint.abstract(lambda key: initial_state(key, config), jax.random.key(0))
     folder = run / bad_steps.FOLDER / str(step) / "state"
     snapshot.verify(folder)
-    return [snapshot.read_tree(folder, name, tree) for name, tree in zip(("params", "optimizer"), like, strict=True)]
+    return [snapshot.read_tree(folder, name, tree) for name, tree in (("params", like.params), ("optimizer", like.optimizer))]
 
 
 def assert_same(actual, expected):
@@ -70,12 +72,12 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("how", PLANTS)
-def test_a_bad_step_is_passed_over_as_if_its_batch_had_not_been_there(tiny, tmp_path, plant, capsys, how):
+def test_a_bad_step_is_passed_over_as_if_its_batch_had_not_been_there(tiny, tmp_path, plant, how):
     """Bit for bit: the state that the next step meets is the one that the bad step met."""
     config = tiny("run", "training.steps=6", "training.save_every=6", "training.eval_every=6")
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(0), config)
+    config = data.with_vocabulary(config, corpus)
+    state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
     for step in (0, 1):
         state, _ = loop.train_step(state, batch_of(config, corpus, step), config)
     before = snapshot.to_host(state)
@@ -85,11 +87,11 @@ def test_a_bad_step_is_passed_over_as_if_its_batch_had_not_been_there(tiny, tmp_
     # Another configuration for the same run: the program that was compiled without the plant must not be found again.
     planted = tiny("run", "training.steps=6", "training.save_every=6", "training.eval_every=6", "training.patience=2")
     plant(planted, [2], PLANTS[how])
-    training.train(planted)
+    listener = Listener()
+    training.train(planted, listener)
     assert_same(saved_leaves(tmp_path / "run")[1], jax.tree.leaves((state.params, state.optimizer)))
-    assert_same(states(tmp_path / "run", 3), before)
-    told = capsys.readouterr().out
-    assert "Step 3 was not applied: the " in told
+    assert_same(states(tmp_path / "run", 3), jax.tree.leaves((before.params, before.optimizer)))
+    assert "Step 3 was not applied: the " in listener.said
     lines = metrics.read(tmp_path / "run")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 4, 5, 6]
     (bad,) = [line for line in lines if line["kind"] == "bad_step"]
@@ -139,9 +141,9 @@ def test_too_many_in_a_row_end_the_run_and_fewer_do_not(tiny, tmp_path, plant):
 def test_a_poisoned_parameter_never_trains(tiny):
     config = tiny("unused")
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(0), config)
-    state = state._replace(params=state.params._replace(embedding=state.params.embedding.at[0, 0].set(jnp.nan)))
+    config = data.with_vocabulary(config, corpus)
+    state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
+    state = state.replace(params=state.params._replace(embedding=state.params.embedding.at[0, 0].set(jnp.nan)))
     before = snapshot.to_host(state)
     state, report = loop.train_step(state, batch_of(config, corpus, 0), config)
     assert not report.sound
@@ -168,15 +170,16 @@ def test_relaxations_that_do_not_settle_end_the_run_with_the_reason(tiny, tmp_pa
     assert soundness.residual_limit(config.learning) == RULES["equilibrium"].residual_limit == 1e-3
 
 
-def test_a_bad_step_that_cannot_be_written_down_does_not_end_the_run(tiny, tmp_path, plant, monkeypatch, capsys):
+def test_a_bad_step_that_cannot_be_written_down_does_not_end_the_run(tiny, tmp_path, plant, monkeypatch):
     config = tiny("run", "training.steps=4", "training.eval_every=4", "training.patience=4")
     plant(config, [1], PLANTS["loss is no number"])
-    start = loop._start
+    start = run._start
 
     def start_with_a_file_in_the_way(config):
         (tmp_path / "run" / bad_steps.FOLDER).write_text("mine")
         return start(config)
 
-    monkeypatch.setattr(loop, "_start", start_with_a_file_in_the_way)
-    assert training.train(config).step == 4
-    assert "batch and state could not be written" in capsys.readouterr().out
+    monkeypatch.setattr(run, "_start", start_with_a_file_in_the_way)
+    listener = Listener()
+    assert training.train(config, listener).step == 4
+    assert "batch and state could not be written" in listener.said

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lior_jax import config as configuration
-from lior_jax import data, model, training
+from lior_jax import data, model
 from lior_jax.errors import UserError
 from lior_jax.training import dry_run
-from tests.test_programs import call
+from tests.cli.test_programs import call
 
 
 def figures(report: str) -> dict[str, str]:
@@ -24,7 +24,7 @@ def test_every_shipped_configuration_can_be_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = figures(dry_run.report(config))
     corpus = data.load(config)
-    config = training.loop.with_vocabulary(config, corpus)
+    config = data.with_vocabulary(config, corpus)
     shapes = jax.eval_shape(lambda key: model.init(key, config.model), jax.random.key(0))
     assert told["parameters"] == f"{model.count(shapes):,}"
     floats = int(told["parameters"].replace(",", ""))

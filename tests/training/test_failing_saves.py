@@ -12,7 +12,7 @@ from lior_jax.errors import UserError
 from lior_jax.storage import checkpoint, manifest
 from lior_jax.training import loop, metrics
 from tests.processes import Training
-from tests.runs import TINY
+from tests.runs import TINY, Listener
 from tests.training.test_loop import saved_leaves
 from tests.training.test_resume import assert_same_run
 
@@ -22,19 +22,19 @@ def at_save(monkeypatch):
     """`at_save({step: action})`: do something to the disk before a step is saved."""
 
     def at_save(actions):
-        save = loop._Loop.save
+        save = loop.Loop.save
 
         def call(self, state, step, *rest):
             self.checkpoints.wait()
             actions.pop(step, lambda: None)()
             save(self, state, step, *rest)
 
-        monkeypatch.setattr(loop._Loop, "save", call)
+        monkeypatch.setattr(loop.Loop, "save", call)
 
     return at_save
 
 
-def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tmp_path, finished_run, at_save, capsys):
+def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tmp_path, finished_run, at_save):
     folder = tmp_path / "run" / checkpoint.FOLDER
 
     def block():
@@ -42,8 +42,9 @@ def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tm
         folder.write_text("in the way")
 
     at_save({4: block, 9: folder.unlink})
-    training.train(tiny("run"))
-    told = capsys.readouterr().out
+    listener = Listener()
+    training.train(tiny("run"), listener)
+    told = listener.said
     for step in (4, 6, 8):
         assert f"The checkpoint of step {step} could not be saved (" in told
     assert "step 9 could" not in told
@@ -53,12 +54,13 @@ def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tm
         assert checkpoints.steps == [9, 12]
 
 
-def test_it_is_told_at_the_next_step(tiny, monkeypatch, at_save, capsys):
+def test_it_is_told_at_the_next_step(tiny, monkeypatch, at_save):
     """A step takes milliseconds, so the save is over by then: the next step but one would be late."""
-    real, steps = manifest.commit, []
+    real, steps, listener = manifest.commit, [], Listener()
 
     def step(*args):
-        steps.append(capsys.readouterr().out)
+        steps.append(listener.said)
+        listener.events.clear()
         return train_step(*args)
 
     train_step = loop.train_step
@@ -73,14 +75,14 @@ def test_it_is_told_at_the_next_step(tiny, monkeypatch, at_save, capsys):
         real(folder)
 
     monkeypatch.setattr(manifest, "commit", commit)
-    training.train(tiny("run", "sample.tokens=0"))
+    training.train(tiny("run", "sample.tokens=0"), listener)
     assert not any("could not be saved" in told for told in steps[:4])
     assert "step 3 could not be saved ([Errno 28] No space left on device)" in steps[4]
     assert not any("could not be saved" in told for told in steps[5:])
 
 
 @pytest.mark.parametrize("problem", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_full_or_read_only_disk_loses_the_saves_of_its_time_only(tiny, tmp_path, monkeypatch, at_save, capsys, problem):
+def test_a_full_or_read_only_disk_loses_the_saves_of_its_time_only(tiny, tmp_path, monkeypatch, at_save, problem):
     real, failing = manifest.commit, [False]
 
     def commit(folder):
@@ -90,8 +92,9 @@ def test_a_full_or_read_only_disk_loses_the_saves_of_its_time_only(tiny, tmp_pat
 
     monkeypatch.setattr(manifest, "commit", commit)
     at_save({6: lambda: failing.__setitem__(0, True), 12: lambda: failing.__setitem__(0, False)})
-    training.train(tiny("run", "sample.tokens=0"))
-    told = capsys.readouterr().out
+    listener = Listener()
+    training.train(tiny("run", "sample.tokens=0"), listener)
+    told = listener.said
     assert "The checkpoint of step 6 could not be saved ([Errno" in told
     assert "the newest whole one is that of step 4. Training goes on." in told
     with checkpoint.open_run(tmp_path / "run") as checkpoints:
@@ -113,7 +116,7 @@ def test_a_last_save_that_fails_ends_the_run_in_a_sentence_and_resuming_makes_up
     assert_same_run(tmp_path / "run", finished_run)
 
 
-def test_a_run_whose_whole_folder_was_removed_goes_on_and_can_be_resumed(tiny, tmp_path, at_save, capsys):
+def test_a_run_whose_whole_folder_was_removed_goes_on_and_can_be_resumed(tiny, tmp_path, at_save):
     run = tmp_path / "run"
     at_save({6: lambda: shutil.rmtree(run)})
     training.train(tiny("run", "sample.tokens=0"), stop_after=9)

@@ -16,11 +16,13 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.storage import checkpoint
 from lior_jax.training import loop, metrics
+from lior_jax.training.step import initial_state
+from tests.runs import Listener
 
 
 def saved_leaves(run):
     config = configuration.validate(yaml.safe_load((run / "config.yaml").read_text()), "saved")
-    like = checkpoint.abstract(lambda key: loop.initial_state(key, config), jax.random.key(0))
+    like = checkpoint.abstract(lambda key: initial_state(key, config), jax.random.key(0))
     with checkpoint.open_run(run) as checkpoints:
         step = checkpoints.latest
         state = checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer)
@@ -66,8 +68,8 @@ def test_stopping_and_resuming_is_the_same_run_bit_for_bit(tiny, options):
 def test_second_step_does_not_compile_again(tiny):
     config = tiny("unused")
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(0), config)
+    config = data.with_vocabulary(config, corpus)
+    state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
     compiled = loop.train_step._cache_size()
     for step in range(3):
         state, _ = loop.train_step(state, data.batch_at(corpus.train, 0, step, 4, 16), config)
@@ -77,8 +79,8 @@ def test_second_step_does_not_compile_again(tiny):
 def test_state_is_donated(tiny):
     config = tiny("unused")
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = jax.jit(loop.initial_state, static_argnums=1)(jax.random.key(0), config)
+    config = data.with_vocabulary(config, corpus)
+    state = jax.jit(initial_state, static_argnums=1)(jax.random.key(0), config)
     loop.train_step(state, data.batch_at(corpus.train, 0, 0, 4, 16), config)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
@@ -86,12 +88,12 @@ def test_state_is_donated(tiny):
 def test_step_is_estimate_then_optimizer(tiny):
     config = tiny("unused", "model.geometry.frame=derived", "model.retrieval.adaptive_order=true")
     corpus = data.load(config)
-    config = loop.with_vocabulary(config, corpus)
-    state = loop.initial_state(jax.random.key(0), config)
+    config = data.with_vocabulary(config, corpus)
+    state = initial_state(jax.random.key(0), config)
     batch = data.batch_at(corpus.train, 0, 0, 4, 16)
     gradient, info = jax.jit(learning.estimate, static_argnums=(2, 3))(state.params, batch, config.model, config.learning)
     updates, _ = learning.make_optimizer(config.optimizer, config.training.steps, config.learning).update(
-        gradient, state.optimizer, state.params
+        gradient, state.opt_state, state.params
     )
     expected = optax.apply_updates(state.params, updates)._replace(carried=info.carried)
     stepped, _ = loop.train_step(state, batch, config)
@@ -242,15 +244,16 @@ def test_a_run_stopped_before_its_first_checkpoint_is_resumed_from_the_start(tin
         np.testing.assert_array_equal(again, once)
 
 
-def test_resuming_passes_over_a_damaged_checkpoint_and_replaces_it(finished_run, tmp_path, capsys):
+def test_resuming_passes_over_a_damaged_checkpoint_and_replaces_it(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     newest = max(int(path.name) for path in (run / checkpoint.FOLDER).iterdir())
     for file in (run / checkpoint.FOLDER / str(newest) / "params").rglob("*"):
         if file.is_file():
             file.unlink()
-    training.train(training.resume_config(run), resume=True)
-    told = capsys.readouterr().out
+    listener = Listener()
+    training.train(training.resume_config(run), listener, resume=True)
+    told = listener.said
     assert f"The checkpoint of step {newest} is damaged (params/" in told
     assert "using that of step 9 instead." in told
     expected = saved_leaves(finished_run)

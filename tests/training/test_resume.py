@@ -11,6 +11,7 @@ from lior_jax import training
 from lior_jax.errors import UserError
 from lior_jax.storage import checkpoint, files, lock
 from lior_jax.training import run_folder
+from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
 
 
@@ -137,15 +138,13 @@ def test_a_lost_record_is_found_in_the_checkpoints(copy):
     assert (copy / run_folder.RECORD).is_file()
 
 
-def test_damaged_checkpoints_are_put_aside_so_that_later_ones_are_kept(copy, capsys):
+def test_damaged_checkpoints_are_put_aside_so_that_later_ones_are_kept(copy):
     """With the damaged checkpoint of step 12 still counted as the latest, those of steps before it would be removed."""
     newest = copy / checkpoint.FOLDER / "12" / "record.json"
     newest.write_bytes(newest.read_bytes().replace(b'"corpus"', b'"c0rpus"'))
-    training.train(training.resume_config(copy, ["training.keep=1", "training.save_every=1"]), resume=True, stop_after=11)
-    assert (
-        "The checkpoint of step 12 is damaged (record.json has changed); using that of step 9 instead."
-        in capsys.readouterr().out
-    )
+    config, listener = training.resume_config(copy, ["training.keep=1", "training.save_every=1"]), Listener()
+    training.train(config, listener, resume=True, stop_after=11)
+    assert "The checkpoint of step 12 is damaged (record.json has changed); using that of step 9 instead." in listener.said
     with checkpoint.open_run(copy) as checkpoints:
         assert checkpoints.latest == 11
     assert (copy / checkpoint.FOLDER / "damaged-12" / "record.json").is_file()

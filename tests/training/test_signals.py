@@ -92,7 +92,7 @@ def test_a_signal_saves_and_leaves_within_ten_seconds(tmp_path, number, status):
 
 def hang():
     """Saving takes for ever, in code that sees no signal."""
-    loop._Loop.save = lambda *_: [time.sleep(0.01) for _ in range(100_000)]
+    loop.Loop.save = lambda *_: [time.sleep(0.01) for _ in range(100_000)]
 
 
 def hang_with_little_patience():

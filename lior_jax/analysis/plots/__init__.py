@@ -2,7 +2,7 @@
 
 from lior_jax.analysis.plots.dynamics import conserved, energies, field_maps, gradient_error, phase_portrait
 from lior_jax.analysis.plots.geometry import by_token, cost_maps, frames, lag_priors, metric_ellipses, retrieval_map
-from lior_jax.analysis.plots.run import action_by_depth, action_over_training, echo_health, loss_curve, spectra
+from lior_jax.analysis.plots.run import action_by_depth, action_over_training, health, loss_curve, spectra
 
 __all__ = [
     "action_by_depth",
@@ -10,11 +10,11 @@ __all__ = [
     "by_token",
     "conserved",
     "cost_maps",
-    "echo_health",
     "energies",
     "field_maps",
     "frames",
     "gradient_error",
+    "health",
     "lag_priors",
     "loss_curve",
     "metric_ellipses",

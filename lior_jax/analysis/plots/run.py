@@ -1,4 +1,4 @@
-"""Figures of a run: losses, the health of its echo, actions, spectra."""
+"""Figures of a run: losses, the health of its estimates, actions, spectra."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,17 +46,23 @@ def loss_curve(metrics: Lines, title: str = "") -> Figure:
     return figure
 
 
-def echo_health(metrics: Lines, title: str = "") -> Figure:
-    """How well the echo rebuilt the free run, how hard it pushed, and how large its estimate was, against the step."""
+def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figure:
+    """Residual of the learning rule, strength of its nudges, and norm of its estimate, against the step.
+
+    Args:
+        metrics: lines of the run's metrics.
+        title: stands above the axes.
+        residual: what the rule's residual measures (`registry.Rule.residual`).
+    """
     with sheet(1, 3, 10, 3.2, title) as (figure, (axes,)):
         reversibility, gradient = (_series(metrics, "train", name) for name in ("reversibility", "gradient_norm"))
         nudge = [(line["step"], line["nudge"]) for line in metrics if line["kind"] == "train"]
         axes[0].semilogy(*reversibility.T, color=INK, linewidth=1)
-        axes[0].set_ylabel("relative distance of rebuilt states")
+        axes[0].set_ylabel(residual)
         for index in range(len(nudge[0][1]) if nudge else 0):
             strength = [(step, values[index]) for step, values in nudge]
             axes[1].semilogy(*np.array(strength).T, color=shades(len(nudge[0][1]))[index], linewidth=1, label=f"block {index}")
-        axes[1].set_ylabel("strength of the push, ε")
+        axes[1].set_ylabel("strength of the nudge, ε")
         if nudge and len(nudge[0][1]) <= 8:
             axes[1].legend(frameon=False, fontsize=8)
         axes[2].semilogy(*gradient.T, color=ACCENT, linewidth=1)

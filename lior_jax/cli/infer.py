@@ -1,0 +1,129 @@
+"""infer.py: arguments, tasks and exit statuses."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lior_jax.cli import output
+from lior_jax.errors import UserError
+
+MEMORY = "memory.safetensors"
+"""File of a run's memory, in its folder."""
+
+
+def main() -> None:
+    """Run the program with the arguments of the command line."""
+    with output.prepared():
+        arguments = parse()
+        try:
+            run(arguments)
+        except UserError as problem:
+            output.complain(f"infer.py: {problem}")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            output.complain("")
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, `head` for one, has enough
+            pass
+        except OSError as problem:
+            output.complain(f"infer.py: {problem}; choose another file or folder.")
+            sys.exit(2)
+
+
+def parse() -> argparse.Namespace:
+    """The arguments; a mistake in them ends the program with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="infer.py", description="Use a trained model. Without --prompt, it is read from standard input."
+    )
+    model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", metavar="RUN", help="folder that train.py or --export wrote, for example runs/quickstart"
+    )
+    model.add_argument("--config", metavar="FILE", help="configuration whose run.directory is that folder")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key of --config")
+    parser.add_argument("--step", type=int, help="use the checkpoint of this step instead of the best one")
+
+    task = parser.add_argument_group("what to do").add_mutually_exclusive_group()
+    task.add_argument("--prompt", metavar="TEXT", help="continue a text")
+    task.add_argument("--prompts", metavar="FILE", help='continue each line {"prompt": "..."} of a file; JSON lines come out')
+    task.add_argument("--chat", action="store_true", help="talk in turns; /help lists the commands")
+    task.add_argument("--score", metavar="FILE", help="how well the model predicts a text")
+    task.add_argument("--export", metavar="FOLDER", help="write model.safetensors with its configuration and tokenizer")
+    task.add_argument("--compress", metavar="RANK|auto", help="write RUN-compressed with matrices of low rank, if it pays")
+
+    parser.add_argument(
+        "--explain",
+        metavar="PNG",
+        nargs="?",
+        const="explanation.png",
+        help="with --prompt: what each token was retrieved from, as a table and a picture (explanation.png)",
+    )
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--remember",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"read a text into RUN/{MEMORY}, without training; use it",
+    )
+    memory.add_argument("--memory", action="store_true", help=f"use RUN/{MEMORY}")
+    memory.add_argument(
+        "--capacity", metavar="N", type=int, help="entries of a new memory; the oldest are overwritten (1048576)"
+    )
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--max-tokens", metavar="N", type=int, default=400, help="length of a continuation (400)")
+    sampling.add_argument(
+        "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann; 0 takes the most probable (0.8)"
+    )
+    sampling.add_argument("--top-k", metavar="K", type=int, default=0, help="only the K most probable tokens; 0 for all (0)")
+    sampling.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most probable that reach P (1)")
+    sampling.add_argument(
+        "--min-p", metavar="P", type=float, default=0.0, help="only those above P times the most probable (0)"
+    )
+    sampling.add_argument("--repetition-penalty", metavar="X", type=float, default=1.0, help="above 1 avoids repetition (1)")
+    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end before this text; may be repeated")
+    sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
+    sampling.add_argument("--samples", metavar="N", type=int, default=1, help="number of continuations (1)")
+    sampling.add_argument("--speed", action="store_true", help="print tokens per second to standard error")
+    arguments = parser.parse_args()
+
+    if arguments.set and not arguments.config:
+        parser.error("--set goes with --config")
+    if arguments.samples < 1:
+        parser.error(f"--samples is {arguments.samples}, but must be 1 or more")
+    if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export or arguments.compress):
+        parser.error("--explain goes with --prompt; in a chat, say /explain")
+    if arguments.explain and arguments.samples > 1:
+        parser.error("--explain explains one continuation; leave --samples out")
+    if arguments.capacity is not None and not arguments.remember:
+        parser.error("--capacity goes with --remember")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what was asked for."""
+    from lior_jax import config as configuration
+
+    folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
+
+    # JAX starts only now, so that a mistake in the configuration is reported at once.
+    if arguments.compress is not None:
+        from lior_jax.analysis import compression
+
+        print(compression.compress_run(folder, arguments.compress, arguments.step), flush=True)
+        return
+    from lior_jax.cli import tasks
+    from lior_jax.inference import Engine
+
+    engine = tasks.with_memory(Engine.from_checkpoint(folder, arguments.step), Path(folder) / MEMORY, arguments)
+    if arguments.export:
+        print(f"Written: {engine.export(arguments.export)}", flush=True)
+    elif arguments.score:
+        tasks.score(engine, arguments.score)
+    elif arguments.chat:
+        tasks.chat(engine, arguments)
+    elif arguments.prompts:
+        tasks.complete(engine, arguments)
+    elif arguments.prompt is not None or not arguments.remember:
+        tasks.continue_prompt(engine, arguments)

@@ -1,0 +1,43 @@
+"""What a run's events are in words."""
+
+import math
+
+from lior_jax.registry import RULES
+from lior_jax.training import events
+
+
+def sentence(event: events.Event) -> str | None:
+    """What is shown of an event; None for nothing."""
+    match event:
+        case events.Started(directory, config, parameters):
+            training, title = config.training, RULES[config.learning.rule].title
+            batch = f"{training.steps:,} steps of {training.batch_size} x {config.model.context} tokens"
+            return f"{directory.name}: {parameters:,} parameters, learning by {title}, {batch}."
+        case events.Resumed(step, passed):
+            return "\n".join([*passed, f"Going on from step {step}."])
+        case events.Compiling():
+            return "Compiling ..."
+        case events.RefusedStep(step, reasons, folder, problem):
+            kept = f"could not be written ({problem})" if problem else f"are in {folder}"
+            return f"Step {step} was not applied: {', '.join(reasons)}; batch and state {kept}."
+        case events.Validated():
+            return _validated(event)
+        case events.Sampled(_, text):
+            return "\n".join("    " + line for line in text.splitlines())
+        case events.SaveFailed(problem):
+            return f"{problem} Training goes on."
+        case events.FiguresNotWritten(step, problem):
+            return f"The figures of step {step} could not be written ({problem}); they will be as soon as they can."
+        case events.SubscriberFailed(subscriber, problem):
+            return f"{subscriber} failed ({problem}); training goes on."
+    return None
+
+
+def _validated(event: events.Validated) -> str:
+    loss = "–" if event.training_loss is None else f"{event.training_loss:.3f}"
+    if not math.isfinite(event.nats_per_token):
+        return f"step {event.step:>6,}   the validation loss is {event.nats_per_token}; this step cannot be the best."
+    return (
+        f"step {event.step:>6,}   training {loss}   validation {event.nats_per_token:.3f} nats/token"
+        f"   = {event.nats_per_character:.3f} nats/char = {event.bits_per_character:.3f} bits/char"
+    )

@@ -1,0 +1,118 @@
+"""What infer.py does with a model, and what it prints of it."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lior_jax.cli import conversation, output
+from lior_jax.inference import Engine, prompts
+from lior_jax.inference.chat import Conversation, read_file
+from lior_jax.inference.engine import CAPACITY
+from lior_jax.inference.sampling import Sampling
+
+
+def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> Engine:
+    """The engine with the memory that was asked for; what it reads is saved."""
+    if arguments.memory or (arguments.remember and path.exists()):
+        engine = engine.with_memory(path)
+    for file in arguments.remember:
+        text = read_file(file)
+        capacity = CAPACITY if arguments.capacity is None else arguments.capacity
+        engine = engine.remember(text, capacity, output.progress)
+        engine.save_memory(path)
+        trust = f"it has a weight of {engine.memory.mixture.weight:.3f} beside the model"
+        print(f"{len(text):,} characters of {file} are remembered in {path}; {trust}", file=sys.stderr)
+    return engine
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How tokens are chosen, as `Engine.generate` takes it."""
+    names = "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"
+    return {name: getattr(arguments, name) for name in names} | {"stop": arguments.stop or ()}
+
+
+def score(engine: Engine, path: str) -> None:
+    """Print how well the model predicts a file."""
+    found = engine.score(read_file(path), progress=output.progress)
+    history = engine.config.context - max(1, engine.config.context // 2)
+    print(
+        f"{found.nats_per_character:.4f} nats/char = {found.bits_per_character:.4f} bits/char, "
+        f"perplexity {found.perplexity:.3f} per token, over {found.tokens:,} tokens.\n"
+        f"The first token is only given, not scored. Each other one is predicted from at least {history} tokens before it, "
+        "or from all that there are.",
+        flush=True,
+    )
+    if engine.memory is not None:
+        print(f"Without the memory: {found.nats_per_character_alone:.4f} nats/char.", flush=True)
+
+
+def chat(engine: Engine, arguments: argparse.Namespace) -> None:
+    """Talk in turns."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - gives `input` its line editing and history
+
+    chosen = settings(arguments)
+    how = Sampling(**{name: chosen[name] for name in Sampling._fields})
+    stop = tuple(chosen["stop"]) or ("\n\n",)
+    conversation.run(Conversation(engine, how, stop, arguments.max_tokens, arguments.seed))
+
+
+def complete(engine: Engine, arguments: argparse.Namespace) -> None:
+    """Continue every line of a file."""
+    began, tokens = time.monotonic(), 0
+    items = prompts.read(arguments.prompts, engine)
+    for item in prompts.complete(items, engine, arguments.samples, **settings(arguments)):
+        tokens += len(engine.tokenizer.encode(item["completion"]))
+        print(json.dumps(item, ensure_ascii=False), flush=True)
+    if arguments.speed:
+        report_speed(tokens, time.monotonic() - began, "in all, compilation included")
+
+
+def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
+    """Show continuations of one prompt as they are decoded."""
+    prompt = arguments.prompt
+    if prompt is None:
+        if sys.stdin.isatty():
+            print("Type a prompt and end it with Ctrl-D (or give --prompt TEXT).", file=sys.stderr)
+        prompt = sys.stdin.read().removesuffix("\n")
+    chosen = settings(arguments)
+    for sample in range(arguments.samples):
+        pieces = engine.stream(prompt, sample=sample, **chosen)
+        if arguments.samples > 1:
+            print(f"--- {sample + 1} of {arguments.samples} ---")
+        print(prompt, end="", flush=True)
+        began, first, text = time.monotonic(), None, []
+        for piece in pieces:
+            first = first or (time.monotonic(), len(piece))
+            text.append(piece)
+            print(piece, end="", flush=True)
+        print(flush=True)
+        if arguments.speed and first:
+            report_speed(
+                len(engine.tokenizer.encode("".join(text)[first[1] :])), time.monotonic() - first[0], "after the first"
+            )
+            print(f"the first {first[0] - began:.2f} s later than asked for, compilation included", file=sys.stderr)
+        if arguments.explain:
+            explain(engine, prompt, "".join(text), arguments.explain)
+
+
+def explain(engine: Engine, prompt: str, continuation: str, path: str) -> None:
+    """Print a table and draw a picture of what each token was retrieved from."""
+    from lior_jax.analysis import plots
+
+    explained = engine.explain(prompt, continuation)
+    print(f"\n{explained.table()}")
+    rows = [repr(token)[1:-1] for token in explained.tokens]
+    figure = plots.retrieval_map(
+        explained.weight, rows[explained.first :], rows, "Boltzmann weight of the tokens retrieved from"
+    )
+    figure.savefig(path)
+    print(f"\n{path}: the weights as a picture", flush=True)
+
+
+def report_speed(tokens: int, seconds: float, what: str) -> None:
+    """Print tokens per second to standard error."""
+    print(f"{tokens:,} tokens in {seconds:.2f} s = {tokens / max(seconds, 1e-9):,.0f} tokens/s {what}", file=sys.stderr)

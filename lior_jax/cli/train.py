@@ -1,0 +1,133 @@
+"""train.py: arguments, what is said of a run, and exit statuses."""
+
+import argparse
+import sys
+
+from lior_jax.cli import output
+from lior_jax.errors import UserError
+
+
+def main() -> None:
+    """Run the program with the arguments of the command line."""
+    with output.prepared():
+        arguments = parse()
+        try:
+            run(arguments)
+        except UserError as problem:
+            output.complain(f"train.py: {problem}")
+            sys.exit(2)
+        except BrokenPipeError:  # of a report; a run goes on without its reader
+            pass
+        except OSError as problem:
+            output.complain(f"train.py: {problem}. What was saved is kept; mend it and go on with --resume.")
+            sys.exit(2)
+        except KeyboardInterrupt:  # before training began; from then on see training.signals
+            output.complain("\nStopped.")
+            sys.exit(130)
+
+
+def parse() -> argparse.Namespace:
+    """The arguments; a mistake in them ends the program with status 2."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a language model without back-propagation.")
+    parser.add_argument("--config", metavar="FILE", help="YAML configuration, for example configs/quickstart.yaml")
+    parser.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
+    )
+    parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
+    )
+    parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
+    parser.add_argument("--report", metavar="RUN", help="do not train, but write a page about a run, RUN/report.html")
+    arguments = parser.parse_args()
+    alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
+    if arguments.report and any(alone):
+        parser.error("--report RUN goes with no other option")
+    if not (arguments.config or isinstance(arguments.resume, str) or arguments.report):
+        parser.error("give --config FILE, --resume RUN, or --report RUN")
+    if arguments.force and not arguments.resume:
+        parser.error("--force goes with --resume")
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what was asked for."""
+    if arguments.report:
+        from lior_jax.analysis import report
+
+        print(report.write(arguments.report), flush=True)
+        return
+    from lior_jax import config as configuration
+
+    resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
+    config = configuration.load(arguments.config, arguments.set) if arguments.config else None
+
+    # JAX starts only now, so that a mistake in the configuration is reported at once.
+    from lior_jax import training
+    from lior_jax.training import dry_run
+
+    if config is None:
+        config = training.resume_config(resumes_from, arguments.set)
+    elif resumes_from:
+        config = configuration.replace(config, "run", directory=resumes_from)
+    if arguments.dry_run:
+        print(dry_run.report(config), flush=True)
+    else:
+        train(config, arguments)
+
+
+def train(config, arguments: argparse.Namespace) -> None:
+    """Train, show how it goes, and say what came of it."""
+    from lior_jax import training
+    from lior_jax.cli.progress import Bar, Sentences
+    from lior_jax.training import signals
+
+    bar = Bar()
+    with signals.watched(output.complain_at_once) as stop:
+        try:
+            summary = training.train(
+                config,
+                [bar, Sentences(bar)],
+                resume=bool(arguments.resume),
+                stop_after=arguments.stop_after,
+                force=arguments.force,
+                stop=stop,
+            )
+        except signals.StoppedError as stopped:
+            said = f"{stopped} What was saved before is kept" if str(stopped) else "Saved"
+            output.complain(f"{said}; go on with --resume {config.run.directory}.")
+            sys.exit(stopped.status)
+        finally:
+            bar.close()
+    conclude(config, summary, bool(arguments.resume))
+
+
+def conclude(config, summary, resumed: bool) -> None:
+    """Draw the loss curve, and print what the run came to and what can be done with it."""
+    from lior_jax.analysis import plots
+    from lior_jax.registry import RULES
+    from lior_jax.training import metrics
+
+    title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
+    plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
+    session = " in this session" if resumed else ""
+    text = f"""
+{summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}
+validation, all of it, best checkpoint (step {summary.best_step:,}): \
+{summary.nats_per_character:.4f} nats/char = {summary.bits_per_character:.4f} bits/char
+
+  {summary.directory}/loss.png       loss curve
+  {summary.directory}/metrics.jsonl  all figures        (tensorboard --logdir {summary.directory}/tensorboard)
+  {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
+  {summary.directory}/config.yaml    configuration
+
+Talk to it:  python infer.py --checkpoint {summary.directory} --prompt "{config.sample.prompt}\""""
+    try:
+        print(text, flush=True)
+    except output.BROKEN as problem:  # the run is done all the same
+        output.complain(f"train.py: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")

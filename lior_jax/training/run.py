@@ -1,0 +1,169 @@
+"""A run from start to end: folder, corpus, state, the loop, and a summary."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from lior_jax import data, model
+from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
+from lior_jax.errors import UserError
+from lior_jax.inference import Engine, scoring
+from lior_jax.settings import Config
+from lior_jax.storage import checkpoint, files, lock
+from lior_jax.training import events, run_folder
+from lior_jax.training.loop import Loop
+from lior_jax.training.metrics import Metrics
+from lior_jax.training.reporting import Reporter, watched_pass
+from lior_jax.training.signals import Stop
+from lior_jax.training.step import State, initial_state
+
+
+class Summary(NamedTuple):
+    """What a run came to."""
+
+    directory: Path
+    step: int
+    parameters: int
+    best_step: int
+    nats_per_character: float
+    """Of the best checkpoint over the whole validation part."""
+    seconds: float
+    """Of this session, the final validation included."""
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.nats_per_character / math.log(2)
+
+
+class _Session(NamedTuple):
+    """What a session of a run is made of, once its folder is locked."""
+
+    run: Path
+    config: Config
+    corpus: Corpus
+    saved: run_folder.Saved | None
+    stop_after: int | None
+    stop: Stop
+    report: events.Several
+
+
+def train(
+    config: Config,
+    on_event: events.Subscriber | Iterable[events.Subscriber] | None = None,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    force: bool = False,
+    stop: Stop | None = None,
+) -> Summary:
+    """Run a configuration to its end. Nothing is printed: what happens is reported to `on_event`.
+
+    Args:
+        config: as loaded; the vocabulary is taken from the corpus.
+        on_event: one subscriber or several (see `events`). One that fails is reported to the others and does not end the run.
+        resume: go on from the newest whole checkpoint of `config.run.directory`.
+        stop_after: save and leave at this step, to be resumed later.
+        force: resume even if the configuration or the corpus is not that of the run.
+        stop: asked after every step whether to save and leave.
+
+    Raises:
+        UserError: an unusable corpus, a run folder in use, one that belongs to another configuration, steps with bad numbers
+            again and again, or a last checkpoint that could not be saved.
+        StoppedError: `stop` asked for it; what was trained is saved.
+    """
+    started, report = time.monotonic(), events.as_one(on_event)
+    with ExitStack() as stack:
+        run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
+        if resume:
+            stack.enter_context(lock.held(run))
+        saved = run_folder.saved(run, config, force) if resume else None
+        corpus = data.load(config, saved.metadata if saved else None, another=force)
+        config = with_vocabulary(config, corpus)
+        check_sample(config, corpus)
+        if not resume:
+            run_folder.make_folder(run)
+            stack.enter_context(lock.held(run))
+            run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
+            run_folder.write_record(run, config)
+        session = _Session(run, config, corpus, saved, stop_after, stop or Stop(), report)
+        step, best = _train(session)
+        summary = _summary(session, step, best, started)
+    report(events.Finished(summary))
+    return summary
+
+
+def _train(session: _Session) -> tuple[int, int]:
+    """Go through the steps; returns the step reached, and that of the best checkpoint."""
+    run, config, corpus, saved, stop_after, stop, report = session
+    training = config.training
+    last_step = min(training.steps, stop_after or training.steps)
+    report(events.Started(run, config, _size(config)))
+    with checkpoint.Checkpoints(run, training.keep, training.keep_every) as checkpoints:
+        state, step = _restore(checkpoints, session) if saved else (_start(config), 0)
+        owes_evaluation = saved is not None and checkpoints.owes_evaluation(step)
+        with closing(Metrics(run, step, owes_evaluation)) as metrics:
+            loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)
+            if saved:
+                if saved.forced or saved.metadata.corpus != corpus.fingerprint:
+                    # From now on it is this run, whatever happens before the next save.
+                    loop.save(state, step, checkpoints.validation_loss(step), owes_evaluation)
+                    checkpoints.wait()
+                run_folder.write_record(run, config)
+            if owes_evaluation:
+                loop.pause(state, step, evaluates=True)
+            if step < last_step:
+                report(events.Compiling())
+            step = loop.go(state, step, last_step)
+        checkpoints.wait()
+        loop.report_saves(last=True)
+        problem = " ".join(loop.complaints)
+        stop.check(problem)
+        if checkpoints.latest != step:
+            raise UserError(f"{problem} Mend it, and go on with --resume {run}.".lstrip())
+        return step, checkpoints.best
+
+
+def _summary(session: _Session, step: int, best: int, started: float) -> Summary:
+    """Score the best checkpoint over the whole validation part, and write down what the run came to."""
+    run, config, corpus = session.run, session.config, session.corpus
+    engine = Engine.from_checkpoint(run, best)
+    windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
+    progress = partial(watched_pass, report=session.report, stop=session.stop)
+    nats = scoring.mean_nats(engine.params, windows, config.model, progress) / corpus.characters_per_token
+    summary = Summary(run, step, model.count(engine.params), best, nats, time.monotonic() - started)
+    values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
+    files.write_atomically(run / "summary.json", json.dumps(values, indent=2) + "\n")
+    return summary
+
+
+def _size(config: Config) -> int:
+    return model.count(jax.eval_shape(partial(model.init, config=config.model), jax.random.key(0)))
+
+
+def _start(config: Config) -> State:
+    return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
+
+
+def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[State, int]:
+    """The newest state that can be read, from which the run goes on."""
+    config, saved = session.config, session.saved
+    like, before = (
+        checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
+    )
+    if (like.params, like.optimizer) != (before.params, before.optimizer):
+        raise UserError(
+            f"Not even --force makes other parameters of the saved ones ({'; '.join(saved.forced)}); start a new run."
+        )
+    step, state, passed = checkpoints.newest(
+        lambda step: like.restored(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
+    )
+    checkpoints.set_aside(after=step)
+    session.report(events.Resumed(step, tuple(passed)))
+    return state, step

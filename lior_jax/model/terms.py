@@ -1,6 +1,7 @@
 """The score terms that a model's retrieval may have: how each is drawn, and what its raw parameters become.
 
-A new one is a class (`physics.scores.ScoreTerm`) and its entry in `TERMS`; `physics.retrieval` takes it as it takes these.
+A new one is a class (`physics.scores.ScoreTerm`), a `Recipe`, and an entry in `registry.SCORE_TERMS`, which
+`model.retrieval.products` may then name.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import softplus_inverse
 from lior_jax.physics.products import Spinor, Tensor, Wedge, two_form, two_form_adjoint
 from lior_jax.physics.scores import LagPrior, ScoreTerm
+from lior_jax.registry import SCORE_TERMS
 from lior_jax.settings import ModelConfig
 
 Normal = Callable[..., Array]
@@ -35,23 +37,18 @@ class Recipe(NamedTuple):
     """Cotangent of the raw parameters for one of the term; what is carried is treated as constant."""
 
 
-def names(config: ModelConfig) -> tuple[str, ...]:
-    """The terms that a configuration asks for, in the order in which retrieval has them."""
-    return ("lag_prior",) * config.retrieval.lag_prior + config.retrieval.products
-
-
 def init(config: ModelConfig, normal: Normal) -> dict[str, Any]:
     """Raw parameters of a block's terms."""
-    return {name: TERMS[name].init(config, normal) for name in names(config)}
+    return {name: SCORE_TERMS[name].init(config, normal) for name in config.retrieval.terms}
 
 
 def prepare(raw: dict[str, Any], state: ActionState | None, length: int, config: ModelConfig) -> tuple[ScoreTerm, ...]:
     """What retrieval is given, of all blocks `[N, …]`."""
 
     def one(name: str) -> ScoreTerm:
-        return jax.vmap(partial(TERMS[name].prepare, length=length, config=config))(raw[name], state)
+        return jax.vmap(partial(SCORE_TERMS[name].prepare, length=length, config=config))(raw[name], state)
 
-    return tuple(one(name) for name in names(config))
+    return tuple(one(name) for name in config.retrieval.terms)
 
 
 def prepare_adjoint(
@@ -60,14 +57,9 @@ def prepare_adjoint(
     """Adjoint of `prepare` to the raw parameters."""
 
     def one(name: str, of_term: ScoreTerm) -> Any:
-        return jax.vmap(partial(TERMS[name].prepare_adjoint, config=config))(raw[name], state, of_term)
+        return jax.vmap(partial(SCORE_TERMS[name].prepare_adjoint, config=config))(raw[name], state, of_term)
 
-    return {name: one(name, of_term) for name, of_term in zip(names(config), cotangent, strict=True)}
-
-
-def products_scale(config: ModelConfig) -> float:
-    """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
-    return float(np.sqrt(config.geometry.whitened_dim))
+    return {name: one(name, of_term) for name, of_term in zip(config.retrieval.terms, cotangent, strict=True)}
 
 
 # --- the lag prior ---------------------------------------------------------------------------------------------------
@@ -98,12 +90,20 @@ def _prepare_lag_prior_adjoint(raw: Kernel, state: ActionState | None, cotangent
     return kernel.log_prior_adjoint(raw, _shift(raw, state), cotangent.log_prior)
 
 
+LAG_PRIOR = Recipe(_init_lag_prior, _prepare_lag_prior, _prepare_lag_prior_adjoint)
+
+
 def _shift(raw: Kernel, state: ActionState | None) -> Array:
     """What the carried action adds to the raw order."""
     return jnp.zeros_like(raw.order) if state is None else action.prior_shift(state)
 
 
 # --- geometric products ----------------------------------------------------------------------------------------------
+
+
+def products_scale(config: ModelConfig) -> float:
+    """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
+    return float(np.sqrt(config.geometry.whitened_dim))
 
 
 def _init_gate(term: type[Tensor] | type[Spinor], config: ModelConfig, normal: Normal) -> Tensor | Spinor:
@@ -137,12 +137,6 @@ def _prepare_wedge_adjoint(raw: Wedge, state: ActionState | None, cotangent: Wed
     return _scaled(cotangent._replace(form=two_form_adjoint(cotangent.form)), config)
 
 
-# --- edit here -------------------------------------------------------------------------------------------------------
-
-TERMS: dict[str, Recipe] = {
-    "lag_prior": Recipe(_init_lag_prior, _prepare_lag_prior, _prepare_lag_prior_adjoint),
-    "tensor": Recipe(partial(_init_gate, Tensor), _prepare_gate, _prepare_gate_adjoint),
-    "wedge": Recipe(_init_wedge, _prepare_wedge, _prepare_wedge_adjoint),
-    "spinor": Recipe(partial(_init_gate, Spinor), _prepare_gate, _prepare_gate_adjoint),
-}
-"""By the name in the configuration."""
+TENSOR = Recipe(partial(_init_gate, Tensor), _prepare_gate, _prepare_gate_adjoint)
+WEDGE = Recipe(_init_wedge, _prepare_wedge, _prepare_wedge_adjoint)
+SPINOR = Recipe(partial(_init_gate, Spinor), _prepare_gate, _prepare_gate_adjoint)

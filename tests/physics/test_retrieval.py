@@ -1,5 +1,3 @@
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from lior_jax.physics.retrieval import Couplings, retrieve, retrieve_and_adjoint
 from lior_jax.physics.scores import LagPrior
 from tests import dense, oracles
 from tests.oracles import check_adjoint, normal
+from tests.parity import ParityBonus
 
 # What a head may weigh by beside the distance.
 EACH = ("prior", "resilience", "tensor", "area", "form", "spinor", "field")
@@ -324,25 +323,18 @@ def test_a_window_in_any_order_retrieves_the_same(parts, float64):
     np.testing.assert_allclose(found.weight, weights[:, :, last][..., order], atol=1e-11)
 
 
+def test_a_window_of_close_points_far_from_the_origin():
+    """In float32, as for whole sequences: 300 from the origin and 0.1 apart."""
+    queries, keys, values, weight, couplings = random_inputs(seed=3)
+    close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
+    couplings = couplings._replace(inverse_temperature=jnp.array([20.0, 5.0]))
+    lag, visible = jnp.arange(5, -1, -1)[None], jnp.ones((2, 1, 6), bool)
+    found = retrieve_window(close[0][:, -1:], close[1], values, weight[:, -1:], couplings, lag, visible)
+    expected, _ = dense.retrieve(*close, values, weight, couplings)
+    np.testing.assert_allclose(found.values, expected[:, -1:], atol=1e-4)
+
+
 # --- a term of one's own ---------------------------------------------------------------------------------------------
-
-
-class ParityBonus(NamedTuple):
-    """`bonus` `[H]`: what keys at an even number of positions before the query get, times the cosine of the product."""
-
-    bonus: jax.Array
-
-    def _even(self, seen):
-        lags = jnp.arange(16)
-        return seen.places.by_lag(jnp.broadcast_to(jnp.where(lags % 2 == 0, 1.0, 0.0), (len(self.bonus), 16)))
-
-    def score(self, seen):
-        return self.bonus[None, :, None, None] * self._even(seen) * jnp.cos(seen.product)
-
-    def score_adjoint(self, seen, cotangent):
-        even = self._even(seen) * cotangent
-        c_product = -self.bonus[None, :, None, None] * even * jnp.sin(seen.product)
-        return ParityBonus(jnp.sum(even * jnp.cos(seen.product), (0, 2, 3))), seen.product_adjoint(c_product)
 
 
 def with_bonus(parts, **shape):

@@ -118,10 +118,13 @@ def test_allowed_values_are_listed():
         ("model: {retrieval: {fractional_order: 0}}", "model.retrieval.fractional_order is 0"),
         ("model: {retrieval: {adaptive_order: true, lag_prior: false}}", "model.retrieval.adaptive_order"),
         ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: leapfrog is unstable at 2"),
-        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products.1 is 'vedge'"),
+        (
+            "model: {retrieval: {products: [tensor, vedge]}}",
+            "model.retrieval.products: 'vedge' is no score term",
+        ),
         (
             "model: {retrieval: {products: [tensor, tensor]}}",
-            "model.retrieval.products: tensor, tensor names one of them twice",
+            "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",
         ),
         ("model: {retrieval: {products: wedge}}", "model.retrieval.products is 'wedge'"),
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),

@@ -268,9 +268,9 @@ class Engine:
         tokens = np.concatenate([before, after])
         prefix = self.decoder.read(self.decoder.empty(1), [before[:-1]])
         # The position before a token is what retrieves it.
-        looks = self.decoder.look(prefix, tokens[len(before) - 1 : -1])
+        attention = self.decoder.attention(prefix, tokens[len(before) - 1 : -1])
         names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
-        return by_position(looks, names, len(before), self._recollections(looks.point))
+        return by_position(attention, names, len(before), self._recollections(attention.point))
 
     def _recollections(self, points: np.ndarray) -> list[list[Recollection]]:
         if self.memory is None:

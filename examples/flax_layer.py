@@ -27,7 +27,7 @@ echoed.defvjp(
 
 class Network(nnx.Module):
     def __init__(self, vocab_size, rngs):
-        self.embed = nnx.Embed(vocab_size, SHAPE.width, rngs=rngs)
+        self.embed = nnx.Embed(vocab_size, SHAPE.width, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
         leaves, self.structure = jax.tree.flatten(model.init(rngs.params(), SHAPE))
         self.block = nnx.List(map(nnx.Param, leaves))
         self.readout = nnx.Linear(SHAPE.width, vocab_size, rngs=rngs)

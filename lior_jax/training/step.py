@@ -75,6 +75,7 @@ def initial_state(key: Array, config: Config) -> State:
 
 def state_of(params: Params, config: Config) -> State:
     """The state that training would start from with these parameters."""
+    params = jax.tree.map(jnp.asarray, params)  # flax asks whether a name is `in` them
     state = State.create(apply_fn=model.logits, params=params, tx=_optimizer(config))
     return state.replace(step=jnp.zeros((), jnp.int32))  # an array from the first step on: a second type compiles again
 

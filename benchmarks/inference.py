@@ -18,7 +18,7 @@ import numpy as np
 from lior_jax import config as configuration
 from lior_jax import model
 from lior_jax.inference.decoder import SEGMENT, Decoder, sequence_keys
-from lior_jax.inference.sampling import Settings, sample
+from lior_jax.inference.sampling import Sampling, sample
 from lior_jax.settings import ModelConfig
 
 HISTORIES = 128, 8192
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(decoder: Decoder, batch: int, repeat: int) -> None:
-    keys, settings = sequence_keys(0, range(batch)), Settings().check()
+    keys, settings = sequence_keys(0, range(batch)), Sampling().check()
     text = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (batch, max(HISTORIES)))
     prefixes = {length: decoder.read(decoder.empty(batch), text[:, :length]) for length in HISTORIES}
     runs = {
@@ -77,7 +77,7 @@ def recompute(params: model.Params, window: jax.Array, keys: jax.Array, count: i
     def step(window, place):
         logits = model.logits(params, window, config)[:, -1]
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-        token = jax.vmap(sample, (0, 0, 0, None))(folded, logits, seen, Settings())
+        token = jax.vmap(sample, (0, 0, 0, None))(folded, logits, seen, Sampling())
         return jnp.concatenate([window[:, 1:], token[:, None]], 1), token
 
     return jax.lax.scan(step, window, jnp.arange(count))[1]

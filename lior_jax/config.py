@@ -18,6 +18,9 @@ from lior_jax.storage import files
 
 _S = TypeVar("_S", bound=Section)
 
+# Installed, the shipped configurations lie in the package; in the repository, at the top.
+_SHIPPED = next((path for path in (Path(__file__).parents[at] / "configs" for at in (0, 1)) if path.is_dir()), None)
+
 _COMPLAINTS = 20
 """How many mistakes are reported at once."""
 
@@ -80,7 +83,7 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
     """Read and validate a YAML configuration.
 
     Args:
-        path: the file.
+        path: the file, or the bare name of one that is shipped, such as `quickstart`.
         overrides: `section.key=value` strings, the value in YAML.
 
     Raises:
@@ -92,13 +95,21 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
 
 def _read(path: str | Path) -> str:
     try:
-        return files.read(Path(path), "The configuration").decode("utf-8-sig")
+        return files.read(_shipped(Path(path)) or Path(path), "The configuration").decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"There is no configuration {path}; {_neighbours(Path(path))}.") from None
     except UnicodeDecodeError as problem:
         raise UserError(f"The configuration {path} is not UTF-8 (byte {problem.start}); give a YAML file.") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"The configuration {str(path)!r} cannot be read: {problem}.") from None
+
+
+def _shipped(path: Path) -> Path | None:
+    """The shipped file of a bare name that is no file's; None if there is none."""
+    if _SHIPPED is None or path.name != str(path) or path.suffix or path.is_file():
+        return None
+    found = _SHIPPED / f"{path}.yaml"
+    return found if found.is_file() else None
 
 
 def parse(text: str, source: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
@@ -269,7 +280,9 @@ def _kind(value: Any) -> str:
 def _neighbours(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
     found = sorted(str(candidate) for candidate in folder.glob("*.yaml"))
-    close = difflib.get_close_matches(str(path), found, n=1)
+    shipped = sorted(candidate.stem for candidate in _SHIPPED.glob("*.yaml")) if _SHIPPED else []
+    close = difflib.get_close_matches(str(path), [*found, *shipped], n=1)
     if close:
         return f"did you mean {close[0]}? Give the path of a YAML file"
+    found = found or shipped
     return f"there are {', '.join(found)}" if found else "give the path of a YAML file"

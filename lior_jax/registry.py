@@ -1,4 +1,4 @@
-"""Tables of what a configuration chooses by name: potentials, integrators, learning rules. Users may add to them.
+"""Tables of what a configuration chooses by name: potentials, integrators, score terms, learning rules. Users may add to them.
 
 Built-in entries are imported when they are first used, so that reading a configuration needs no JAX.
 """
@@ -82,6 +82,17 @@ class Rule:
     ignores: tuple[str, ...] = ("nudged_steps", "pull", "update")
     """Keys of `learning` that mean nothing to it, so that setting them is refused."""
 
+
+SCORE_TERMS: Registry[Any] = Registry(
+    "score term",
+    {
+        "lag_prior": "lior_jax.model.terms:LAG_PRIOR",
+        "tensor": "lior_jax.model.terms:TENSOR",
+        "wedge": "lior_jax.model.terms:WEDGE",
+        "spinor": "lior_jax.model.terms:SPINOR",
+    },
+)
+"""Records `model.terms.Recipe`, by `model.retrieval.products`."""
 
 RULES: Registry[Rule] = Registry(
     "learning rule",

@@ -13,7 +13,7 @@ from lior_jax.errors import UserError
 from lior_jax.physics.base_geometry import Geometry, base_metric, precompute
 from lior_jax.physics.precision import Precision
 from lior_jax.physics.rotor_planes import max_rotor_layers
-from lior_jax.registry import RULES, Dynamics
+from lior_jax.registry import RULES, SCORE_TERMS, Dynamics
 
 
 class Section(BaseModel):
@@ -151,8 +151,9 @@ class RetrievalConfig(Section):
     """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
     fractional_order: float = Field(0.5, gt=0, lt=1)
     """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
-    products: Annotated[tuple[Literal["tensor", "wedge", "spinor"], ...], BeforeValidator(_tuple)] = ()
-    """Geometric products added to the scores, gated per head."""
+    products: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
+    registered."""
     tile: int | None = Field(128, ge=1, le=2**20)
     """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
 
@@ -160,9 +161,17 @@ class RetrievalConfig(Section):
     def _terms_fit(self):
         if self.adaptive_order and not self.lag_prior:
             raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
-        if len(set(self.products)) < len(self.products):
-            raise ValueError(f"products: {', '.join(self.products)} names one of them twice")
+        for name in self.products:
+            if name not in SCORE_TERMS:
+                raise ValueError(f"products: {name!r} is no {SCORE_TERMS.kind}; there are {', '.join(SCORE_TERMS)}")
+        if len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
         return self
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of all score terms, in the order in which retrieval has them."""
+        return ("lag_prior",) * self.lag_prior + self.products
 
 
 class FieldConfig(Section):

@@ -1,6 +1,12 @@
 """Strict numerics for every test: rank promotion raises, warnings are errors, hypothesis repeats itself."""
 
 import os
+from pathlib import Path
+
+# Programs that were compiled once are found again by all worker processes and by later runs. JAX reads these when it is
+# imported, and programs that tests start inherit them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest

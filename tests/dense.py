@@ -1,4 +1,4 @@
-"""The network in plain float64 numpy, each formula spelled out from DESIGN.md: displacements one by one, bivectors and
+"""The network in plain float64 numpy, each formula spelled out from docs/design.md: displacements one by one, bivectors and
 curvature tensors with all their components, the field state as the matrix that it is, every half-kick."""
 
 from typing import Any, NamedTuple
@@ -11,13 +11,15 @@ from scipy.special import gamma
 from lior_jax.model import Params
 from lior_jax.model.operators import LongKernel, Operators
 from lior_jax.physics.action import LENGTH_EPSILON
+from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import RMS_EPSILON
-from lior_jax.physics.products import PRODUCT_EPSILON
+from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
 from lior_jax.physics.resilience import CURVATURE_EPSILON, Collapsed, Constitutive, Curvature
 from lior_jax.physics.retrieval import COST_EPSILON, Couplings
+from lior_jax.physics.scores import LagPrior
 from lior_jax.settings import ModelConfig
 from tests.oracles import dense_force, dense_frame, rms_hat, softplus, to_numpy
 
@@ -117,7 +119,7 @@ def action(law, charts: np.ndarray, before: np.ndarray, after: np.ndarray, confi
 
 
 def retrieve(queries, keys, values, weight, couplings: Couplings) -> tuple[np.ndarray, np.ndarray]:
-    """Retrieval of whitened queries and keys `[B, L, H, m]`, with resilience `weight` `[B, L, H]` or None. Returns what is
+    """Retrieval of whitened queries and keys `[B, L, H, m]`, with resilience `weight` `[B, L, H]`. Returns what is
     retrieved `[B, L, H, v]`, and the Boltzmann weights `[B, H, L, L]`."""
     queries, keys, values, weight, couplings = to_numpy((queries, keys, values, weight, couplings))
     batch, length, heads, _ = queries.shape
@@ -125,18 +127,15 @@ def retrieve(queries, keys, values, weight, couplings: Couplings) -> tuple[np.nd
     for b, h, i in np.ndindex(batch, heads, length):
         q, k, v = queries[b, i, h], keys[b, : i + 1, h], values[b, : i + 1, h]
         lag = i - np.arange(i + 1)
-        cost = np.sqrt(np.sum((k - q) ** 2, -1) + COST_EPSILON) * (1.0 if weight is None else weight[b, i, h])
+        cost = np.sqrt(np.sum((k - q) ** 2, -1) + COST_EPSILON) * weight[b, i, h]
         scores = -couplings.inverse_temperature[h] * cost
-        if couplings.log_prior is not None:
-            scores = scores + couplings.log_prior[h, lag]
-        for name, gate in {} if couplings.products is None else couplings.products._asdict().items():
-            if gate is not None:
-                scores = scores + np.array([gate[h] * PRODUCTS[name](q, x) for x in k] if name != "form" else k @ gate[h].T @ q)
+        for term in couplings.scores:
+            scores = scores + score(term, h, q, k, lag)
         boltzmann = np.exp(scores - scores.max())
         weights[b, h, i, : i + 1] = boltzmann / boltzmann.sum()
         retrieved[b, i, h] = weights[b, h, i, : i + 1] @ v
-        if couplings.field is not None:
-            field = sum(couplings.field[h, i - j] * np.outer(v[j], k[j]) for j in range(i + 1))
+        for read_out in couplings.mixing:
+            field = sum(read_out.by_lag[h, i - j] * np.outer(v[j], k[j]) for j in range(i + 1))
             retrieved[b, i, h] += field @ q
     return retrieved, weights
 
@@ -153,7 +152,18 @@ def _spinor(q: np.ndarray, k: np.ndarray) -> float:
     return np.sqrt(r * (r + q @ k) / 2 + PRODUCT_EPSILON)
 
 
-PRODUCTS = {"tensor": np.dot, "area": _area, "spinor": _spinor}
+def score(term: Any, head: int, q: np.ndarray, k: np.ndarray, lag: np.ndarray) -> np.ndarray:
+    """What a term of a head adds to the scores of a query `[m]` with keys `[i, m]` at these lags `[i]`."""
+    match term:
+        case LagPrior(log_prior):
+            return log_prior[head, lag]
+        case Tensor(gate):
+            return gate[head] * k @ q
+        case Wedge(area, form):
+            return area[head] * np.array([_area(q, x) for x in k]) + k @ form[head].T @ q
+        case Spinor(gate):
+            return gate[head] * np.array([_spinor(q, x) for x in k])
+    raise TypeError(term)
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -170,16 +180,16 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     w = w.reshape(config.blocks, config.heads, *w.shape[1:])
     scale = np.sqrt(config.geometry.whitened_dim)
 
-    prior = memory = field = gates = None
-    if blocks.lag_prior is not None:
-        prior = log_prior(blocks.lag_prior, np.array(0.5) if state is None else state.order, length)
+    long, mixing, raw, scores = None, (), blocks.scores, []
+    if "lag_prior" in raw:
+        scores.append(LagPrior(log_prior(raw["lag_prior"], np.array(0.5) if state is None else state.order, length)))
     if blocks.long_convolution is not None:
-        memory = LongKernel(kernel_values(blocks.long_convolution.kernel, length), blocks.long_convolution.gain)
+        long = LongKernel(kernel_values(blocks.long_convolution.kernel, length), blocks.long_convolution.gain)
     if blocks.field is not None:
-        field = blocks.field.gate[..., None] * kernel_values(blocks.field.kernel, length) / scale
-    if blocks.products is not None:
-        gates = jax.tree.map(lambda x: x / scale, blocks.products)
-        gates = gates if gates.form is None else gates._replace(form=gates.form - np.swapaxes(gates.form, -1, -2))
+        mixing = (ReadOut(blocks.field.gate[..., None] * kernel_values(blocks.field.kernel, length) / scale),)
+    for name in config.retrieval.products:
+        gates = jax.tree.map(lambda x: x / scale, raw[name])
+        scores.append(gates._replace(form=gates.form - np.swapaxes(gates.form, -1, -2)) if name == "wedge" else gates)
     law = blocks.resilience
     if isinstance(law, Curvature):
         square = contraction(np.einsum("...mr,...ns->...mnrs", law.forms, law.forms), config)
@@ -195,8 +205,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
             curvature=softplus(blocks.hamiltonian.curvature),
             inverse_mass=softplus(blocks.hamiltonian.inverse_mass),
         ),
-        couplings=Couplings(softplus(blocks.inverse_temperature), prior, gates, field),
-        long_convolution=memory,
+        couplings=Couplings(softplus(blocks.inverse_temperature), tuple(scores), mixing),
+        long_convolution=long,
         resilience=law,
     )
 
@@ -261,7 +271,8 @@ def relax(hamiltonian: Hamiltonian, s_in: np.ndarray, kick: np.ndarray, config: 
 
 
 def context_of(block: Operators, direction: np.ndarray) -> np.ndarray:
-    """Taps and memory, one lag after another: `Σ_j (κ_j + gain K_h(j)) ⊙ û_{t−j}`, each channel with its head's kernel."""
+    """Taps and long convolution, one lag after another: `Σ_j (κ_j + gain K_h(j)) ⊙ û_{t−j}`, each channel with its head's
+    kernel."""
     context, length = np.zeros_like(direction), direction.shape[1]
     for lag in range(length):
         weight = block.taps[lag] if lag < len(block.taps) else 0.0

@@ -2,6 +2,7 @@
 
     python tests/mutation.py            all of them
     python tests/mutation.py taps ε     those whose file or new text contains one of the words
+    python tests/mutation.py --part 1/2     the first half of them, for two processes side by side
 
 Works on a copy of the tree. Prints caught or survived; exits with status 1 if a break survived, was not found in the
 source, or stopped the tests from running at all. pytest does not collect this file.
@@ -39,8 +40,9 @@ ECHO, NUDGE, OPTIMIZER = "learning/test_echo.py", "learning/test_nudge.py", "lea
 RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampling.py", "inference/test_engine.py"
 MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_remembering.py"
 EXPORT = "inference/test_export.py"
+FILES = "storage/test_files.py"
 BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
-FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "test_manifest.py", "test_checkpoint.py"
+FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
@@ -72,9 +74,12 @@ MUTATIONS = [
     ),
     Mutation("physics/geometry.py", "c_root / (2 * root[:, 0])", "c_root / root[:, 0]", f"{GEOMETRY} -k whiten_adjoint"),
     Mutation(
-        "physics/frames.py", "[order[0], order[-1], *order[1:-1]]", "[order[-1], *order[:-1]]", f"{FRAMES} -k exactly_once"
+        "physics/rotor_planes.py",
+        "[order[0], order[-1], *order[1:-1]]",
+        "[order[-1], *order[:-1]]",
+        f"{FRAMES} -k exactly_once",
     ),
-    Mutation("physics/frames.py", "[i + start, j + start]", "[i + start, (j + start + 2) % n]", f"{FRAMES} -k block"),
+    Mutation("physics/rotor_planes.py", "[i + start, j + start]", "[i + start, (j + start + 2) % n]", f"{FRAMES} -k block"),
     Mutation(
         "physics/frames.py",
         "axes * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[None].astype(axes.dtype)",
@@ -96,7 +101,7 @@ MUTATIONS = [
         f"{GEOMETRY} -k given_frame",
     ),
     Mutation(
-        "physics/geometry.py",
+        "physics/base_geometry.py",
         "whitening=np.linalg.cholesky(metric).T",
         "whitening=np.linalg.cholesky(metric)",
         f"{GEOMETRY} -k precomputed",
@@ -114,7 +119,28 @@ MUTATIONS = [
         f"{RESILIENCE} -k dense",
     ),
     Mutation("physics/resilience.py", "c_exponent = -jnp.sum", "c_exponent = jnp.sum", f"{RESILIENCE} -k constitutive_law"),
-    Mutation("physics/products.py", "(2 * r + product) * c_half", "(2 * r - product) * c_half", f"{PRODUCTS} -k score_adjoint"),
+    Mutation("physics/products.py", "(2 * r + product) * c_half", "(2 * r - product) * c_half", f"{PRODUCTS} -k squares"),
+    Mutation(
+        "physics/products.py", "return -2 * product * c_square", "return 2 * product * c_square", f"{PRODUCTS} -k squares"
+    ),
+    Mutation(
+        "physics/products.py",
+        "pairs.near_keys, pairs.precision)\n        return _of_heads",
+        "pairs.keys, pairs.precision)\n        return _of_heads",
+        f"{RETRIEVAL} -k near_duplicates",
+    ),
+    Mutation(
+        "physics/products.py", "_by_head(cotangent * pairs.product)", "_by_head(cotangent)", f"{PRODUCTS} -k score_adjoint"
+    ),
+    Mutation(
+        "physics/products.py", "c_turned, self.form, pairs", "-c_turned, self.form, pairs", f"{PRODUCTS} -k score_adjoint"
+    ),
+    Mutation(
+        "physics/products.py",
+        'keys + contract("bhij,bihm->bjhm", cotangent, turned',
+        'keys - contract("bhij,bihm->bjhm", cotangent, turned',
+        f"{PRODUCTS} -k score_adjoint",
+    ),
     Mutation(
         "physics/products.py",
         "Rotor(jnp.cos(angle / 2), jnp.sin(angle / 2) * plane)",
@@ -161,40 +187,52 @@ MUTATIONS = [
     Mutation("physics/taps.py", "[pad, x[:, :-steps]]", "[x[:, steps:], pad]", f"{TAPS} -k convolution"),
     Mutation(
         "physics/retrieval.py",
-        "pairs.weight * (c_mixing - jnp.sum(pairs.weight * c_mixing, -1, keepdims=True))",
-        "pairs.weight * c_mixing",
+        "weight * (c_mixing - jnp.sum(weight * c_mixing, -1, keepdims=True))",
+        "weight * c_mixing",
         f"{RETRIEVAL} -k retrieve_adjoint",
     ),
-    Mutation("physics/retrieval.py", "= -pull, None, None", "= pull, None, None", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/retrieval.py", "c_length / length, 0)", "c_length / (2 * length), 0)", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/retrieval.py", "-beta[None, :, None, None] * c_score", "beta[None, :, None, None] * c_score", RETRIEVAL),
-    Mutation("physics/retrieval.py", "2 * _columns(c_q_squared", "_columns(c_q_squared", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "return 0.5 * (_of_queries", "return (_of_queries", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "jnp.sum(cotangent * length, -1)", "jnp.sum(cotangent, -1)", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "c_cost = -_of_heads", "c_cost = _of_heads", RETRIEVAL),
+    Mutation("physics/retrieval.py", "c_temperature = -jnp.sum", "c_temperature = jnp.sum", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairs.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
     Mutation(
-        "physics/retrieval.py",
-        "by_field = spread(couplings.field, queries.shape[1])[None] *",
-        "by_field = -spread(couplings.field, queries.shape[1])[None] *",
+        "physics/pairs.py", "jnp.where(self.squared > 0, 2 * cotangent, 0)", "2 * cotangent", f"{RETRIEVAL} -k coincident"
+    ),
+    Mutation("physics/pairs.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairs.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
+    Mutation(
+        "physics/pairs.py",
+        "return jnp.pad(c_values, ((0, 0), (0,",
+        "return jnp.pad(c_values, ((0, 0), (1, -1 +",
+        f"{RETRIEVAL} -k tiles",
+    ),
+    Mutation(
+        "physics/field_state.py",
+        "pairs.product_adjoint(pairs.places",
+        "pairs.product_adjoint(-pairs.places",
         RETRIEVAL,
     ),
-    Mutation("physics/retrieval.py", "+ _dots(origin, keys)[:, :, None]", "", RETRIEVAL),
+    Mutation("physics/pairs.py", "+ columns(_dots(self.origin, self.keys))", "", RETRIEVAL),
     Mutation(
-        "physics/retrieval.py",
-        "return queries - keys[:, :1], keys - keys[:, :1]",
-        "return queries, keys",
+        "physics/pairs.py",
+        "Pairs(queries, keys, keys[:, :1], Causal",
+        "Pairs(queries, keys, 0 * keys[:, :1], Causal",
         f"{RETRIEVAL} -k close_points",
     ),
     Mutation(
-        "physics/retrieval.py",
-        "return queries - keys[:, :1], keys - keys[:, :1]",
-        "return queries - keys.mean(1, keepdims=True), keys - keys.mean(1, keepdims=True)",
+        "physics/pairs.py",
+        "Pairs(queries, keys, keys[:, :1], Causal",
+        "Pairs(queries, keys, keys.mean(1, keepdims=True), Causal",
         f"{RETRIEVAL} -k future",
     ),
     Mutation(
-        "physics/retrieval.py",
-        "bool), length - rows)",
-        "bool), length - rows + 1)",
+        "physics/pairs.py",
+        "bool), self.length - self.rows)",
+        "bool), self.length - self.rows + 1)",
         f"{NETWORK} -k future",
     ),
-    Mutation("physics/retrieval.py", "bool), length - rows)", "bool))", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/pairs.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/kernel.py", "row[:, length - rows :: -1]", "row[:, : length - rows + 1]", f"{KERNEL} -k sum_by_lag"),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
@@ -248,8 +286,22 @@ MUTATIONS = [
     ),
     Mutation("model/block.py", "final_kick=config.carry_momentum", "final_kick=False", f"{NETWORK} -k dense"),
     Mutation("model/block.py", "return p if config.carry_momentum else", "return p if True else", f"{NETWORK} -k dense"),
-    Mutation("model/block.py", "c_direction) + c_s_by_law", "c_direction)", f"{BLOCK} -k kick_adjoint"),
-    Mutation("model/block.py", "c_query + c_query_by_law", "c_query", f"{BLOCK} -k kick_adjoint"),
+    Mutation("model/charts.py", "c_direction) + c_s_by_law", "c_direction)", f"{BLOCK} -k kick_adjoint"),
+    Mutation("model/charts.py", "c_query + c_query_by_law", "c_query", f"{BLOCK} -k kick_adjoint"),
+    Mutation(
+        "model/charts.py",
+        "gain=jnp.sum(c_context * seen.kept",
+        "gain=jnp.sum(c_context * seen.context",
+        f"{BLOCK} -k kick_adjoint",
+    ),
+    Mutation(
+        "model/terms.py",
+        "_scaled(cotangent._replace(form=two_form_adjoint(cotangent.form)), config)",
+        "_scaled(cotangent, config)",
+        f"{OPERATORS} -k prepare_adjoint",
+    ),
+    Mutation("model/terms.py", "else action.prior_shift(state)", "else -action.prior_shift(state)", f"{OPERATORS} -k order"),
+    Mutation("model/terms.py", "return _scaled(raw, config)", "return raw", f"{OPERATORS} -k formula"),
     Mutation(
         "model/block.py", "c_begin, c_before, c_law = -c_end", "c_begin, c_before, c_law = c_end", f"{BLOCK} -k action_adjoint"
     ),
@@ -320,14 +372,13 @@ MUTATIONS = [
         "reader = system.weight[None] * decay\n    reader",
         f"{RECURRENCE}::test_chunks_of_different_lengths_are_the_parallel_network[field]",
     ),
+    Mutation("physics/retrieval.py", "by_distance = -_of_heads", "by_distance = _of_heads", f"{RECURRENCE} -k single_steps"),
+    Mutation("physics/pairs.py", "jnp.clip(self.lag, 0, values", "jnp.clip(self.lag + 1, 0, values", f"{RETRIEVAL} -k window"),
     Mutation(
-        "physics/retrieval.py", "scores = -couplings.inverse_temperature", "scores = couplings.inverse_temperature", RECURRENCE
-    ),
-    Mutation(
-        "physics/retrieval.py",
-        "near_queries, near_keys = queries - origin, keys - origin",
-        "near_queries, near_keys = queries, keys - origin",
-        RECURRENCE,
+        "physics/pairs.py",
+        "Pairs(queries, keys, queries[:, :1], Window",
+        "Pairs(queries, keys, 0 * queries[:, :1], Window",
+        f"{RETRIEVAL} -k window_of_close",
     ),
     Mutation("model/recurrence.py", "(lag < ring))[None]", "(lag <= ring))[None]", f"{RECURRENCE} -k chunks"),
     Mutation("model/recurrence.py", "lag[None] <= history.count", "lag[None] < history.count", f"{RECURRENCE} -k single"),
@@ -348,7 +399,7 @@ MUTATIONS = [
         f"{SAMPLING} -k penalty",
     ),
     Mutation(
-        "inference/sampling.py", "settings.min_p * descending[0]", "settings.min_p * descending[1]", f"{SAMPLING} -k min_p"
+        "inference/sampling.py", "sampling.min_p * descending[0]", "sampling.min_p * descending[1]", f"{SAMPLING} -k min_p"
     ),
     Mutation(
         "inference/decoder.py",
@@ -370,8 +421,8 @@ MUTATIONS = [
     Mutation("model/network.py", "(slice(-1), -1)", "(slice(-1), 0)", f"{MEMORY} -k observing"),
     Mutation(
         "model/network.py",
-        "block.query_points(last, s, config)",
-        "block.query_points(last, 2 * s**3, config)",
+        "see(last, s, config).query",
+        "see(last, 2 * s**3, config).query",
         f"{MEMORY} -k learned",
     ),
     Mutation("inference/memory_bank.py", "(bank.written + order) %", "order %", f"{MEMORY} -k ring"),
@@ -390,9 +441,6 @@ MUTATIONS = [
         "inference/remembering.py", "- 2 * jnp.mean(queries, 0)", "+ 2 * jnp.mean(queries, 0)", f"{REMEMBERING} -k best_of"
     ),
     Mutation("inference/remembering.py", "weight * p_memory / (", "weight * p_model / (", f"{REMEMBERING} -k maximises"),
-    Mutation(
-        "inference/arrays.py", 'total.update(array.data.cast("B") if array.size else b"")', "pass", f"{EXPORT} -k damaged"
-    ),
     Mutation(
         "inference/export.py", "wanted.keys() ^ saved.keys()", "wanted.keys() - saved.keys()", f"{EXPORT} -k another_conf"
     ),
@@ -415,8 +463,8 @@ MUTATIONS = [
     Mutation(
         "analysis/conservation.py", "for sign in (1, -1)", "for sign in (1, 1)", "analysis/test_conservation.py -k blocks"
     ),
-    Mutation("analysis/probe.py", "._replace(field=None)", "", "analysis/test_probe.py -k weights"),
-    Mutation("analysis/probe.py", "context = context + operators", "context = context - operators", "analysis/test_probe.py"),
+    Mutation("analysis/probe.py", "._replace(mixing=())", "", "analysis/test_probe.py -k weights"),
+    Mutation("model/charts.py", "return context + operators", "return context - operators", "analysis/test_probe.py"),
     Mutation("analysis/probe.py", "whiten(metric, base,", "whiten(metric, base.T,", "analysis/test_probe.py -k metrics"),
     Mutation("analysis/spectrum.py", "root[:, None] * right", "right", "analysis/test_spectrum.py -k nearest"),
     Mutation("analysis/compression.py", "a * b - r * (a + b)", "a * b - r * a", "analysis/test_compression.py -k low_rank"),
@@ -432,7 +480,9 @@ MUTATIONS = [
     Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
     # --- runs that cannot be lost ------------------------------------------------------------------------------------
-    Mutation("learning/soundness.py", "info.reversibility <= residual_limit(config)]", "True]", f"{BAD_STEPS} -k passed_over"),
+    Mutation(
+        "learning/soundness.py", "info.reversibility <= residual_limit(learning)]", "True]", f"{BAD_STEPS} -k passed_over"
+    ),
     Mutation("learning/soundness.py", "(info.loss, info.gradient_norm,", "(info.loss,", f"{BAD_STEPS} -k infinite"),
     Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_STEPS} -k passed_over"),
     Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_STEPS} -k never_trains"),
@@ -445,20 +495,43 @@ MUTATIONS = [
     Mutation("training/loop.py", "if saved.forced or saved", "if False and saved", f"{RESUME} -k by_force"),
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
-    Mutation("training/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", f"{RESUME} -k one_process"),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
     ),
-    Mutation("training/data.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
-    Mutation("manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
-    Mutation("manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
-    Mutation("manifest.py", "*sorted(found - sums.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
-    Mutation("manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
-    Mutation("snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
-    Mutation("checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"),
-    Mutation("checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
-    Mutation("files.py", '(stat.S_ISDIR, "a folder")', '(stat.S_ISREG, "a folder")', "test_config_junk.py -k no_configuration"),
+    Mutation("data/corpus.py", "fingerprint and not another", "fingerprint and False", f"{RESUME} -k another_corpus"),
+    # --- storage -----------------------------------------------------------------------------------------------------
+    Mutation("storage/manifest.py", "if content != _signed(body):", "if False:", f"{MANIFEST} -k flipped"),
+    Mutation("storage/manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
+    Mutation("storage/manifest.py", "*sorted(found - listed.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
+    Mutation("storage/manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
+    Mutation("storage/snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
+    Mutation(
+        "storage/checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"
+    ),
+    Mutation("storage/checkpoint.py", "| {self.best}", "", f"{CHECKPOINT} -k latest_k"),
+    Mutation(
+        "storage/files.py",
+        '(stat.S_ISDIR, "a folder")',
+        '(stat.S_ISREG, "a folder")',
+        "test_config_junk.py -k no_configuration",
+    ),
+    Mutation("storage/lock.py", "        lock.acquire()\n", "        pass\n", "storage/test_lock.py -k named"),
+    Mutation("storage/lock.py", "        lock.release()", "        pass", "storage/test_lock.py -k named"),
+    Mutation("storage/lock.py", ", fallback_to_soft=False", "", "storage/test_lock.py -k no_other_kind"),
+    Mutation("storage/lock.py", "name.startswith(files.SAVING)", "False", "storage/test_lock.py -k left_behind"),
+    Mutation("storage/files.py", "        _flush_file(unfinished)\n", "", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "        _flush_all(saving)\n", "", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "    _flush_folder(folder)\n\n", "    pass\n\n", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "    _flush_folder(path.parent)\n", "    pass\n", f"{FILES} -k on_the_disk"),
+    Mutation("storage/files.py", "            unfinished.unlink()", "            pass", f"{FILES} -k refused"),
+    Mutation("storage/files.py", "            path.rename(place)", "            pass", f"{FILES} -k put_back"),
+    Mutation("storage/files.py", "{secrets.token_hex(4)}", "once", f"{FILES} -k do_not_meet"),
+    Mutation("storage/files.py", "unfinished.chmod(mode)", "pass", f"{EXPORT} -k umask"),
+    Mutation("storage/files.py", '"r+b"', '"rb"', f"{FILES} -k posix"),
+    Mutation("storage/snapshot.py", ".free < size", ".free < 0", f"{FILES} -k posix"),
+    Mutation("storage/arrays.py", 'yield array.data.cast("B") if array.size else b""', "pass", f"{EXPORT} -k damaged"),
+    Mutation("storage/lock.py", "import os\n", "import fcntl\nimport os\n", "test_windows.py"),
     # --- equilibrium -------------------------------------------------------------------------------------------------
     Mutation("physics/relaxation.py", "return s_in + _like(", "return s_in - _like(", f"{RELAXATION} -k formula"),
     Mutation("physics/relaxation.py", "0.5 * jnp.sum(stretch", "jnp.sum(stretch", f"{RELAXATION} -k formula"),
@@ -539,7 +612,7 @@ MUTATIONS = [
         "carry(",
         f"{EQUILIBRIUM} -k off_changes",
     ),
-    Mutation("learning/optimizer.py", "if config.learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
+    Mutation("learning/optimizer.py", "if learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
     Mutation(
         "learning/nudge.py",
         "(direction - target) / s.size",
@@ -552,7 +625,7 @@ MUTATIONS = [
         "return jnp.abs(sign), jnp.zeros_like(sign)",
         f"{EQUILIBRIUM} -k both_sides",
     ),
-    Mutation("config.py", '"equilibrium": "dissipative"', '"equilibrium": "symplectic"', "test_config.py -k follow"),
+    Mutation("registry.py", 'dynamics="dissipative"', 'dynamics="symplectic"', "test_config.py -k follow"),
     # --- dropout -----------------------------------------------------------------------------------------------------
     Mutation("model/dropout.py", "LEVELS / (LEVELS - dropped)", "1.0", f"{DROPOUT} -k share"),
     Mutation("model/dropout.py", "halves < dropped", "halves >= dropped", f"{DROPOUT} -k share"),
@@ -611,7 +684,7 @@ MUTATIONS = [
 
 def run_tests(tree: Path, tests: str) -> tuple[int, str]:
     """Exit status of pytest (0 passed, 1 failed, more if it could not run), and its line about the failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests.split()]
     # The autodiff oracles of most mutants are the same programs: compile them once.
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled"),
@@ -638,7 +711,15 @@ def apply(tree: Path, mutation: Mutation) -> str | None:
 
 
 def main(words: list[str]) -> int:
-    chosen = [m for m in MUTATIONS if not words or any(word in m.file or word in m.new or word in m.tests for word in words)]
+    part, parts = 1, 1
+    if words[:1] == ["--part"]:
+        part, parts = map(int, words[1].split("/"))
+        words = words[2:]
+    chosen = [
+        m
+        for m in MUTATIONS[part - 1 :: parts]
+        if not words or any(word in m.file or word in m.new or word in m.tests for word in words)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")

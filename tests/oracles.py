@@ -1,4 +1,4 @@
-"""Independent oracles: automatic differentiation, float64, and plain numpy forms written from DESIGN.md.
+"""Independent oracles: automatic differentiation, float64, and plain numpy forms written from docs/design.md.
 
 Nothing here calls the hand-written adjoints. The numpy forms, those of the whole network in `tests/dense.py` among them,
 share with `lior_jax` only the parameter structures, the epsilons and the table of rotor planes.

@@ -118,10 +118,13 @@ def test_allowed_values_are_listed():
         ("model: {retrieval: {fractional_order: 0}}", "model.retrieval.fractional_order is 0"),
         ("model: {retrieval: {adaptive_order: true, lag_prior: false}}", "model.retrieval.adaptive_order"),
         ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: leapfrog is unstable at 2"),
-        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products.1 is 'vedge'"),
+        (
+            "model: {retrieval: {products: [tensor, vedge]}}",
+            "model.retrieval.products: 'vedge' is no score term",
+        ),
         (
             "model: {retrieval: {products: [tensor, tensor]}}",
-            "model.retrieval.products: tensor, tensor names one of them twice",
+            "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",
         ),
         ("model: {retrieval: {products: wedge}}", "model.retrieval.products is 'wedge'"),
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
@@ -226,6 +229,21 @@ def test_unknown_override_is_refused_like_a_key():
 def test_missing_file_suggests_the_nearest():
     with pytest.raises(UserError, match=r"did you mean configs/quickstart\.yaml"):
         configuration.load("configs/quickstrt.yaml")
+
+
+def test_a_bare_name_is_that_of_a_shipped_configuration(tmp_path, monkeypatch):
+    shipped = configuration.load("configs/quickstart.yaml", ["model.width=64"])
+    monkeypatch.chdir(tmp_path)
+    assert configuration.load("quickstart", ["model.width=64"]) == shipped
+    (tmp_path / "quickstart").mkdir()
+    assert configuration.load("quickstart", ["model.width=64"]) == shipped
+    with pytest.raises(UserError, match=r"There is no configuration quikstart; did you mean quickstart\?"):
+        configuration.load("quikstart")
+    with pytest.raises(UserError, match=r"no configuration x/quickstart;"):
+        configuration.load("x/quickstart")
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("model: {width: 16}")
+    assert configuration.load("quickstart").model.width == 16  # one's own comes first
 
 
 def test_configuration_survives_a_round_trip_and_is_hashable():

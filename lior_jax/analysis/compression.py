@@ -18,7 +18,7 @@ from lior_jax.analysis.spectrum import Spectrum, analyse, truncate
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.model import Params
-from lior_jax.storage import checkpoint
+from lior_jax.storage import checkpoint, files
 from lior_jax.training import run_folder
 
 TOLERANCE = 0.01
@@ -149,7 +149,7 @@ def compress_run(run: str | Path, rank: str, step: int | None = None, tolerance:
             raise UserError(sentence)
     note = {"from": str(run), "step": step, "tolerance": tolerance} | outcome._asdict()
     note.pop("params")
-    (folder / "compression.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    files.write_atomically(folder / "compression.json", json.dumps(note, indent=2) + "\n")
     return _describe(outcome, folder, tolerance)
 
 

@@ -11,13 +11,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.model import Params, block, network
+from lior_jax.model.charts import see
 from lior_jax.model.operators import Operators, prepare
 from lior_jax.physics.geometry import whiten
-from lior_jax.physics.kernel import convolve
-from lior_jax.physics.numerics import project, rms_normalize
-from lior_jax.physics.resilience import resilience
-from lior_jax.physics.retrieval import geodesic_cost, retrieve, squared_distance
-from lior_jax.physics.taps import taps
+from lior_jax.physics.pairs import of_sequence
+from lior_jax.physics.retrieval import geodesic_cost, retrieve
 from lior_jax.settings import ModelConfig
 
 
@@ -55,12 +53,12 @@ def look(params: Params, tokens: Array, config: ModelConfig) -> View:
 
 
 def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig) -> View:
-    queries, keys, weigh = points(operators, s, config)
+    queries, keys, _, resilience = see(operators, s, config).points
     length = s.shape[1]
     # Retrieving one-hot values tells which value comes from where.
     one_hot = jnp.broadcast_to(jnp.eye(length, dtype=s.dtype)[None, :, None], (s.shape[0], length, config.heads, length))
-    couplings = operators.couplings._replace(field=None)
-    weights = retrieve(queries, keys, one_hot, weigh, couplings, config.precision)
+    couplings = operators.couplings._replace(mixing=())
+    weights = retrieve(queries, keys, one_hot, resilience, couplings, config.precision)
     kicked, _ = block.kick(operators, s, config)
 
     def move(s, p, kicked):  # of one position, whose mean action is its own
@@ -70,26 +68,11 @@ def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig
     return View(
         state=s,
         momentum=block.entering_momentum(p, config) + kicked,
-        cost=geodesic_cost(squared_distance(queries, keys, config.precision), weigh),
+        cost=geodesic_cost(of_sequence(queries, keys, config.precision).squared, resilience),
         weights=jnp.swapaxes(weights, 1, 2),
-        resilience=jnp.ones(queries.shape[:3], s.dtype) if weigh is None else weigh,
+        resilience=resilience,
         action=action,
     )
-
-
-def points(operators: Operators, s: Array, config: ModelConfig) -> tuple[Array, Array, Array | None]:
-    """Whitened queries and keys of one block for a state `[B, L, d]`, each `[B, L, H, m]`, and the queries' resilience."""
-    direction, inverse = rms_normalize(s)
-    context = taps(operators.taps, direction)
-    if operators.long_convolution is not None:
-        channels = direction.reshape(*s.shape[:-1], config.heads, -1)
-        remembered = convolve(operators.long_convolution.by_lag, channels, config.precision).reshape(s.shape)
-        context = context + operators.long_convolution.gain[None, None] * remembered
-    queries, keys = (
-        project(context, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*s.shape[:-1], *chart.shape[:-1])
-        for chart in (operators.query, operators.key)
-    )
-    return queries, keys, resilience(operators.resilience, queries, inverse)
 
 
 def metrics(params: Params, config: ModelConfig) -> Array:

@@ -19,9 +19,10 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from lior_jax.model import Params
 from lior_jax.model.operators import prepare
+from lior_jax.physics.scores import LagPrior
 from lior_jax.registry import RULES, Rule
 from lior_jax.settings import ModelConfig
-from lior_jax.storage import checkpoint
+from lior_jax.storage import checkpoint, files
 from lior_jax.training import metrics as run_metrics
 from lior_jax.training.run_folder import RECORD, existing_folder
 
@@ -45,7 +46,7 @@ def write(run: str | Path) -> Path:
     run = existing_folder(run)
     path, text = run / FILE, render(run)
     try:
-        path.write_text(text, encoding="utf-8")
+        files.write_atomically(path, text)
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}).") from None
     return path
@@ -138,9 +139,9 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     stretch = probe.metrics(params, config)
     for block in ends:
         yield picture(plots.metric_ellipses(stretch[block]), f"Block {block}: metrics of the heads.")
-    operators = prepare(params, config.context, config)
-    if operators.couplings.log_prior is not None:
-        shown = operators.couplings.log_prior[np.array(ends)]
+    scores = prepare(params, config.context, config).couplings.scores
+    for prior in (term.log_prior for term in scores if isinstance(term, LagPrior)):
+        shown = prior[np.array(ends)]
         which = " and ".join(f"block {block}" for block in ends)
         yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
     yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")

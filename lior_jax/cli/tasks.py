@@ -11,7 +11,7 @@ from lior_jax.cli import conversation, output
 from lior_jax.inference import Engine, prompts
 from lior_jax.inference.chat import Conversation, read_file
 from lior_jax.inference.engine import CAPACITY
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 
 
 def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> Engine:
@@ -55,7 +55,7 @@ def chat(engine: Engine, arguments: argparse.Namespace) -> None:
         import readline  # noqa: F401 - gives `input` its line editing and history
 
     chosen = settings(arguments)
-    how = Settings(**{name: chosen[name] for name in Settings._fields})
+    how = Sampling(**{name: chosen[name] for name in Sampling._fields})
     stop = tuple(chosen["stop"]) or ("\n\n",)
     conversation.run(Conversation(engine, how, stop, arguments.max_tokens, arguments.seed))
 

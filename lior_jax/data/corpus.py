@@ -1,6 +1,5 @@
 """The corpus of a run: text, split into a training and a validation part, and tokenised."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from lior_jax.data.text import read_text
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.settings import Config
+from lior_jax.storage import sums
 from lior_jax.storage.checkpoint import Metadata
 
 
@@ -40,7 +40,7 @@ def load(config: Config, saved: Metadata | None = None, another: bool = False) -
         UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one.
     """
     text, source = read_text(config.data.path)
-    fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    fingerprint = sums.of([text.encode("utf-8")])
     if saved is not None and saved.corpus != fingerprint and not another:
         raise UserError(
             f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume, or take the new "

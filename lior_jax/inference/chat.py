@@ -8,7 +8,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference.decoder import sequence_keys
 from lior_jax.inference.engine import PACE, Engine
 from lior_jax.inference.explanation import Explanation
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 from lior_jax.inference.text import Writer
 
 HELP = """/reset             forget the conversation
@@ -31,7 +31,7 @@ class Conversation:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, stop: tuple[str, ...], max_tokens: int, seed: int, line_end: str = "\n"
+        self, engine: Engine, settings: Sampling, stop: tuple[str, ...], max_tokens: int, seed: int, line_end: str = "\n"
     ):
         self.engine, self.settings, self.stop, self.max_tokens, self.seed = engine, settings.check(), stop, max_tokens, seed
         self.line_end = line_end

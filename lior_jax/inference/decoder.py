@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from lior_jax.inference import memory_bank, sampling
 from lior_jax.inference.memory_bank import MemoryBank, Mixture
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 from lior_jax.model import Params, network, recurrence
 from lior_jax.model.recurrence import History, Layer
 from lior_jax.settings import ModelConfig
@@ -36,8 +36,8 @@ class Prefix(NamedTuple):
     """`[B]`, tokens drawn so far; the place in each sequence's own stream of random numbers."""
 
 
-class Looks(NamedTuple):
-    """What `T` positions looked at, over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
+class MeanAttention(NamedTuple):
+    """The attention of `T` positions over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
     these weights, `[T, L]`; the mean `resilience` `[T]`; and the `point` `[T, m]` by which a memory is asked."""
 
     weight: np.ndarray
@@ -89,7 +89,7 @@ class Decoder:
             history = _extend(self.params, self.layers, history, chunk, lengths, self.config)
         return Prefix(history, self._placed(seen), prefix.drawn)
 
-    def draw(self, prefix: Prefix, keys: Array, settings: Settings, count: int) -> tuple[Prefix, np.ndarray]:
+    def draw(self, prefix: Prefix, keys: Array, settings: Sampling, count: int) -> tuple[Prefix, np.ndarray]:
         """Draw the next `count ≤ SEGMENT` tokens of every sequence, which must not be empty.
 
         Args:
@@ -101,17 +101,17 @@ class Decoder:
         prefix, tokens = _draw(self.params, self.layers, self.memory, prefix, keys, settings, count, self.config)
         return prefix, np.asarray(tokens)[:, :count]
 
-    def stream(self, prefix: Prefix, keys: Array, settings: Settings, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
+    def stream(self, prefix: Prefix, keys: Array, settings: Sampling, count: int, pace: int = SEGMENT) -> Iterator[np.ndarray]:
         """Yield the next `count` tokens of every sequence, `[B, n]` with `n ≤ pace`, as they are drawn."""
         while count > 0:
             prefix, tokens = self.draw(prefix, keys, settings, min(pace, count, SEGMENT))
             count -= tokens.shape[1]
             yield tokens
 
-    def look(self, prefix: Prefix, text: np.ndarray) -> Looks:
-        """Read the tokens `[T]` of a single sequence one by one, and tell what each of them looked at."""
-        looks = _look(self.params, self.layers, prefix.history, jnp.asarray(text, jnp.int32), self.config)
-        return Looks(*map(np.asarray, looks))
+    def attention(self, prefix: Prefix, text: np.ndarray) -> MeanAttention:
+        """Read the tokens `[T]` of a single sequence one by one, and return their attention."""
+        attention = _attention(self.params, self.layers, prefix.history, jnp.asarray(text, jnp.int32), self.config)
+        return MeanAttention(*map(np.asarray, attention))
 
 
 def sequence_keys(seed: int, samples: Sequence[int]) -> Array:
@@ -140,13 +140,13 @@ def next_logits(params: Params, memory: Memory | None, history: History, config:
 
 
 @partial(jax.jit, static_argnums=4)
-def _look(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> Looks:
+def _attention(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> MeanAttention:
     def step(known, token):
-        known, look = recurrence.advance(params, layers, known, token[None], config)
-        total = jnp.sum(look.weight, (0, 1, 2))
-        cost = jnp.sum(look.weight * look.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
+        known, seen = recurrence.advance(params, layers, known, token[None], config)
+        total = jnp.sum(seen.weight, (0, 1, 2))
+        cost = jnp.sum(seen.weight * seen.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
         point = memory_bank.flatten(known.query)[0]
-        return known, Looks(total / (config.blocks * config.heads), cost, jnp.mean(look.resilience), point)
+        return known, MeanAttention(total / (config.blocks * config.heads), cost, jnp.mean(seen.resilience), point)
 
     return lax.scan(step, history, text)[1]
 
@@ -158,7 +158,7 @@ def _draw(
     memory: Memory | None,
     prefix: Prefix,
     keys: Array,
-    settings: Settings,
+    settings: Sampling,
     count: Array,
     config: ModelConfig,
 ) -> tuple[Prefix, Array]:

@@ -17,7 +17,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference import export, memory_bank, remembering, scoring
 from lior_jax.inference.decoder import SEGMENT, Decoder, Memory, sequence_keys
 from lior_jax.inference.explanation import Explanation, Recollection, by_position
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 from lior_jax.inference.scoring import Progress, unseen
 from lior_jax.inference.text import Writer
 from lior_jax.model import Params
@@ -130,19 +130,19 @@ class Engine:
         Args:
             prompt: at least one character; all of it is read, whatever its length.
             max_tokens: length of the continuation, if no stop string comes before.
-            temperature, top_k, top_p, min_p, repetition_penalty: see `sampling.Settings`.
+            temperature, top_k, top_p, min_p, repetition_penalty: see `sampling.Sampling`.
             stop: strings before which the continuation ends.
             seed, sample: the same two give the same text, alone or in a batch.
 
         Raises:
             UserError: an empty prompt, one that the tokenizer cannot encode, or a setting out of range.
         """
-        settings = Settings(temperature, top_k, top_p, min_p, repetition_penalty).check()
+        settings = Sampling(temperature, top_k, top_p, min_p, repetition_penalty).check()
         _check(max_tokens, seed, stop)
         tokens = self.encode(prompt)
         return self._stream(tokens, max_tokens, settings, tuple(stop), seed, sample)
 
-    def _stream(self, tokens: np.ndarray, max_tokens: int, settings: Settings, stop: tuple[str, ...], seed: int, sample: int):
+    def _stream(self, tokens: np.ndarray, max_tokens: int, settings: Sampling, stop: tuple[str, ...], seed: int, sample: int):
         writer = Writer(self.tokenizer.decode, stop)
         prefix = self.decoder.read(self.decoder.empty(1), [tokens])
         for drawn in self.decoder.stream(prefix, sequence_keys(seed, [sample]), settings, max_tokens, PACE):
@@ -171,7 +171,7 @@ class Engine:
         Args:
             sample: of the prompt, or of each.
         """
-        settings = Settings(temperature, top_k, top_p, min_p, repetition_penalty).check()
+        settings = Sampling(temperature, top_k, top_p, min_p, repetition_penalty).check()
         _check(max_tokens, seed, stop)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         samples = [sample] * len(prompts) if isinstance(sample, int) else list(sample)
@@ -268,9 +268,9 @@ class Engine:
         tokens = np.concatenate([before, after])
         prefix = self.decoder.read(self.decoder.empty(1), [before[:-1]])
         # The position before a token is what retrieves it.
-        looks = self.decoder.look(prefix, tokens[len(before) - 1 : -1])
+        attention = self.decoder.attention(prefix, tokens[len(before) - 1 : -1])
         names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
-        return by_position(looks, names, len(before), self._recollections(looks.point))
+        return by_position(attention, names, len(before), self._recollections(attention.point))
 
     def _recollections(self, points: np.ndarray) -> list[list[Recollection]]:
         if self.memory is None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lior_jax.inference.decoder import Looks
+from lior_jax.inference.decoder import MeanAttention
 
 
 class Recollection(NamedTuple):
@@ -47,13 +47,13 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def by_position(looks: Looks, tokens: list[str], first: int, memories: list[list[Recollection]]) -> Explanation:
+def by_position(attention: MeanAttention, tokens: list[str], first: int, memories: list[list[Recollection]]) -> Explanation:
     """From lags to places in the text: the token at `first + t` was retrieved by the position before it."""
-    rows, lags = looks.weight.shape
+    rows, lags = attention.weight.shape
     weight, cost = np.zeros((rows, len(tokens)), np.float32), np.zeros((rows, len(tokens)), np.float32)
     for row in range(rows):
         place = first - 1 + row
         known = min(place + 1, lags)
-        for there, by_lag in ((weight, looks.weight), (cost, looks.cost)):
+        for there, by_lag in ((weight, attention.weight), (cost, attention.cost)):
             there[row, place + 1 - known : place + 1] = by_lag[row, :known][::-1]
-    return Explanation(tokens, first, weight, cost, looks.resilience, memories)
+    return Explanation(tokens, first, weight, cost, attention.resilience, memories)

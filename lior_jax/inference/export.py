@@ -21,13 +21,15 @@ from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.model import Params
 from lior_jax.settings import ModelConfig
-from lior_jax.storage import arrays
+from lior_jax.storage import arrays, files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 
 
 def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write a model into a folder, which is made if need be; one that was exported there before is replaced.
+
+    All files are finished before the first one is put in its place.
 
     Args:
         params: what is carried included.
@@ -40,11 +42,17 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
     record = yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(record, encoding="utf-8")
-        (folder / TOKENIZER).write_text(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n", encoding="utf-8")
+        with (
+            files.replacing_file(folder / WEIGHTS) as weights,  # the last to be renamed: without it, it is no export
+            files.replacing_file(folder / TOKENIZER) as vocabulary,
+            files.replacing_file(folder / CONFIG) as configuration_file,
+        ):
+            arrays.fill(weights, arrays.named(params))
+            vocabulary.write_bytes((json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n").encode())
+            configuration_file.write_bytes(record.encode())
     except OSError as problem:
-        raise UserError(f"{folder} cannot be written to ({problem.strerror}); choose another folder.") from None
-    arrays.write(folder / WEIGHTS, arrays.named(params))
+        reason = problem.strerror or problem
+        raise UserError(f"{folder} cannot be written to ({reason}); choose another folder.") from None
 
 
 def is_export(folder: str | Path) -> bool:

@@ -1,10 +1,11 @@
-"""Geometric memory: a ring of points on the learned manifold and of the tokens that followed them.
+"""The memory: a ring of points on the learned manifold and of the tokens that followed them.
 
 What is near in the learned metric was followed by what is likely to follow:
 
     p_memory(v | x) = Σ_{j: token_j = v} exp(−β sqrt(g(x − x_j, x − x_j) + ε)) / Σ_j exp(−β sqrt(g(x − x_j, x − x_j) + ε))
 
-Filling it changes no parameter. `remembering` reads texts into it and mixes it with the model's own distribution.
+The field calls it a kNN language model (kNN-LM), here with the learned metric. Filling it changes no parameter.
+`remembering` reads texts into it and mixes it with the model's own distribution.
 
 Shapes: `N` entries of capacity, `m = H (n + r)` coordinates, `Q` queries, `V` vocabulary.
 """

@@ -9,7 +9,7 @@ from jax import Array
 from lior_jax.errors import UserError
 
 
-class Settings(NamedTuple):
+class Sampling(NamedTuple):
     """How the next token is chosen. Applied in this order: penalty, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.8
@@ -23,8 +23,8 @@ class Settings(NamedTuple):
     repetition_penalty: float = 1.0
     """Divide positive logits of tokens that have occurred by this, and multiply negative ones; 1 changes nothing."""
 
-    def check(self) -> "Settings":
-        """These settings with their own types, or a `UserError` that names the one that is out of range."""
+    def check(self) -> "Sampling":
+        """The same with their own types, or a `UserError` that names the one that is out of range."""
         finite = float("inf")
         for name, good, allowed in (
             ("temperature", 0 <= self.temperature < finite, "0 or more"),
@@ -35,7 +35,7 @@ class Settings(NamedTuple):
         ):
             if not good:
                 raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}, but must be {allowed}.")
-        return Settings(*(type(default)(value) for default, value in zip(Settings(), self, strict=True)))
+        return Sampling(*(type(default)(value) for default, value in zip(Sampling(), self, strict=True)))
 
 
 def penalize(logits: Array, seen: Array, penalty: Array) -> Array:
@@ -49,30 +49,30 @@ def penalize(logits: Array, seen: Array, penalty: Array) -> Array:
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def boltzmann_logits(logits: Array, settings: Settings) -> Array:
+def boltzmann_logits(logits: Array, sampling: Sampling) -> Array:
     """Log probabilities, up to a constant, of `p ∝ exp(logits / temperature)` cut to its most probable tokens.
 
     Args:
         logits: `[V]`.
-        settings: scalars; the penalty is not applied here.
+        sampling: scalars; the penalty is not applied here.
 
     Returns:
         `[V]`, −∞ where cut. Ties at the edge of top-k and top-p go to the smaller token.
     """
     order = jnp.argsort(-logits, stable=True)
-    cold = settings.temperature <= 0
-    scaled = logits / jnp.where(cold, 1, settings.temperature)
+    cold = sampling.temperature <= 0
+    scaled = logits / jnp.where(cold, 1, sampling.temperature)
     descending = jax.nn.softmax(scaled[order])
     rank = jnp.arange(logits.shape[0])
     # Rounding lets the sum reach 1 before the last token.
-    nucleus = (jnp.cumsum(descending) - descending < settings.top_p) | (settings.top_p >= 1)
-    likely = descending >= settings.min_p * descending[0]
-    keep = (rank < jnp.where(settings.top_k > 0, settings.top_k, logits.shape[0])) & nucleus & likely
+    nucleus = (jnp.cumsum(descending) - descending < sampling.top_p) | (sampling.top_p >= 1)
+    likely = descending >= sampling.min_p * descending[0]
+    keep = (rank < jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[0])) & nucleus & likely
     keep = jnp.where(cold, rank == 0, keep | (rank == 0))
     return jnp.where(jnp.zeros_like(keep).at[order].set(keep), scaled, -jnp.inf)
 
 
-def sample(key: Array, logits: Array, seen: Array, settings: Settings) -> Array:
+def sample(key: Array, logits: Array, seen: Array, sampling: Sampling) -> Array:
     """Draw a token from `boltzmann_logits` of the penalized `logits` `[V]`: `[]` int32."""
-    kept = boltzmann_logits(penalize(logits, seen, settings.repetition_penalty), settings)
+    kept = boltzmann_logits(penalize(logits, seen, sampling.repetition_penalty), sampling)
     return jax.random.categorical(key, kept).astype(jnp.int32)

@@ -147,7 +147,7 @@ def _echo_block(
 
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
     s = rebuilt if stored is None else stored.s_in
-    kicked, c_s_by_kick, gradient = block.kick_adjoint(operators, s, c_p, model, masks)
+    kicked, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, s, c_p, model, masks)
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))

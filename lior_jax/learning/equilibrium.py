@@ -147,7 +147,7 @@ def _nudged_block(
     )
     contrast = relaxation.contrast(hamiltonian, pair, stored.s_in, span, model.precision, masks.units)
 
-    _, c_s_by_kick, gradient = block.kick_adjoint(operators, stored.s_in, contrast.push, model, masks)
+    _, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, stored.s_in, contrast.push, model, masks)
     gradient = gradient._replace(hamiltonian=contrast.hamiltonian)
     if by_action is not None:
         law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)

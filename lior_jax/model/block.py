@@ -6,19 +6,17 @@ measures the flow.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.model.charts import correlate_heads, from_heads, see, see_adjoint, to_heads
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
 from lior_jax.physics import integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
-from lior_jax.physics.kernel import convolve, convolve_adjoint
-from lior_jax.physics.numerics import contract, correlate, masked, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.numerics import contract, masked, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
-from lior_jax.physics.retrieval import retrieve, retrieve_adjoint
-from lior_jax.physics.taps import taps, taps_adjoint
+from lior_jax.physics.retrieval import retrieve, retrieve_and_adjoint
 from lior_jax.settings import ModelConfig
 
 
@@ -87,58 +85,14 @@ def entering_momentum(p: Array, config: ModelConfig) -> Array:
     return p if config.flow.carry_momentum else jnp.zeros_like(p)
 
 
-class _Seen(NamedTuple):
-    """What a block makes of a state on the way to its kick."""
-
-    direction: Array
-    inverse: Array
-    remembered: Array | None
-    context: Array
-    query: Array
-    key: Array
-    value: Array
-    resilience: Array | None
-
-    @property
-    def points(self) -> tuple[Array, Array, Array, Array | None]:
-        """What retrieval works on."""
-        return self.query, self.key, self.value, self.resilience
-
-
-def _see(operators: Operators, s: Array, config: ModelConfig) -> _Seen:
-    direction, inverse = rms_normalize(s)
-    context, remembered = taps(operators.taps, direction), None
-    if operators.long_convolution is not None:
-        remembered = convolve(operators.long_convolution.by_lag, _split(direction, config), config.precision).reshape(s.shape)
-        context = context + operators.long_convolution.gain[None, None] * remembered
-    return _Seen(direction, inverse, remembered, context, *chart(operators, context, inverse, config))
-
-
-def chart(
-    operators: Operators, context: Array, inverse: Array, config: ModelConfig
-) -> tuple[Array, Array, Array, Array | None]:
-    """Whitened queries and keys `[B, L, H, m]`, values `[B, L, H, v]`, and the queries' resilience, of contexts `[B, L, d]`.
-
-    Args:
-        inverse: `[B, L, 1]`, one over the root mean square of the state.
-    """
-    query, key, value = (_to_heads(context, chart, config) for chart in _charts(operators))
-    return query, key, value, resilience(operators.resilience, query, inverse)
-
-
 def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
     """The kick `A_o y` `[B, L, d]` of what was retrieved, `[B, L, H, v]`."""
-    return _from_heads(retrieved, operators.output, config)
-
-
-def query_points(operators: Operators, s: Array, config: ModelConfig) -> Array:
-    """The whitened chart points from which the positions of a state `[B, L, d]` query: `[B, L, H, n + r]`."""
-    return _see(operators, s, config).query
+    return from_heads(retrieved, operators.output, config)
 
 
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
-    seen = _see(operators, s, config)
+    seen = see(operators, s, config)
     retrieved = retrieve(*seen.points, operators.couplings, config.precision, config.retrieval.tile)
     moment = None
     if config.geometry.frame == "derived":
@@ -147,51 +101,27 @@ def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks 
     return masked(push(operators, retrieved, config), masks.kick), moment
 
 
-def kick_adjoint(
+def kick_and_adjoint(
     operators: Operators, s: Array, cotangent: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
-) -> tuple[Array, Array, Operators]:
+) -> tuple[Array, tuple[Operators, Array]]:
     """`kick` and its adjoint in one pass.
 
     Args:
         cotangent: `[B, L, d]`, of the kick.
 
     Returns:
-        The kick, the cotangent of `s`, and the cotangents of the operators (of the Hamiltonian: zeros).
+        The kick, and the cotangents of the operators (of the Hamiltonian: zeros) and of `s`.
     """
-    seen = _see(operators, s, config)
+    seen = see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
-    c_retrieved = _to_heads(c_pushed, operators.output, config)
-    retrieved, (c_query, c_key, c_value, c_resilience, c_couplings) = retrieve_adjoint(
+    c_retrieved = to_heads(c_pushed, operators.output, config)
+    retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(
         *seen.points, operators.couplings, c_retrieved, config.precision, config.retrieval.tile
     )
-    c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
-        operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience
-    )
-    c_points = (c_query + c_query_by_law, c_key, c_value)
-
-    c_context = sum(_from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
-    c_taps, c_direction = taps_adjoint(operators.taps, seen.direction, c_context)
-    c_long = None
-    if operators.long_convolution is not None:
-        c_remembered = operators.long_convolution.gain[None, None] * c_context
-        c_by_lag, c_channels = convolve_adjoint(
-            operators.long_convolution.by_lag, _split(seen.direction, config), _split(c_remembered, config), config.precision
-        )
-        c_direction = c_direction + c_channels.reshape(s.shape)
-        c_long = operators.long_convolution._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.remembered, (0, 1)))
-
-    c_charts = (_correlate_heads(c, seen.context, config) for c in c_points)
-    gradient = Operators(
-        c_taps,
-        *c_charts,
-        output=_correlate_heads(retrieved, c_pushed, config),
-        hamiltonian=jax.tree.map(jnp.zeros_like, operators.hamiltonian),
-        couplings=c_couplings,
-        long_convolution=c_long,
-        resilience=c_law,
-    )
+    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), config)
+    gradient = gradient._replace(output=correlate_heads(retrieved, c_pushed, config), couplings=c_couplings)
     kicked = masked(push(operators, retrieved, config), masks.kick)
-    return kicked, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law, gradient
+    return kicked, (gradient, c_s)
 
 
 def action(operators: Operators, before: Array, after: Array, config: ModelConfig) -> Array:
@@ -201,9 +131,8 @@ def action(operators: Operators, before: Array, after: Array, config: ModelConfi
     the move begins.
     """
     (begin, inverse), (end, _) = rms_normalize(before), rms_normalize(after)
-    moved = length(_to_heads(end - begin, operators.query, config))
-    weight = resilience(operators.resilience, _points(operators, begin, config), inverse)
-    return moved if weight is None else weight * moved
+    moved = length(to_heads(end - begin, operators.query, config))
+    return resilience(operators.resilience, to_heads(begin, operators.query, config), inverse) * moved
 
 
 class ActionGradient(NamedTuple):
@@ -218,47 +147,16 @@ def action_adjoint(
 ) -> tuple[Array, Array, ActionGradient]:
     """Adjoint of `cotangent × Σ action`, over sequences, positions and heads: cotangents of both states, and the rest."""
     (begin, inverse), (end, inverse_end) = rms_normalize(before), rms_normalize(after)
-    displacement = _to_heads(end - begin, operators.query, config)
-    points = _points(operators, begin, config)
-    weight = resilience(operators.resilience, points, inverse)
+    displacement = to_heads(end - begin, operators.query, config)
+    points = to_heads(begin, operators.query, config)
     moved = length(displacement)
-    c_moved = jnp.full_like(moved, cotangent) if weight is None else cotangent * weight
-    c_displacement = length_adjoint(displacement, c_moved)
-    c_end = _from_heads(c_displacement, operators.query, config)
-    c_query = _correlate_heads(c_displacement, end - begin, config)
+    c_displacement = length_adjoint(displacement, cotangent * resilience(operators.resilience, points, inverse))
+    c_end = from_heads(c_displacement, operators.query, config)
+    c_query = correlate_heads(c_displacement, end - begin, config)
     c_begin, c_before, c_law = -c_end, 0.0, None
     if operators.resilience is not None:
         c_law, c_points, c_before = resilience_adjoint(operators.resilience, points, begin, inverse, cotangent * moved)
-        c_begin = c_begin + _from_heads(c_points, operators.query, config)
-        c_query = c_query + _correlate_heads(c_points, begin, config)
+        c_begin = c_begin + from_heads(c_points, operators.query, config)
+        c_query = c_query + correlate_heads(c_points, begin, config)
     c_before = c_before + rms_normalize_adjoint(begin, inverse, c_begin)
     return c_before, rms_normalize_adjoint(end, inverse_end, c_end), ActionGradient(c_query, c_law)
-
-
-def _points(operators: Operators, direction: Array, config: ModelConfig) -> Array | None:
-    """The chart points `A_q ŝ`, where anything depends on them."""
-    return None if operators.resilience is None else _to_heads(direction, operators.query, config)
-
-
-def _charts(operators: Operators) -> tuple[Array, Array, Array]:
-    return operators.query, operators.key, operators.value
-
-
-def _split(x: Array, config: ModelConfig) -> Array:
-    """Channels `[B, L, d]` by head: `[B, L, H, v]`."""
-    return x.reshape(*x.shape[:-1], config.heads, -1)
-
-
-def _to_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
-    """`x` `[B, L, d]` seen through charts `[H, m, d]`: `[B, L, H, m]`."""
-    return project(x, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*x.shape[:-1], *chart.shape[:-1])
-
-
-def _from_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
-    """The adjoint of `_to_heads` to its `x`: `[B, L, H, m]` to `[B, L, d]`."""
-    return project_back(x.reshape(*x.shape[:-2], -1), chart.reshape(-1, chart.shape[-1]), config.precision)
-
-
-def _correlate_heads(x: Array, y: Array, config: ModelConfig) -> Array:
-    """The adjoint of `_to_heads` to its chart: `[B, L, H, m]` and `[B, L, d]` to `[H, m, d]`."""
-    return correlate(x.reshape(*x.shape[:-2], -1), y, config.precision).reshape(*x.shape[-2:], y.shape[-1])

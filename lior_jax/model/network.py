@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.model import block, operators
+from lior_jax.model.charts import see
 from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.model.parameters import Params
 from lior_jax.physics.numerics import Precision, correlate, masked, project, project_back, rms_normalize, rms_normalize_adjoint
@@ -35,7 +36,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
     """Mean cross-entropy of the readout, and its adjoint.
 
-    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (DESIGN.md
+    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (docs/design.md
     section 2.7); the cotangent is its negative.
 
     Returns:
@@ -91,7 +92,7 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
     earlier, last = (jax.tree.map(lambda x, part=part: x[part], prepared) for part in (slice(-1), -1))
     s = embed(params.embedding, tokens)
     (s, p), _ = _scan(earlier, s, jnp.zeros_like(s), config)
-    points = block.query_points(last, s, config)
+    points = see(last, s, config).query
     (s, _), _ = block.apply(last, s, p, config)
     return readout(params.readout, s, config.precision), points
 

@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from lior_jax.model import terms
 from lior_jax.model.parameters import Block, Carried, FieldState, LongConvolution, Params
 from lior_jax.physics import action, kernel
+from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.frames import Derived, follow
 from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import softplus_adjoint
-from lior_jax.physics.products import Gates, two_form, two_form_adjoint
 from lior_jax.physics.relaxation import restrain, restrain_adjoint
 from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
 from lior_jax.physics.retrieval import Couplings
@@ -29,7 +29,7 @@ FRAME_RATE = 0.01
 
 
 class LongKernel(NamedTuple):
-    """`by_lag` `[H, L]`, the memory kernel's values; `gain` `[d]`."""
+    """`by_lag` `[H, L]`, the kernel's values; `gain` `[d]`."""
 
     by_lag: Array
     gain: Array
@@ -56,13 +56,11 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     blocks = params.blocks
     hamiltonian = blocks.hamiltonian
     by_lag = jax.vmap(partial(kernel.values, length=length))
-    log_prior = field = memory = None
-    if blocks.lag_prior is not None:
-        log_prior = jax.vmap(partial(kernel.log_prior, length=length))(blocks.lag_prior, _prior_shift(params))
+    scores, mixing, long = terms.prepare(blocks.scores, params.carried.action, length, config), (), None
     if blocks.field is not None:
-        field = field_gain(blocks.field.gate, config)[..., None] * by_lag(blocks.field.kernel)
+        mixing = (ReadOut(field_gain(blocks.field.gate, config)[..., None] * by_lag(blocks.field.kernel)),)
     if blocks.long_convolution is not None:
-        memory = LongKernel(by_lag(blocks.long_convolution.kernel), blocks.long_convolution.gain)
+        long = LongKernel(by_lag(blocks.long_convolution.kernel), blocks.long_convolution.gain)
     return Operators(
         taps=blocks.taps,
         query=_whiten_charts(params, blocks.query, config),
@@ -75,8 +73,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
             curvature=positive(hamiltonian.curvature),
             inverse_mass=positive(hamiltonian.inverse_mass),
         ),
-        couplings=Couplings(positive(blocks.inverse_temperature), log_prior, _prepare_products(blocks.products, config), field),
-        long_convolution=memory,
+        couplings=Couplings(positive(blocks.inverse_temperature), scores, mixing),
+        long_convolution=long,
         resilience=_prepare_resilience(blocks.resilience, config),
     )
 
@@ -91,16 +89,15 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     c_units = c_hamiltonian.units
     if config.dynamics == "dissipative":
         c_units = jax.vmap(restrain_adjoint)(raw.units, c_units)
-    c_prior = c_long = c_field = None
-    if blocks.lag_prior is not None:
-        c_prior = jax.vmap(kernel.log_prior_adjoint)(blocks.lag_prior, _prior_shift(params), couplings.log_prior)
+    c_long = c_field = None
     if blocks.long_convolution is not None:
         c_long = LongConvolution(
             by_lag_adjoint(blocks.long_convolution.kernel, cotangent.long_convolution.by_lag), cotangent.long_convolution.gain
         )
     if blocks.field is not None:
-        by_lag = jax.vmap(partial(kernel.values, length=couplings.field.shape[-1]))(blocks.field.kernel)
-        c_read = couplings.field / _products_scale(config)
+        (c_read_out,) = couplings.mixing
+        by_lag = jax.vmap(partial(kernel.values, length=c_read_out.by_lag.shape[-1]))(blocks.field.kernel)
+        c_read = c_read_out.by_lag / terms.products_scale(config)
         c_kernel = by_lag_adjoint(blocks.field.kernel, blocks.field.gate[..., None] * c_read)
         c_field = FieldState(c_kernel, jnp.sum(c_read * by_lag, -1))
     return Block(
@@ -116,10 +113,9 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
             curvature=softplus_adjoint(raw.curvature, c_hamiltonian.curvature),
             inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
         ),
-        lag_prior=c_prior,
         long_convolution=c_long,
         field=c_field,
-        products=_prepare_products_adjoint(couplings.products, config),
+        scores=terms.prepare_adjoint(blocks.scores, params.carried.action, couplings.scores, config),
         resilience=_prepare_resilience_adjoint(blocks.resilience, cotangent.resilience, config),
     )
 
@@ -174,34 +170,9 @@ def _whiten_charts_adjoint(params: Params, charts: Array, cotangent: Array, conf
     return c_metric, c_charts if base is None else jnp.einsum("mn,bhmd->bhnd", base.astype(charts.dtype), c_charts)
 
 
-def _prior_shift(params: Params) -> Array:
-    state = params.carried.action
-    return jnp.zeros_like(params.blocks.inverse_temperature) if state is None else action.prior_shift(state)
-
-
 def field_gain(gate: Array, config: ModelConfig) -> Array:
     """What the field state's kernel is multiplied by, from its raw `gate`."""
-    return gate / _products_scale(config)
-
-
-def _products_scale(config: ModelConfig) -> float:
-    """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
-    return float(np.sqrt(config.geometry.whitened_dim))
-
-
-def _prepare_products(gates: Gates | None, config: ModelConfig) -> Gates | None:
-    if gates is None:
-        return None
-    scaled = jax.tree.map(lambda x: x / _products_scale(config), gates)
-    return scaled if gates.form is None else scaled._replace(form=two_form(scaled.form))
-
-
-def _prepare_products_adjoint(cotangent: Gates | None, config: ModelConfig) -> Gates | None:
-    if cotangent is None:
-        return None
-    if cotangent.form is not None:
-        cotangent = cotangent._replace(form=two_form_adjoint(cotangent.form))
-    return jax.tree.map(lambda x: x / _products_scale(config), cotangent)
+    return gate / terms.products_scale(config)
 
 
 def _prepare_resilience(raw: Constitutive | Curvature | None, config: ModelConfig) -> Law:

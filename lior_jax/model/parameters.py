@@ -5,7 +5,7 @@ dimension, `τ` taps, `M` potential units, `C` curvature terms. Everything insid
 axis `N`. A part that the configuration leaves out is None.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from lior_jax.errors import UserError
+from lior_jax.model import terms
 from lior_jax.physics import action
 from lior_jax.physics.action import ActionState
 from lior_jax.physics.frames import Derived, initial_derived
@@ -20,14 +21,14 @@ from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import softplus_inverse
-from lior_jax.physics.products import Gates
 from lior_jax.physics.resilience import Constitutive, Curvature
 from lior_jax.physics.rotor_planes import max_rotor_layers
 from lior_jax.settings import ModelConfig
 
 
 class LongConvolution(NamedTuple):
-    """The context's LIoR memory: a `kernel` for the channels of each head, and the `gain` `[d]` of its result."""
+    """The context's convolution over all earlier positions: a LIoR `kernel` for the channels of each head, and the `gain` `[d]`
+    of its result."""
 
     kernel: Kernel
     gain: Array
@@ -60,12 +61,10 @@ class Block(NamedTuple):
     """`[H]`, β by softplus."""
     hamiltonian: Hamiltonian
     """`units` `[2, M, d]`, `bias` `[M]`, `curvature` `[]`, `inverse_mass` `[d]`."""
-    lag_prior: Kernel | None
-    """Of each head; its amplitudes are logarithms (`kernel.log_prior`)."""
     long_convolution: LongConvolution | None
     field: FieldState | None
-    products: Gates | None
-    """Gates `[H]` and raw 2-form `[H, n + r, n + r]`."""
+    scores: dict[str, Any]
+    """Retrieval's score terms by name, raw (`terms`)."""
     resilience: Constitutive | Curvature | None
 
 
@@ -147,13 +146,12 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
             curvature=_raw(0.01),
             inverse_mass=_raw(1.0, d),
         ),
-        lag_prior=_init_kernel(config, amplitude=(-3.0, 0.0, -3.0), order=0.1) if config.retrieval.lag_prior else None,
         long_convolution=_init_long_convolution(config) if config.convolution.long else None,
         # A gate of zero: the field state starts silent, and its kernel learns once the gate has moved.
-        field=FieldState(_init_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads))
+        field=FieldState(terms.initial_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads))
         if config.field.evolution != "off"
         else None,
-        products=_init_products(config, normal) if config.retrieval.products else None,
+        scores=terms.init(config, normal),
         resilience=_init_resilience(config, normal),
     )
 
@@ -165,33 +163,9 @@ def rotor_layers(config: ModelConfig) -> int:
     return max_rotor_layers(config.geometry.block) if config.geometry.metric == "block_rot" else config.geometry.rotor_layers
 
 
-def _init_kernel(config: ModelConfig, amplitude: tuple[float, float, float], order: float) -> Kernel:
-    """Memories of the heads, from about two positions to about the whole context."""
-    heads = config.heads
-    reach = np.geomspace(0.5, 1 / config.context, heads)
-    return Kernel(
-        amplitude=jnp.tile(jnp.array(amplitude), (heads, 1)),
-        rate=_raw(np.stack([4 * reach, reach, reach], -1)),
-        order=jnp.full(heads, np.log(order / (1 - order)), jnp.float32),
-        frequency=jnp.asarray(2 * np.pi * reach, jnp.float32),
-        phase=jnp.zeros(heads),
-    )
-
-
 def _init_long_convolution(config: ModelConfig) -> LongConvolution:
     # The modes add up to about one: the power law alone, a₁ Δ^{−½}, is about five at lag 0.
-    return LongConvolution(_init_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
-
-
-def _init_products(config: ModelConfig, normal) -> Gates:
-    heads, m = config.heads, config.geometry.whitened_dim
-    wedge = "wedge" in config.retrieval.products
-    return Gates(
-        tensor=jnp.zeros(heads) if "tensor" in config.retrieval.products else None,
-        area=jnp.zeros(heads) if wedge else None,
-        form=normal(heads, m, m, scale=0.1 / m) if wedge else None,
-        spinor=jnp.zeros(heads) if "spinor" in config.retrieval.products else None,
-    )
+    return LongConvolution(terms.initial_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
 
 
 def _init_resilience(config: ModelConfig, normal) -> Constitutive | Curvature | None:

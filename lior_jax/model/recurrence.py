@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.model import block, network
+from lior_jax.model.charts import Seen, see, split_heads
 from lior_jax.model.operators import Operators, field_gain, prepare
 from lior_jax.model.parameters import Params
 from lior_jax.physics import field_state, kernel
 from lior_jax.physics.kernel import Poles
-from lior_jax.physics.numerics import rms_normalize
-from lior_jax.physics.retrieval import Looked, retrieve_window
+from lior_jax.physics.retrieval import Retrieved, retrieve_window
 from lior_jax.physics.taps import taps
 from lior_jax.settings import ModelConfig
 
@@ -63,8 +63,8 @@ class History(NamedTuple):
     """`[B, H, m]`, the whitened point from which the last position queried in the last block."""
 
 
-class Look(NamedTuple):
-    """What the last position of each sequence looked at in every block and head, by lag: `weight` and geodesic `cost`
+class Attention(NamedTuple):
+    """What the last position of each sequence retrieved from in every block and head, by lag: `weight` and geodesic `cost`
     `[N, B, H, L]`, where lags beyond the history weigh nothing; its `resilience` `[N, B, H]`."""
 
     weight: Array
@@ -75,12 +75,12 @@ class Look(NamedTuple):
 def layers(params: Params, config: ModelConfig) -> Layer:
     """What the recurrence applies: once for all positions."""
     blocks = params.blocks
-    memory = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
+    long = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
     field = None
     if blocks.field is not None:
         field = jax.vmap(kernel.poles)(blocks.field.kernel)
         field = field._replace(weight=field_gain(blocks.field.gate, config)[..., None] * field.weight)
-    return Layer(prepare(params, config.context, config), memory, field)
+    return Layer(prepare(params, config.context, config), long, field)
 
 
 def empty(params: Params, batch: int, config: ModelConfig) -> History:
@@ -126,7 +126,7 @@ def extend(
     def step(phase, scanned):
         layer, known = scanned
 
-        def look(key, value):
+        def window(key, value):
             # The ring in the order of time, and the chunk behind it.
             keys, values = (
                 jnp.concatenate([jnp.roll(x, -history.slot, axis=1), new], 1)
@@ -134,8 +134,8 @@ def extend(
             )
             return (keys, values), (_last(keys, lengths, ring), _last(values, lengths, ring))
 
-        known, phase, seen = _block(layer, known, phase, look, lag, visible, lengths, config)
-        return phase, (known, newest(seen.query))
+        known, phase, found = _block(layer, known, phase, window, lag, visible, lengths, config)
+        return phase, (known, newest(found.query))
 
     def newest(x):
         row = jnp.maximum(lengths - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
@@ -150,8 +150,8 @@ def extend(
     return History(blocks, history.count + lengths, jnp.zeros_like(history.slot), last, query), s
 
 
-def advance(params: Params, applied: Layer, history: History, tokens: Array, config: ModelConfig) -> tuple[History, Look]:
-    """Read one further token `[B]` of every sequence; returns the history, and what the position looked at."""
+def advance(params: Params, applied: Layer, history: History, tokens: Array, config: ModelConfig) -> tuple[History, Attention]:
+    """Read one further token `[B]` of every sequence; returns the history, and the position's attention."""
     ring, slot = config.context, history.slot
     lag = (slot - jnp.arange(ring)) % ring
     visible = lag[None] <= history.count[:, None]
@@ -159,73 +159,86 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
     def step(phase, scanned):
         layer, known = scanned
 
-        def look(key, value):
+        def window(key, value):
             put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
             rings = put(known.keys, key), put(known.values, value)
             return rings, rings
 
-        known, phase, seen = _block(layer, known, phase, look, lag[None], visible[:, None], None, config)
-        return phase, (known, seen)
+        known, phase, found = _block(layer, known, phase, window, lag[None], visible[:, None], None, config)
+        return phase, (known, found)
 
     s = network.embed(params.embedding, tokens[:, None])
-    (s, _), (blocks, seen) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
-    looked = seen.looked
+    (s, _), (blocks, found) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
     # From the places of the ring to lags, by the same reflection as back.
-    resilience = jnp.ones(looked.weight.shape[:3]) if seen.resilience is None else seen.resilience[:, :, 0]
-    look = Look(looked.weight[..., 0, lag], looked.cost[..., 0, lag], resilience)
-    return History(blocks, history.count + 1, (slot + 1) % ring, s[:, 0], seen.query[-1, :, 0]), look
+    weight, cost = (x[..., 0, lag] for x in (found.retrieved.weight, found.retrieved.cost))
+    history = History(blocks, history.count + 1, (slot + 1) % ring, s[:, 0], found.query[-1, :, 0])
+    return history, Attention(weight, cost, found.resilience[:, :, 0])
 
 
-class _Seen(NamedTuple):
-    """What a block looked at, from where, and the queries' resilience."""
+class _Found(NamedTuple):
+    """What a block retrieved, the points it queried from `[B, C, H, m]`, and their resilience `[B, C, H]`."""
 
-    looked: Looked
+    retrieved: Retrieved
     query: Array
-    resilience: Array | None
+    resilience: Array
 
 
 def _block(
     layer: Layer,
     known: BlockHistory,
     phase: tuple[Array, Array],
-    look: Callable[[Array, Array], tuple[tuple[Array, Array], tuple[Array, Array]]],
+    window: Callable[[Array, Array], tuple[tuple[Array, Array], tuple[Array, Array]]],
     lag: Array,
     visible: Array,
     lengths: Array | None,
     config: ModelConfig,
-) -> tuple[BlockHistory, tuple[Array, Array], _Seen]:
+) -> tuple[BlockHistory, tuple[Array, Array], _Found]:
     """One block for the phase-space points `(s, p)` of a chunk; without `lengths`, of a single position.
 
     Args:
-        look: from the chunk's keys and values to those that are looked at, and to the rings that are kept.
+        window: from the chunk's keys and values to those that are retrieved from, and to the rings that are kept.
     """
     s, p = phase
     operators = layer.operators
-    direction, inverse = rms_normalize(s)
-    along = jnp.concatenate([known.directions, direction], 1)
-    delays = known.directions.shape[1]
-    context, memory = taps(operators.taps, along)[:, delays:], known.long_convolution
-    if layer.long_convolution is not None:
-        channels = direction.reshape(*direction.shape[:2], config.heads, -1)
-        if lengths is None:
-            memory, remembered = kernel.convolve_step(layer.long_convolution, memory, channels[:, 0])
-        else:
-            memory, remembered = kernel.convolve_more(layer.long_convolution, memory, channels, lengths, config.precision)
-        context = context + operators.long_convolution.gain[None, None] * remembered.reshape(s.shape)
-    query, key, value, weight = block.chart(operators, context, inverse, config)
-    seen, (keys, values) = look(key, value)
-    looked = retrieve_window(query, *seen, weight, operators.couplings, lag, visible, config.precision)
-    retrieved, field = looked.retrieved, known.field
-    if layer.field is not None:
-        if lengths is None:
-            field, read = field_state.encode_step(layer.field, field, query[:, 0], key[:, 0], value[:, 0])
-            read = read[:, None]
-        else:
-            field, read = field_state.encode_more(layer.field, field, query, key, value, lengths, config.precision)
-        retrieved = retrieved + read
-    s, p, _ = block.move(operators, s, p, block.push(operators, retrieved, config), config)
+    seen = see(operators, s, config, partial(_gather, layer, known, lengths))
+    directions, charge = seen.kept
+    seen_from, (keys, values) = window(seen.key, seen.value)
+    retrieved = retrieve_window(seen.query, *seen_from, seen.resilience, operators.couplings, lag, visible, config.precision)
+    field, read = _read_field(layer, known, seen, lengths, config)
+    s, p, _ = block.move(operators, s, p, block.push(operators, retrieved.values + read, config), config)
+    found = _Found(retrieved, seen.query, seen.resilience)
+    return BlockHistory(directions, keys, values, charge, field), (s, p), found
+
+
+def _gather(
+    layer: Layer, known: BlockHistory, lengths: Array | None, operators: Operators, direction: Array, config: ModelConfig
+) -> tuple[Array, tuple[Array, Array | None]]:
+    """The context of positions that go on from a history; keeps their last directions and the poles' charges."""
+    along, delays = jnp.concatenate([known.directions, direction], 1), known.directions.shape[1]
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
-    return BlockHistory(directions, keys, values, memory, field), (s, p), _Seen(looked, query, weight)
+    context, charge = taps(operators.taps, along)[:, delays:], known.long_convolution
+    if layer.long_convolution is not None:
+        channels = split_heads(direction, config)
+        if lengths is None:
+            charge, remembered = kernel.convolve_step(layer.long_convolution, charge, channels[:, 0])
+        else:
+            charge, remembered = kernel.convolve_more(layer.long_convolution, charge, channels, lengths, config.precision)
+        context = context + operators.long_convolution.gain[None, None] * remembered.reshape(direction.shape)
+    return context, (directions, charge)
+
+
+def _read_field(
+    layer: Layer, known: BlockHistory, seen: Seen, lengths: Array | None, config: ModelConfig
+) -> tuple[Array | None, Array | float]:
+    """The field state after the positions, and what they read of it, `[B, C, H, v]`; 0 without one."""
+    if layer.field is None:
+        return None, 0.0
+    if lengths is None:
+        points = (x[:, 0] for x in (seen.query, seen.key, seen.value))
+        field, read = field_state.encode_step(layer.field, known.field, *points)
+        return field, read[:, None]
+    points = seen.query, seen.key, seen.value
+    return field_state.encode_more(layer.field, known.field, *points, lengths, config.precision)
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:

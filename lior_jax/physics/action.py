@@ -1,4 +1,4 @@
-"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience, and what it does to memory.
+"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience, and the order that follows.
 
 Source: the audit's `lior_step`, and docs/design.md section 3.
 """
@@ -49,8 +49,8 @@ def step(cost: Array, dtau: float, state: ActionState) -> ActionState:
     """`dI/dτ = cost`, and the order's answer.
 
     The order relaxes towards the logistic function of the cost's excess over its average so far, `cost / (I/τ) − 1`:
-    above-average action raises α, which shortens a memory that falls like `Δ^{−α}`; below-average action lengthens it. The
-    relaxation is exact for a cost that stands still during the step, so α stays in (0, 1) whatever the step.
+    above-average action raises α, and a prior that falls like `Δ^{−α}` reaches less far back; below-average action lets it
+    reach further. The relaxation is exact for a cost that stands still during the step, so α stays in (0, 1) whatever the step.
 
     Args:
         cost: `[...]`, the integrand, not negative.

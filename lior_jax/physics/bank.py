@@ -30,14 +30,14 @@ def retrieve_from_bank(
     resilience: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Boltzmann mean of the values by the geodesic cost of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)`.
+    """Boltzmann mean of the values by the geodesic cost of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)` (tool).
 
     Args:
         queries: whitened chart points, `[Q, m]`.
         keys: `[K, m]`, `K ≥ 1`.
         values: `[K, v]`.
         inverse_temperature: `[]`, β.
-        block: keys looked at together, memory is `Q × block`; by default as many as stay in the cache.
+        block: keys looked at together, which takes room for `Q × block` scores; by default as many as stay in the cache.
         resilience: `R` of every query, `[Q]`; None for 1.
 
     Returns:

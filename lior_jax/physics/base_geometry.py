@@ -49,7 +49,7 @@ def precompute(metric: np.ndarray) -> Geometry:
 
 
 def contraction_kernel(geometry: Geometry) -> np.ndarray:
-    """`K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`, which collapses a dense curvature tensor (a tool: the model never builds
-    rank 4)."""
+    """`K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`, which collapses a dense curvature tensor (tool: the model never
+    builds rank 4)."""
     n = geometry.inverse.shape[0]
     return np.einsum("mr,ns->mnrs", geometry.inverse, geometry.inverse) / n**2

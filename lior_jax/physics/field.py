@@ -1,4 +1,4 @@
-"""The cognitive tensor field: complex `D × D` tensors on a periodic grid, their operators and three ways to move them.
+"""The cognitive tensor field (tool): complex `D × D` tensors on a periodic grid, their operators and three ways to move them.
 
     iħ ∂_t T = H[T] + Λ_QR[T] − Λ_F[T] + J,      H = −(ħ²/2m) ∇² + V,   Λ_QR = λ (B[T] − T),   Λ_F = γ Σ_k w_k T_{n−k}
 
@@ -8,6 +8,9 @@ field. Each mode reads the equation so that `S` pulls the field and does not onl
     unitary       ħ ∂_t T = −i H[T] + S        the equation above with `i S` for `S`: the world adds to the field at a rate
     dissipative   ħ ∂_t T = −H[T] + S          the same in imaginary time: downhill on the energy
     symplectic    ∂_t T = P / m,  ∂_t P = −H[T] + S     `S` is a force; it has no memory, which would not be reversible
+
+`Λ_F` is the audit's *memory operator*, the fractional integral over the field's own past, and all that memory means in this
+file; it is not the memory bank of inference.
 
 Shapes: `T` `[Nx, Ny, D, D]` complex, called `field`; `V` `[Nx, Ny]` real, `potential`; `E` and `J` like `T`, `evidence` and
 `source`. All quantities are in the units of `ħ`, `m` and the grid's spacing.
@@ -28,7 +31,7 @@ from lior_jax.physics.numerics import contract
 Mode = Literal["unitary", "symplectic", "dissipative"]
 
 
-class Settings(NamedTuple):
+class Constants(NamedTuple):
     """Constants of the equation, static under `jit`. The defaults leave the field to itself: no evidence, no memory."""
 
     hbar: float = 1.0
@@ -64,16 +67,16 @@ class Diagnostics(NamedTuple):
     energy: Array
 
 
-def begin(field: Array, settings: Settings, momentum: Array | None = None) -> State:
+def begin(field: Array, constants: Constants, momentum: Array | None = None) -> State:
     """The state of a field that was zero before now; at rest unless a `momentum` is given."""
     field = jnp.asarray(field)
     field = field.astype(jnp.result_type(field, jnp.complex64))
     momentum = jnp.zeros_like(field) if momentum is None else jnp.asarray(momentum).astype(field.dtype)
-    return State(field, momentum, jnp.zeros((_past_length(settings), *field.shape), field.dtype))
+    return State(field, momentum, jnp.zeros((_past_length(constants), *field.shape), field.dtype))
 
 
-def _past_length(settings: Settings) -> int:
-    return settings.memory_length - 1 if settings.memory_rate else 0
+def _past_length(constants: Constants) -> int:
+    return constants.memory_length - 1 if constants.memory_rate else 0
 
 
 # --- operators -------------------------------------------------------------------------------------------------------
@@ -96,16 +99,16 @@ def laplacian(field: Array, spacing: float) -> Array:
     return _in_fourier_space(-_squared_wave_numbers(field.shape, spacing), field)
 
 
-def hamiltonian(field: Array, potential: Array, settings: Settings) -> Array:
+def hamiltonian(field: Array, potential: Array, constants: Constants) -> Array:
     """`H[T] = −(ħ²/2m) ∇² T + V T`, Hermitian."""
-    kinetic = -(settings.hbar**2 / (2 * settings.mass)) * laplacian(field, settings.spacing)
+    kinetic = -(constants.hbar**2 / (2 * constants.mass)) * laplacian(field, constants.spacing)
     return kinetic + potential[..., None, None] * field
 
 
-def split_step(field: Array, potential: Array, settings: Settings) -> Array:
+def split_step(field: Array, potential: Array, constants: Constants) -> Array:
     """One step of `iħ ∂_t T = H[T]`: `e^{−iV dt/2ħ} F⁻¹ e^{−iħk² dt/2m} F e^{−iV dt/2ħ} T`, unitary and of order two."""
-    half = jnp.exp(-1j * (0.5 * settings.dt / settings.hbar) * potential)[..., None, None]
-    angle = (0.5 * settings.hbar * settings.dt / settings.mass) * _squared_wave_numbers(field.shape, settings.spacing)
+    half = jnp.exp(-1j * (0.5 * constants.dt / constants.hbar) * potential)[..., None, None]
+    angle = (0.5 * constants.hbar * constants.dt / constants.mass) * _squared_wave_numbers(field.shape, constants.spacing)
     return half * _in_fourier_space(np.exp(-1j * angle), half * field)
 
 
@@ -136,23 +139,23 @@ def memory_weights(order: float, length: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def memory(field: Array, past: Array, settings: Settings) -> Array:
-    """`Λ_F = γ Σ_k w_k T_{n−k}`, with `field` at lag 0 and `past` `[K − 1, Nx, Ny, D, D]` behind it.
+def memory(field: Array, past: Array, constants: Constants) -> Array:
+    """The memory operator `Λ_F = γ Σ_k w_k T_{n−k}`, with `field` at lag 0 and `past` `[K − 1, Nx, Ny, D, D]` behind it.
 
     It is subtracted, and so damps; only with α near 1 it can feed a mode whose phase turns round within the history.
     """
     history = jnp.concatenate([field[None], past])
-    weights = jnp.asarray(memory_weights(settings.memory_order, history.shape[0]), field.dtype)
-    return settings.memory_rate * contract("k,kxyij->xyij", weights, history, "float32")
+    weights = jnp.asarray(memory_weights(constants.memory_order, history.shape[0]), field.dtype)
+    return constants.memory_rate * contract("k,kxyij->xyij", weights, history, "float32")
 
 
-def sources(field: Array, past: Array, evidence: Array | None, source: Array | None, settings: Settings) -> Array:
+def sources(field: Array, past: Array, evidence: Array | None, source: Array | None, constants: Constants) -> Array:
     """`S = λ (B[T] − T) − Λ_F + J`."""
     total = jnp.zeros_like(field) if source is None else source
-    if settings.evidence_rate:
-        total = total + settings.evidence_rate * (bayes(field, evidence, settings.evidence_temperature) - field)
-    if settings.memory_rate:
-        total = total - memory(field, past, settings)
+    if constants.evidence_rate:
+        total = total + constants.evidence_rate * (bayes(field, evidence, constants.evidence_temperature) - field)
+    if constants.memory_rate:
+        total = total - memory(field, past, constants)
     return total
 
 
@@ -164,15 +167,15 @@ def norm(field: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.real(field) ** 2 + jnp.imag(field) ** 2))
 
 
-def energy(field: Array, potential: Array, settings: Settings) -> Array:
+def energy(field: Array, potential: Array, constants: Constants) -> Array:
     """`Σ Re⟨T, H[T]⟩` times the area of a grid cell."""
-    return settings.spacing**2 * jnp.sum(jnp.real(jnp.conj(field) * hamiltonian(field, potential, settings)))
+    return constants.spacing**2 * jnp.sum(jnp.real(jnp.conj(field) * hamiltonian(field, potential, constants)))
 
 
-def mechanical_energy(field: Array, momentum: Array, potential: Array, settings: Settings) -> Array:
+def mechanical_energy(field: Array, momentum: Array, potential: Array, constants: Constants) -> Array:
     """`‖P‖²/2m + ½ ⟨T, H[T]⟩`, each times the area of a grid cell: what the symplectic mode conserves."""
-    kinetic = settings.spacing**2 * norm(momentum) ** 2 / (2 * settings.mass)
-    return kinetic + 0.5 * energy(field, potential, settings)
+    kinetic = constants.spacing**2 * norm(momentum) ** 2 / (2 * constants.mass)
+    return kinetic + 0.5 * energy(field, potential, constants)
 
 
 # --- evolution -------------------------------------------------------------------------------------------------------
@@ -181,38 +184,38 @@ Sources = Callable[[Array, Array], Array]
 """`S` of a field and its past."""
 
 
-def _unitary_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+def _unitary_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
     """Half a step of the sources, the split step, another half of the sources: order two without memory."""
     past = _push(state)
-    field = split_step(_half_exchange(state.field, state.past, outside, settings), potential, settings)
-    return state._replace(field=_half_exchange(field, past, outside, settings), past=past)
+    field = split_step(_half_exchange(state.field, state.past, outside, constants), potential, constants)
+    return state._replace(field=_half_exchange(field, past, outside, constants), past=past)
 
 
-def _half_exchange(field: Array, past: Array, outside: Sources | None, settings: Settings) -> Array:
+def _half_exchange(field: Array, past: Array, outside: Sources | None, constants: Constants) -> Array:
     """Half a step of `ħ ∂_t T = S` by the midpoint rule."""
     if outside is None:
         return field
-    half = 0.5 * settings.dt / settings.hbar
+    half = 0.5 * constants.dt / constants.hbar
     return field + half * outside(field + 0.5 * half * outside(field, past), past)
 
 
-def _symplectic_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+def _symplectic_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
     """Leapfrog: kick ½, drift, kick ½. The same step from `−P` undoes it."""
-    momentum = state.momentum + 0.5 * settings.dt * _descent(state.field, state.past, potential, outside, settings)
-    field = state.field + (settings.dt / settings.mass) * momentum
-    kick = 0.5 * settings.dt * _descent(field, state.past, potential, outside, settings)
+    momentum = state.momentum + 0.5 * constants.dt * _descent(state.field, state.past, potential, outside, constants)
+    field = state.field + (constants.dt / constants.mass) * momentum
+    kick = 0.5 * constants.dt * _descent(field, state.past, potential, outside, constants)
     return state._replace(field=field, momentum=momentum + kick)
 
 
-def _dissipative_step(state: State, potential: Array, outside: Sources | None, settings: Settings) -> State:
+def _dissipative_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
     """One explicit step downhill. Without sources the energy never rises, and the ground state of `H` outlives the rest."""
-    slope = _descent(state.field, state.past, potential, outside, settings)
-    return state._replace(field=state.field + (settings.dt / settings.hbar) * slope, past=_push(state))
+    slope = _descent(state.field, state.past, potential, outside, constants)
+    return state._replace(field=state.field + (constants.dt / constants.hbar) * slope, past=_push(state))
 
 
-def _descent(field: Array, past: Array, potential: Array, outside: Sources | None, settings: Settings) -> Array:
+def _descent(field: Array, past: Array, potential: Array, outside: Sources | None, constants: Constants) -> Array:
     """`−H[T] + S`."""
-    downhill = -hamiltonian(field, potential, settings)
+    downhill = -hamiltonian(field, potential, constants)
     return downhill if outside is None else downhill + outside(field, past)
 
 
@@ -229,11 +232,11 @@ def evolve(
     potential: Array,
     evidence: Array | None,
     source: Array | None,
-    settings: Settings,
+    constants: Constants,
     steps: int,
     mode: Mode,
 ) -> tuple[State, Diagnostics]:
-    """Follow the field for some steps; under `jit`, `settings`, `steps` and `mode` are static.
+    """Follow the field for some steps; under `jit`, `constants`, `steps` and `mode` are static.
 
     Args:
         potential: V `[Nx, Ny]`, real.
@@ -247,22 +250,22 @@ def evolve(
         UserError: shapes that do not fit, or what `check` refuses whatever the potential. For its own limit of dt, call
             `check` with a bound of it, outside `jit`.
     """
-    _check_arrays(state, potential, evidence, source, settings)
-    check(settings, state.field.shape, 0.0, mode)
+    _check_arrays(state, potential, evidence, source, constants)
+    check(constants, state.field.shape, 0.0, mode)
     start = norm(state.field)
-    closed = source is None and not settings.evidence_rate and not settings.memory_rate
-    outside = None if closed else lambda field, past: sources(field, past, evidence, source, settings)
+    closed = source is None and not constants.evidence_rate and not constants.memory_rate
+    outside = None if closed else lambda field, past: sources(field, past, evidence, source, constants)
 
     def step(state, _):
-        state = _STEPS[mode](state, potential, outside, settings)
+        state = _STEPS[mode](state, potential, outside, constants)
         if mode == "unitary" and closed:
             # The step is unitary; rounding in the transforms is not, and shrinks the norm a little at every step.
             present = jnp.maximum(norm(state.field), jnp.finfo(start.dtype).tiny)
             state = state._replace(field=state.field * (start / present))
         if mode == "symplectic":
-            level = mechanical_energy(state.field, state.momentum, potential, settings)
+            level = mechanical_energy(state.field, state.momentum, potential, constants)
         else:
-            level = energy(state.field, potential, settings)
+            level = energy(state.field, potential, constants)
         return state, Diagnostics(norm(state.field), level)
 
     return lax.scan(step, state, None, length=steps)
@@ -271,8 +274,8 @@ def evolve(
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def check(settings: Settings, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> None:
-    """Refuse settings that mean nothing, and steps too long for a field of this shape.
+def check(constants: Constants, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> None:
+    """Refuse constants that mean nothing, and steps too long for a field of this shape.
 
     The limits, with `λ_max ≤ ħ² k²_max / 2m + max |V|` of `H` and the memory's mean lag `k̄ = Σ_k k w_k` in steps, are
 
@@ -294,31 +297,31 @@ def check(settings: Settings, shape: tuple[int, ...], potential_bound: float, mo
         raise UserError(f"There is no mode {mode!r} of the field; take one of {', '.join(_STEPS)}.")
     if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
         raise UserError(f"A field has the shape [Nx, Ny, D, D], not {list(shape)}; give square tensors on a plane grid.")
-    given = settings._asdict() | {"potential_bound": potential_bound}
+    given = constants._asdict() | {"potential_bound": potential_bound}
     for name in ("hbar", "mass", "spacing", "dt", "evidence_temperature"):
         if not 0 < given[name] < math.inf:
             raise UserError(f"{name} is {given[name]}, but must be positive and finite.")
     for name in ("evidence_rate", "memory_rate", "potential_bound"):
         if not 0 <= given[name] < math.inf:
             raise UserError(f"{name} is {given[name]}, but must be at least 0 and finite.")
-    if not 0 < settings.memory_order < 1:
-        raise UserError(f"memory_order is {settings.memory_order}, but must lie between 0 and 1, both excluded.")
-    if not isinstance(settings.memory_length, int) or settings.memory_length < 1:
-        raise UserError(f"memory_length is {settings.memory_length}, but must be a whole number, 1 or more.")
-    if mode == "symplectic" and settings.memory_rate:
+    if not 0 < constants.memory_order < 1:
+        raise UserError(f"memory_order is {constants.memory_order}, but must lie between 0 and 1, both excluded.")
+    if not isinstance(constants.memory_length, int) or constants.memory_length < 1:
+        raise UserError(f"memory_length is {constants.memory_length}, but must be a whole number, 1 or more.")
+    if mode == "symplectic" and constants.memory_rate:
         raise UserError("The symplectic mode is reversible and has no memory; set memory_rate to 0 or take another mode.")
-    longest, why = _longest_step(settings, shape, potential_bound, mode)
-    if settings.dt > longest * (1 + 1e-5):  # so that the figure holds as it is printed
-        raise UserError(f"dt = {settings.dt:g} is too long for the {mode} mode: {why}; take dt at most {longest:.6g}.")
+    longest, why = _longest_step(constants, shape, potential_bound, mode)
+    if constants.dt > longest * (1 + 1e-5):  # so that the figure holds as it is printed
+        raise UserError(f"dt = {constants.dt:g} is too long for the {mode} mode: {why}; take dt at most {longest:.6g}.")
 
 
-def _longest_step(settings: Settings, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> tuple[float, str]:
-    hbar, mass = settings.hbar, settings.mass
-    largest = hbar**2 * float(_squared_wave_numbers(shape, settings.spacing).max()) / (2 * mass) + potential_bound
-    mean_lag = float(memory_weights(settings.memory_order, settings.memory_length) @ np.arange(settings.memory_length))
-    exchange = settings.evidence_rate + settings.memory_rate * (1 + mean_lag)
+def _longest_step(constants: Constants, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> tuple[float, str]:
+    hbar, mass = constants.hbar, constants.mass
+    largest = hbar**2 * float(_squared_wave_numbers(shape, constants.spacing).max()) / (2 * mass) + potential_bound
+    mean_lag = float(memory_weights(constants.memory_order, constants.memory_length) @ np.arange(constants.memory_length))
+    exchange = constants.evidence_rate + constants.memory_rate * (1 + mean_lag)
     if mode == "symplectic":
-        return _divide(2.0, math.sqrt((largest + settings.evidence_rate) / mass)), "the leapfrog would be unstable"
+        return _divide(2.0, math.sqrt((largest + constants.evidence_rate) / mass)), "the leapfrog would be unstable"
     if mode == "dissipative":
         return _divide(hbar, 0.5 * largest + exchange), "the explicit step would be unstable"
     phase = _divide(math.pi * hbar, potential_bound), "the potential would turn a phase by more than π"
@@ -329,7 +332,7 @@ def _divide(a: float, b: float) -> float:
     return a / b if b else math.inf
 
 
-def _check_arrays(state: State, potential: Array, evidence: Array | None, source: Array | None, settings: Settings) -> None:
+def _check_arrays(state: State, potential: Array, evidence: Array | None, source: Array | None, constants: Constants) -> None:
     shape = state.field.shape
     if potential.shape != shape[:2] or jnp.iscomplexobj(potential):
         raise UserError(
@@ -339,7 +342,7 @@ def _check_arrays(state: State, potential: Array, evidence: Array | None, source
     for name, array in (("momentum", state.momentum), ("evidence", evidence), ("source", source)):
         if array is not None and array.shape != shape:
             raise UserError(f"The {name} has the shape {list(array.shape)}, but must have that of the field, {list(shape)}.")
-    if settings.evidence_rate and evidence is None:
+    if constants.evidence_rate and evidence is None:
         raise UserError("evidence_rate is not 0, but there is no evidence; give some, or set the rate to 0.")
-    if state.past.shape[0] != _past_length(settings):
-        raise UserError("The state was begun with another memory_rate or memory_length; begin again with these settings.")
+    if state.past.shape[0] != _past_length(constants):
+        raise UserError("The state was begun with another memory_rate or memory_length; begin again with these constants.")

@@ -3,11 +3,14 @@
     T_i = Σ_{j≤i} K_h(i − j) v_j k_jᵀ,      y_i = T_i q_i = Σ_{j≤i} K_h(i − j) v_j ⟨k_j, q_i⟩
 
 With `K(Δ) = Re Σ_p c_p e^{−s_p Δ}` each pole keeps `S_p = Σ_{j≤i} e^{−s_p (i − j)} v_j k_jᵀ`, so that `T = Re Σ_p c_p S_p`
-moves on at a cost that does not grow with the prompt. Source: docs/design.md section 3. The three forms here give the same `y`.
+moves on at a cost that does not grow with the prompt. The field calls it linear attention with decay. Source: docs/design.md
+section 3. The three forms here give the same `y`.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions.
 Queries and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the state of the poles `[B, H, P, v, m]`, complex.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -15,6 +18,21 @@ from jax import Array, lax
 from lior_jax.errors import UserError
 from lior_jax.physics.kernel import Poles, decay_by_lag, fade, spread
 from lior_jax.physics.numerics import Precision, contract
+from lior_jax.physics.pairs import PairCotangent, Pairs
+
+
+class ReadOut(NamedTuple):
+    """`encode` as a mixing term of retrieval (`scores`), which shares its product: `by_lag` `[H, L]`, the propagator `F` with
+    its gate."""
+
+    by_lag: Array
+
+    def mix(self, pairs: Pairs) -> Array:
+        return pairs.places.by_lag(self.by_lag) * pairs.product
+
+    def mix_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["ReadOut", PairCotangent]:
+        c_by_lag = pairs.places.by_lag_adjoint(self.by_lag, cotangent * pairs.product)
+        return ReadOut(c_by_lag), pairs.product_adjoint(pairs.places.by_lag(self.by_lag) * cotangent)
 
 
 def encode(queries: Array, keys: Array, values: Array, by_lag: Array, precision: Precision = "float32") -> Array:
@@ -49,7 +67,7 @@ def encode_chunked(
     state: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Pairs of positions within a chunk, the poles' state between chunks: work and memory linear in `L`.
+    """Pairs of positions within a chunk, the poles' state between chunks (tool): work and room linear in `L`.
 
     Args:
         chunk: positions taken at once; the last chunk is shorter where `L` is no multiple.
@@ -83,7 +101,7 @@ def encode_more(
     lengths: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """A chunk of `C` further positions after those that the state remembers.
+    """A chunk of `C` further positions after those that the state has taken in.
 
     Args:
         lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace. All by default.

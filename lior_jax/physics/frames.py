@@ -66,7 +66,7 @@ def rotate_adjoint(angles: Array, rotated: Array, cotangent: Array, block: int |
 
 
 def rotor_frame(angles: Array, n: int, block: int | None = None) -> Array:
-    """The rotor frame `Q` `[n, n]`, orthogonal with determinant 1."""
+    """The rotor frame `Q` `[n, n]`, orthogonal with determinant 1 (tool)."""
     return rotate(angles, jnp.eye(n, dtype=angles.dtype), block).T
 
 

@@ -61,7 +61,7 @@ def _rotated(metric: Metric, x: Array, frame: Array | None, block: int | None) -
 def whiten_adjoint(
     metric: Metric, x: Array, cotangent: Array, frame: Array | None = None, block: int | None = None
 ) -> tuple[Metric, Array]:
-    """Adjoint of `whiten`: cotangents of the raw parameters, and of `x` `[n, m]`. A given frame is held fast."""
+    """Adjoint of `whiten`: cotangents of the raw parameters, and of `x` `[n, m]`. A given frame is treated as constant."""
     positive = jax.nn.softplus
     n = x.shape[0]
     c_rigid, c_soft = cotangent[:n], cotangent[n:]
@@ -92,12 +92,12 @@ def whiten_adjoint(
 
 
 def quad_form(metric: Metric, x: Array, frame: Array | None = None, block: int | None = None) -> Array:
-    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, never negative. The rest as in `whiten`."""
+    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, never negative (tool). The rest as in `whiten`."""
     whitened = whiten(metric, x.reshape(-1, x.shape[-1]).T, frame, block)
     return jnp.sum(whitened * whitened, axis=0).reshape(x.shape[:-1])
 
 
 def dense_metric(metric: Metric, frame: Array | None = None, block: int | None = None) -> Array:
-    """The symmetric positive definite matrix `G` `[n, n]` with `g(x, x) = xᵀ G x`."""
+    """The symmetric positive definite matrix `G` `[n, n]` with `g(x, x) = xᵀ G x` (tool)."""
     whitening = whiten(metric, jnp.eye(metric.stiffness.shape[0], dtype=metric.stiffness.dtype), frame, block)
     return whitening.T @ whitening

@@ -1,4 +1,4 @@
-"""The LIoR kernel: three modes of memory, as a function of the lag, as a convolution and as an O(1) recurrence.
+"""The LIoR kernel: three modes of fading with the lag, as a function of it, as a convolution and as an O(1) recurrence.
 
     K(Δ) = a₀ e^{−βΔ} − a₁ Δ^{−δ} e^{−ξΔ} + a₂ cos(ωΔ + φ) e^{−ζΔ}   for Δ ≥ 0,   0 for Δ < 0
 
@@ -191,7 +191,7 @@ def convolve_adjoint(by_lag: Array, x: Array, cotangent: Array, precision: Preci
 
 
 def convolve_scan(system: Poles, x: Array) -> Array:
-    """`convolve` as an associative scan over positions: `O(log L)` deep, `O(P L)` work. `x` `[B, L, H, v]`."""
+    """`convolve` as an associative scan over positions: `O(log L)` deep, `O(P L)` work (tool). `x` `[B, L, H, v]`."""
 
     def join(early, late):
         return late[0] * early[0], late[0] * early[1] + late[1]
@@ -202,16 +202,11 @@ def convolve_scan(system: Poles, x: Array) -> Array:
     return _read(system, charge)
 
 
-def initial_charge(system: Poles, x: Array) -> Array:
-    """The empty memory `[B, H, P, v]` for inputs like `x` `[B, H, v]`."""
-    return jnp.zeros((x.shape[0], *system.rate.shape, x.shape[-1]), system.rate.dtype)
-
-
 def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]:
     """One position of `convolve` at a cost that does not grow with the history.
 
     Args:
-        charge: `[B, H, P, v]`, complex: what each pole remembers, from `initial_charge` or the step before.
+        charge: `[B, H, P, v]`, complex: what each pole holds after the step before; zero before the first.
         x: `[B, H, v]`.
 
     Returns:

@@ -4,8 +4,8 @@
     wedge   the area ‖q ∧ k‖ = sqrt(⟨q,q⟩⟨k,k⟩ − ⟨q,k⟩²), and the signed `qᵀ Ω k` of a learned 2-form `Ω = A − Aᵀ`
     spinor  ‖q‖ ‖k‖ cos(θ/2), the scalar part of the rotor that turns `q` into `k`, with their lengths
 
-Vectors are whitened, so `⟨·,·⟩_g` is the dot product. As scores of retrieval each has a gate per head.
-Source: the audit's `geometric_attention`, and docs/design.md section 3.
+Vectors are whitened, so `⟨·,·⟩_g` is the dot product. `Tensor`, `Wedge` and `Spinor` are score terms of retrieval (`scores`),
+with a gate per head. Source: the audit's `geometric_attention`, and docs/design.md section 3.
 
 Shapes: `H` heads, `m` whitened chart dimensions, `L` positions, `B` sequences.
 """
@@ -15,17 +15,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.physics.numerics import contract
+from lior_jax.physics.pairs import PairCotangent, Pairs
+
 PRODUCT_EPSILON = 1e-4
-
-
-class Gates(NamedTuple):
-    """What each product weighs in a head's score, None if it is left out: `tensor`, `area`, `spinor` `[H]`; `form`
-    `[H, m, m]`, the raw `A` of the 2-form."""
-
-    tensor: Array | None
-    area: Array | None
-    form: Array | None
-    spinor: Array | None
 
 
 def area(product: Array, q_squared: Array, k_squared: Array) -> Array:
@@ -33,10 +26,29 @@ def area(product: Array, q_squared: Array, k_squared: Array) -> Array:
     return jnp.sqrt(jnp.maximum(q_squared * k_squared - product**2, 0) + PRODUCT_EPSILON)
 
 
+def area_adjoint(product: Array, q_squared: Array, k_squared: Array, cotangent: Array) -> tuple[Array, Array, Array]:
+    """Adjoint of `area` of pairs: cotangents of product and squared norms, in the shapes of `pairs`."""
+    c_square = cotangent / (2 * area(product, q_squared, k_squared))
+    c_square = jnp.where(q_squared * k_squared > product**2, c_square, 0)
+    return -2 * product * c_square, *_squares_adjoint(q_squared, k_squared, c_square)
+
+
 def spinor(product: Array, q_squared: Array, k_squared: Array) -> Array:
     """`‖q‖ ‖k‖ cos(θ/2) = sqrt(r max(r + ⟨q,k⟩, 0) / 2 + ε)` with `r = ‖q‖ ‖k‖`, for the angle θ in [0, π] between them."""
     r = _norms(q_squared, k_squared)
     return jnp.sqrt(0.5 * r * jnp.maximum(r + product, 0) + PRODUCT_EPSILON)
+
+
+def spinor_adjoint(product: Array, q_squared: Array, k_squared: Array, cotangent: Array) -> tuple[Array, Array, Array]:
+    """Adjoint of `spinor` of pairs: cotangents of product and squared norms, in the shapes of `pairs`."""
+    r = _norms(q_squared, k_squared)
+    c_half = jnp.where(r + product > 0, cotangent / (4 * spinor(product, q_squared, k_squared)), 0)
+    return r * c_half, *_squares_adjoint(q_squared, k_squared, (2 * r + product) * c_half / (2 * r))
+
+
+def _squares_adjoint(q_squared: Array, k_squared: Array, cotangent: Array) -> tuple[Array, Array]:
+    """Adjoint of `q_squared * k_squared`."""
+    return jnp.sum(cotangent * k_squared, -1, keepdims=True), jnp.sum(cotangent * q_squared, -2, keepdims=True)
 
 
 def _norms(q_squared: Array, k_squared: Array) -> Array:
@@ -53,53 +65,66 @@ def two_form_adjoint(cotangent: Array) -> Array:
     return cotangent - jnp.swapaxes(cotangent, -1, -2)
 
 
-def score(gates: Gates, product: Array, q_squared: Array, k_squared: Array) -> Array:
-    """Gated sum of tensor, area and spinor products: `[B, H, L, L]`. The 2-form has a matrix product of its own.
-
-    Args:
-        product: `⟨q_i, k_j⟩`, `[B, H, L, L]`.
-        q_squared: `‖q_i‖²`, `[B, H, L, 1]`.
-        k_squared: `‖k_j‖²`, `[B, H, 1, L]`.
-    """
-    total = jnp.zeros_like(product)
-    if gates.tensor is not None:
-        total = total + _gate(gates.tensor) * product
-    if gates.area is not None:
-        total = total + _gate(gates.area) * area(product, q_squared, k_squared)
-    if gates.spinor is not None:
-        total = total + _gate(gates.spinor) * spinor(product, q_squared, k_squared)
-    return total
+# --- terms of retrieval's scores --------------------------------------------------------------------------------------
 
 
-def score_adjoint(
-    gates: Gates, product: Array, q_squared: Array, k_squared: Array, cotangent: Array
-) -> tuple[Gates, Array, Array, Array]:
-    """Adjoint of `score`: cotangents of the gates (of the 2-form: None), the product and the squared norms."""
-    c_tensor = c_area = c_spinor = None
-    c_product, c_squares = jnp.zeros_like(product), jnp.zeros_like(product)  # of ⟨q,k⟩ and of ⟨q,q⟩⟨k,k⟩
+class Tensor(NamedTuple):
+    """`gate ⟨q, k⟩_g`, `gate` `[H]`: what attention calls a score by dot product."""
 
-    if gates.tensor is not None:
-        c_tensor = jnp.sum(cotangent * product, (0, 2, 3))
-        c_product = c_product + _gate(gates.tensor) * cotangent
-    if gates.area is not None:
-        value = area(product, q_squared, k_squared)
-        c_area = jnp.sum(cotangent * value, (0, 2, 3))
-        c_square = jnp.where(q_squared * k_squared > product**2, _gate(gates.area) * cotangent / (2 * value), 0)
-        c_product = c_product - 2 * product * c_square
-        c_squares = c_squares + c_square
-    if gates.spinor is not None:
-        value, r = spinor(product, q_squared, k_squared), _norms(q_squared, k_squared)
-        c_spinor = jnp.sum(cotangent * value, (0, 2, 3))
-        c_half = jnp.where(r + product > 0, _gate(gates.spinor) * cotangent / (4 * value), 0)
-        c_product = c_product + r * c_half
-        c_squares = c_squares + (2 * r + product) * c_half / (2 * r)
-    c_q_squared = jnp.sum(c_squares * k_squared, -1, keepdims=True)
-    c_k_squared = jnp.sum(c_squares * q_squared, -2, keepdims=True)
-    return Gates(c_tensor, c_area, None, c_spinor), c_product, c_q_squared, c_k_squared
+    gate: Array
+
+    def score(self, pairs: Pairs) -> Array:
+        return _of_heads(self.gate) * pairs.product
+
+    def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["Tensor", PairCotangent]:
+        return Tensor(_by_head(cotangent * pairs.product)), pairs.product_adjoint(_of_heads(self.gate) * cotangent)
 
 
-def _gate(gate: Array) -> Array:
+class Wedge(NamedTuple):
+    """`area ‖q ∧ k‖ + qᵀ Ω k`: `area` `[H]`, a gate, and `form` `[H, m, m]`, the antisymmetric 2-form Ω."""
+
+    area: Array
+    form: Array
+
+    def score(self, pairs: Pairs) -> Array:
+        # Centring the keys changes a row of scores by a constant, which Boltzmann weights do not see.
+        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
+        signed = contract("bihm,bjhm->bhij", turned, pairs.near_keys, pairs.precision)
+        return _of_heads(self.area) * area(pairs.product, pairs.q_squared, pairs.k_squared) + signed
+
+    def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["Wedge", PairCotangent]:
+        seen = pairs.product, pairs.q_squared, pairs.k_squared
+        c_area = _by_head(cotangent * area(*seen))
+        product, queries, keys = pairs.products_adjoint(*area_adjoint(*seen, _of_heads(self.area) * cotangent))
+
+        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
+        c_turned = contract("bhij,bjhm->bihm", cotangent, pairs.near_keys, pairs.precision)
+        queries = queries + contract("bihn,hmn->bihm", c_turned, self.form, pairs.precision)
+        keys = keys + contract("bhij,bihm->bjhm", cotangent, turned, pairs.precision)
+        c_form = contract("bihm,bihn->hmn", pairs.queries, c_turned, pairs.precision)
+        return Wedge(c_area, c_form), PairCotangent(product, queries, keys)
+
+
+class Spinor(NamedTuple):
+    """`gate ‖q‖ ‖k‖ cos(θ/2)`, `gate` `[H]`."""
+
+    gate: Array
+
+    def score(self, pairs: Pairs) -> Array:
+        return _of_heads(self.gate) * spinor(pairs.product, pairs.q_squared, pairs.k_squared)
+
+    def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["Spinor", PairCotangent]:
+        seen = pairs.product, pairs.q_squared, pairs.k_squared
+        c_gate = _by_head(cotangent * spinor(*seen))
+        return Spinor(c_gate), pairs.products_adjoint(*spinor_adjoint(*seen, _of_heads(self.gate) * cotangent))
+
+
+def _of_heads(gate: Array) -> Array:
     return gate[None, :, None, None]
+
+
+def _by_head(x: Array) -> Array:
+    return jnp.sum(x, (0, 2, 3))
 
 
 # --- rotors, and products contracted with a field ---------------------------------------------------------------------

@@ -16,10 +16,10 @@ CURVATURE_EPSILON = 1e-4
 
 
 def scalar_curvature(curvature: Array, contraction: Array) -> Array:
-    """`sqrt(|K_μνρσ R_μνρσ| + ε)` of a dense curvature tensor `[..., n, n, n, n]`: `[...]`.
+    """`sqrt(|K_μνρσ R_μνρσ| + ε)` of a dense curvature tensor `[..., n, n, n, n]`: `[...]` (tool).
 
     Args:
-        contraction: `K`, from `geometry.contraction_kernel`.
+        contraction: `K`, from `base_geometry.contraction_kernel`.
     """
     return jnp.sqrt(jnp.abs(jnp.einsum("mnrs,...mnrs->...", contraction, curvature)) + CURVATURE_EPSILON)
 
@@ -76,7 +76,7 @@ Law = Constitutive | Collapsed | None
 """What `resilience` weighs by; None for unit resilience."""
 
 
-def resilience(law: Law, points: Array, inverse_rms: Array) -> Array | None:
+def resilience(law: Law, points: Array, inverse_rms: Array) -> Array:
     """`R` of every position and head.
 
     Args:
@@ -85,17 +85,17 @@ def resilience(law: Law, points: Array, inverse_rms: Array) -> Array | None:
         inverse_rms: `[B, L, 1]`, `(mean(s²) + ε)^{−½}` of the state.
 
     Returns:
-        `[B, L, H]`, or None for 1.
+        `[B, L, H]`. Ones for unit resilience, which a compiled program does not multiply by.
     """
     if law is None:
-        return None
+        return jnp.ones(points.shape[:-1], points.dtype)
     if isinstance(law, Constitutive):
         return jnp.exp(-law.exponent[None, None] * jnp.log(inverse_rms))
     return jnp.sqrt(jnp.abs(_collapsed(law, points)) + CURVATURE_EPSILON)
 
 
 def resilience_adjoint(
-    law: Law, points: Array, direction: Array, inverse_rms: Array, cotangent: Array | None
+    law: Law, points: Array, direction: Array, inverse_rms: Array, cotangent: Array
 ) -> tuple[Law, Array, Array]:
     """Adjoint of `resilience`.
 

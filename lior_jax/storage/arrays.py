@@ -1,7 +1,6 @@
 """Files of named arrays (safetensors): written whole or not at all, checked when read, and nothing in them is executed."""
 
-import hashlib
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lior_jax.errors import UserError
+from lior_jax.storage import files, sums
 
 _DIGEST = "sha256"
 
@@ -23,12 +23,14 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of the names, types, shapes and values of arrays."""
-    total = hashlib.sha256()
+    return sums.of(_pieces(arrays))
+
+
+def _pieces(arrays: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype} {arrays[name].shape}\n".encode())
-        total.update(array.data.cast("B") if array.size else b"")
-    return total.hexdigest()
+        yield f"{name} {array.dtype} {arrays[name].shape}\n".encode()
+        yield array.data.cast("B") if array.size else b""
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None) -> None:
@@ -37,17 +39,21 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str]
     Raises:
         UserError: the file cannot be written; one that was there is unharmed.
     """
-    path = Path(path)
-    unfinished = path.with_name(path.name + f".{os.getpid()}.tmp")
+    try:
+        with files.replacing_file(Path(path)) as unfinished:
+            fill(unfinished, arrays, about)
+    except OSError as problem:
+        raise UserError(f"{path} cannot be written ({_reason(problem)}); nothing was changed, choose another place.") from None
+
+
+def fill(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None) -> None:
+    """Write what `write` writes into a file as it stands, as within `files.replacing_file`. Raises `OSError`."""
     # The library writes an array's memory as it lies, whatever its strides.
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     try:
-        save_file(arrays, unfinished, {**(about or {}), _DIGEST: digest(arrays)})
-        os.chmod(unfinished, 0o666 & ~_umask())  # the library lets nobody else read it
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as problem:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({_reason(problem)}); nothing was changed, choose another place.") from None
+        save_file(arrays, path, {**(about or {}), _DIGEST: digest(arrays)})
+    except SafetensorError as problem:
+        raise OSError(_reason(problem)) from None
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -68,13 +74,6 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if about.pop(_DIGEST, None) != digest(arrays):
         raise UserError(f"{path} is damaged: its arrays are not those that were saved; save it again.")
     return arrays, about
-
-
-def _umask() -> int:
-    """What new files are not allowed; asking for it means setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _reason(problem: Exception) -> str:

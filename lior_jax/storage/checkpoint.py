@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lior_jax.errors import UserError
-from lior_jax.storage import snapshot
+from lior_jax.storage import files, snapshot
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"
@@ -55,7 +55,7 @@ class Checkpoints:
         self._whole: set[int] = set()
         """Steps whose manifest was verified."""
         if keep is not None:
-            snapshot.tidy(self.folder)
+            files.tidy(self.folder)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -151,7 +151,7 @@ class Checkpoints:
             if step > after:
                 aside = self.folder / f"{ASIDE}{step}"
                 if aside.exists():
-                    snapshot.remove(aside)
+                    files.remove(aside)
                 (self.folder / str(step)).rename(aside)
 
     def validation_loss(self, step: int) -> float | None:
@@ -198,7 +198,7 @@ class Checkpoints:
         kept = set(self.steps[-self._keep :]) | {self.best}
         for other in self.steps:
             if other not in kept and not (self._keep_every and other % self._keep_every == 0):
-                snapshot.remove(self.folder / str(other))
+                files.remove(self.folder / str(other))
 
 
 def open_run(run: str | Path) -> Checkpoints:

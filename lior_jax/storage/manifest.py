@@ -5,25 +5,18 @@ is the sum of the lines above it: the manifest itself cannot change unseen eithe
 against someone who writes a new manifest; but whoever wrote it, nothing outside its folder is ever opened.
 """
 
-import hashlib
-import os
 import stat
 from pathlib import Path
+
+from lior_jax.storage import sums
 
 NAME = "MANIFEST.sha256"
 
 
 def commit(folder: Path) -> None:
-    """Bring all files of a finished folder to the disk and write their manifest. Raises `OSError`."""
-    lines = []
-    for name in sorted(_files(folder)):
-        with (folder / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-            os.fsync(file.fileno())
-    with (folder / NAME).open("wb") as file:
-        file.write(_signed("".join(lines).encode()))
-        file.flush()
-        os.fsync(file.fileno())
+    """Write the manifest of a finished folder. Raises `OSError`."""
+    lines = [f"{sums.of_file(folder / name)}  {name}\n" for name in sorted(_files(folder))]
+    (folder / NAME).write_bytes(_signed("".join(lines).encode()))
 
 
 def damage(folder: Path) -> str | None:
@@ -36,16 +29,15 @@ def damage(folder: Path) -> str | None:
         body = content[: content.rfind(b"# ")]
         if content != _signed(body):
             return f"{NAME} has changed"
-        sums = {name: value for value, name in (line.split("  ", 1) for line in body.decode().splitlines())}
-        for name in sums:
+        listed = {name: value for value, name in (line.split("  ", 1) for line in body.decode().splitlines())}
+        for name in listed:
             if not _is_inside(name):
                 return f"{NAME} names {name!r}, which lies outside"
-        for name in [*sorted(sums.keys() - found), *sorted(found - sums.keys() - {NAME})]:
-            return f"{name} is missing" if name in sums else f"{name} is not in {NAME}"
-        for name, value in sums.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != value:
-                    return f"{name} has changed"
+        for name in [*sorted(listed.keys() - found), *sorted(found - listed.keys() - {NAME})]:
+            return f"{name} is missing" if name in listed else f"{name} is not in {NAME}"
+        for name, value in listed.items():
+            if sums.of_file(folder / name) != value:
+                return f"{name} has changed"
     except _ForeignError as problem:
         return str(problem)
     except (OSError, ValueError) as problem:
@@ -79,4 +71,4 @@ def _is_inside(name: str) -> bool:
 
 
 def _signed(body: bytes) -> bytes:
-    return body + f"# {hashlib.sha256(body).hexdigest()} of the lines above\n".encode()
+    return body + f"# {sums.of([body])} of the lines above\n".encode()

@@ -6,6 +6,7 @@ abstract tree that the program gives, and all else is JSON.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,12 +24,8 @@ import orbax.checkpoint as ocp
 from lior_jax.storage import files, manifest
 
 RECORD = "record.json"
-SAVING = ".saving-"
-"""Begins the name of a folder that is being written."""
 _BESIDE = 2**16
 """Bytes of what is written beside the arrays, about."""
-REPLACED = ".replaced-"
-"""Begins the name of a folder while a new one takes its place."""
 
 
 class SnapshotError(Exception):
@@ -46,44 +43,18 @@ def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
     Raises:
         Exception: whatever kept it from being written; then the place is as it was.
     """
-    saving, replaced = (folder.with_name(begin + folder.name) for begin in (SAVING, REPLACED))
-    try:
-        shutil.rmtree(saving, ignore_errors=True)
-        saving.mkdir(parents=True)
-        _reserve(saving / "room", trees)
-        for name, tree in trees.items():
-            with _checkpointer() as checkpointer:
-                checkpointer.save((saving / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))
-        (saving / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        manifest.commit(saving)
-        for path in (path for path in saving.rglob("*") if path.is_dir()):
-            files.flush_folder(path)
-        files.flush_folder(saving)
-        if folder.exists():
-            folder.rename(replaced)
-        saving.rename(folder)
-        files.flush_folder(folder.parent)
-    finally:
-        tidy(folder.parent, folder.name)
+    with files.replacing_folder(folder) as unfinished:
+        fill(unfinished, trees, record)
 
 
-def tidy(parent: Path, name: str = "*") -> None:
-    """Remove what a failed or killed writer left half done in a folder of snapshots, and put back what was about to be
-    replaced; of all of them, or of one."""
-    for path in parent.glob(REPLACED + name):
-        place = path.with_name(path.name.removeprefix(REPLACED))
-        if not place.exists():
-            path.rename(place)
-    for path in [*parent.glob(SAVING + name), *parent.glob(REPLACED + name)]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def remove(folder: Path) -> None:
-    """Remove a snapshot; killed on the way, it leaves the whole of it or none. Raises `OSError`."""
-    removing = folder.with_name(SAVING + folder.name)
-    shutil.rmtree(removing, ignore_errors=True)
-    folder.rename(removing)
-    shutil.rmtree(removing, ignore_errors=True)
+def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write what `write` writes into an empty folder as it stands, as within `files.replacing_folder`."""
+    _reserve(folder, trees)
+    for name, tree in trees.items():
+        with _checkpointer() as checkpointer:
+            checkpointer.save((folder / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))
+    (folder / RECORD).write_bytes(json.dumps(record, allow_nan=False).encode())
+    manifest.commit(folder)
 
 
 def verify(folder: Path) -> None:
@@ -122,12 +93,20 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
-def _reserve(path: Path, trees: dict[str, Any]) -> None:
-    """Meet a full disk or a limit here, by one `OSError`: inside Orbax, threads that are left behind print tracebacks."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size + _BESIDE)
-    path.unlink()
+def _reserve(folder: Path, trees: dict[str, Any]) -> None:
+    """Meet a full disk or a limit here, by one `OSError`: inside Orbax, threads that are left behind print tracebacks.
+
+    A limit of the process (`ulimit -f`) is met on Linux only; elsewhere what is free on the disk is asked for.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + _BESIDE
+    if not hasattr(os, "posix_fallocate"):
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    room = folder / "room"
+    with room.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    room.unlink()
 
 
 @contextlib.contextmanager

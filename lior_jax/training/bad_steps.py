@@ -6,7 +6,6 @@ state; only the first of them holds it.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.learning import Info, soundness
 from lior_jax.settings import Config
-from lior_jax.storage import snapshot
+from lior_jax.storage import files, snapshot
 from lior_jax.storage.checkpoint import Metadata
 from lior_jax.training.events import RefusedStep
 
@@ -64,9 +63,6 @@ class BadSteps:
             )
 
     def _write(self, step: int, reasons: str, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> None:
-        folder = self.folder / str(step)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         state_of = step - self.in_a_row + 1
         description = {
             "step": step,
@@ -78,9 +74,12 @@ class BadSteps:
             "residual": str(info.reversibility),
             "text": [self.tokenizer.decode(row) for row in batch[0]],
         }
-        (folder / "description.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
-        if step == state_of:
-            snapshot.write(folder / "state", jax.tree.map(np.asarray, trees), {"step": step - 1} | self.metadata._asdict())
+        with files.replacing_folder(self.folder / str(step)) as folder:
+            (folder / "description.json").write_bytes((json.dumps(description, indent=2) + "\n").encode())
+            np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
+            if step == state_of:
+                (folder / "state").mkdir()
+                record = {"step": step - 1} | self.metadata._asdict()
+                snapshot.fill(folder / "state", jax.tree.map(np.asarray, trees), record)
         for old in sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())[:-KEPT]:
-            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+            files.remove(self.folder / str(old))

@@ -16,8 +16,8 @@ from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.settings import Config
-from lior_jax.storage import checkpoint, files
-from lior_jax.training import events, lock, run_folder
+from lior_jax.storage import checkpoint, files, lock
+from lior_jax.training import events, run_folder
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.reporting import Reporter, watched_pass

@@ -8,8 +8,7 @@ import yaml
 from lior_jax import config as configuration
 from lior_jax.errors import UserError
 from lior_jax.settings import Config
-from lior_jax.storage import checkpoint, files
-from lior_jax.training import lock
+from lior_jax.storage import checkpoint, files, lock
 
 RECORD = "config.yaml"
 """Of a run's folder: the configuration that it was started with."""
@@ -49,11 +48,9 @@ def existing_folder(run: str | Path) -> Path:
 def vacant_folder(config: Config) -> Path:
     """The folder of a run to start, which is empty or not there. Raises `UserError` if it is in use."""
     run = Path(config.run.directory)
-    # What a start leaves that was killed before the record was written; the lock's holder is told when it is taken.
-    unfinished = {lock.FILE, f".{RECORD}.new"}
     try:
         other = files.kind(run)
-        used = other == "a folder" and any(path.name not in unfinished for path in run.iterdir())
+        used = other == "a folder" and not all(lock.is_left_behind(path.name) for path in run.iterdir())
     except FileNotFoundError:
         return run
     except OSError as problem:

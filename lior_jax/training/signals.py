@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: save and leave within ten seconds; a second one leaves at once.
 
 A Python signal handler waits until a running computation or compilation returns, which may take minutes. So the
-interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise.
+interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise. POSIX only: on
+Windows neither `set_wakeup_fd` nor `select` takes a pipe.
 """
 
 import os

@@ -6,7 +6,7 @@ from lior_jax.cli import conversation as conversation_loop
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, chat
 from lior_jax.inference.chat import Conversation
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def engine(finished_run):
 
 def converse(engine, temperature=0.0, stop=(", ",), max_tokens=12):
     """The corpus has no line breaks, so neither has its alphabet."""
-    return Conversation(engine, Settings(temperature), stop, max_tokens, seed=0, line_end=" ")
+    return Conversation(engine, Sampling(temperature), stop, max_tokens, seed=0, line_end=" ")
 
 
 class Terminal:

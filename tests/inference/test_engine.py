@@ -134,7 +134,7 @@ def dense_retrieval(params, tokens, config):
         cost = np.sqrt(np.sum((query[:, :, None] - key[:, None]) ** 2, -1) + 1e-4)
         lag = np.subtract.outer(np.arange(len(tokens)), np.arange(len(tokens)))
         score = (
-            np.asarray(one.couplings.log_prior)[:, np.maximum(lag, 0)]
+            np.asarray(one.couplings.scores[0].log_prior)[:, np.maximum(lag, 0)]
             - np.asarray(one.couplings.inverse_temperature)[:, None, None] * cost
         )
         raised = np.where(lag >= 0, np.exp(score), 0)

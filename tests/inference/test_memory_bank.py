@@ -1,5 +1,6 @@
 """The geometric memory against float64 softmax, a deque, and the metric spelled out."""
 
+import os
 from collections import deque
 
 import jax
@@ -224,7 +225,7 @@ def test_a_memory_that_cannot_be_written_leaves_the_old_one(params, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(memory_bank.arrays.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         memory_bank.save(path, filled(8, 6)[0], params, Mixture(0.5, 1.0))
     assert path.read_bytes() == before

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lior_jax.errors import UserError
 from lior_jax.inference import sampling
-from lior_jax.inference.sampling import Settings
+from lior_jax.inference.sampling import Sampling
 
 SIZE = 11
 cut = jax.jit(sampling.boltzmann_logits)
@@ -17,7 +17,7 @@ logits_of = st.lists(st.floats(-8, 8, width=32), min_size=SIZE, max_size=SIZE)
 
 
 def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
-    settings = Settings(temperature, top_k, top_p, min_p).check()
+    settings = Sampling(temperature, top_k, top_p, min_p).check()
     p = np.asarray(jax.nn.softmax(cut(jnp.asarray(logits, jnp.float32), settings)))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     return p
@@ -41,7 +41,7 @@ def test_top_k_keeps_the_k_most_probable_and_their_ratios(logits, top_k):
 @given(logits_of, st.floats(0.05, 0.99))
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(logits, top_p):
     full = probabilities(logits)
-    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Settings(1.0, 0, top_p))))
+    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Sampling(1.0, 0, top_p))))
     assert full[kept].sum() >= top_p - 1e-5
     if kept.sum() > 1:
         assert full[kept].sum() - full[kept].min() < top_p + 1e-5
@@ -57,7 +57,7 @@ def test_zero_temperature_takes_the_most_probable(logits):
 def test_draws_have_the_stated_frequencies():
     logits, temperature = jnp.array([0.0, 1.0, 2.0, -1.0]), 0.7
     keys = jax.random.split(jax.random.key(0), 20_000)
-    draws = jax.vmap(lambda key: sampling.sample(key, logits, jnp.zeros(4, bool), Settings(temperature, 3)))(keys)
+    draws = jax.vmap(lambda key: sampling.sample(key, logits, jnp.zeros(4, bool), Sampling(temperature, 3)))(keys)
     frequencies = np.bincount(np.asarray(draws), minlength=4) / len(keys)
     np.testing.assert_allclose(frequencies, probabilities(logits, temperature, top_k=3), atol=0.015)
     assert frequencies[3] == 0
@@ -71,7 +71,7 @@ def test_a_tiny_top_p_still_leaves_one_token(top_p):
 @given(logits_of, st.floats(0, 1))
 def test_min_p_keeps_what_reaches_a_share_of_the_most_probable(logits, min_p):
     full = probabilities(logits)
-    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Settings(1.0, min_p=min_p))))
+    kept = np.isfinite(np.asarray(cut(jnp.asarray(logits, jnp.float32), Sampling(1.0, min_p=min_p))))
     assert kept[np.argmax(full)]
     near = np.abs(full - min_p * full.max()) < 1e-6  # rounding may decide either way
     np.testing.assert_array_equal(kept[~near], (full >= min_p * full.max())[~near])
@@ -84,8 +84,8 @@ def test_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones
 
 
 def test_the_penalty_comes_before_the_choice():
-    token = sampling.sample(jax.random.key(0), jnp.array([2.0, 1.9]), jnp.array([True, False]), Settings(0.0).check())
-    penalized = Settings(0.0, repetition_penalty=1.2).check()
+    token = sampling.sample(jax.random.key(0), jnp.array([2.0, 1.9]), jnp.array([True, False]), Sampling(0.0).check())
+    penalized = Sampling(0.0, repetition_penalty=1.2).check()
     assert (token, sampling.sample(jax.random.key(0), jnp.array([2.0, 1.9]), jnp.array([True, False]), penalized)) == (0, 1)
 
 
@@ -103,4 +103,4 @@ def test_the_penalty_comes_before_the_choice():
 )
 def test_settings_out_of_range_are_told(settings, message):
     with pytest.raises(UserError, match=message):
-        Settings(**settings).check()
+        Sampling(**settings).check()

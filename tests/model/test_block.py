@@ -58,8 +58,7 @@ def check_kick_adjoint(changes, length=5, seed=0):
     config = model_config(**(SMALL | changes))
 
     def adjoint(made, s, cotangent):
-        _, c_s, c_made = block.kick_adjoint(made, s, cotangent, config)
-        return c_made, c_s
+        return block.kick_and_adjoint(made, s, cotangent, config)[1]
 
     args = random_operators(config, length, seed), states(config, length, 1, seed)[0]
     check_adjoint(lambda made, s: block.kick(made, s, config)[0], adjoint, args)
@@ -83,7 +82,7 @@ def test_kick_adjoint_of_any_shape(changes, length, seed):
 def test_kick_adjoint_returns_the_kick(name):
     config = small_config(**EVERYTHING[name]).model
     made, s = prepared(config), states(config)[0]
-    kicked, _, gradient = jax.jit(block.kick_adjoint, static_argnums=3)(made, s, jnp.ones_like(s), config)
+    kicked, (gradient, _) = jax.jit(block.kick_and_adjoint, static_argnums=3)(made, s, jnp.ones_like(s), config)
     assert_trees_close(kicked, kick(made, s, config=config)[0], 1e-5)
     assert not any(x.any() for x in jax.tree.leaves(gradient.hamiltonian))
 

@@ -254,11 +254,11 @@ def test_initial_kernels_are_as_documented():
     """Memories of the heads from two positions to the whole context; charts of the metric's axes unlike each other."""
     config = small_config(**EVERYTHING["rotor_curvature_carry"]).model
     blocks = oracles.to_numpy(oracles.initial(config)).blocks
-    for kernel in (blocks.lag_prior, blocks.long_convolution.kernel, blocks.field.kernel):
+    for kernel in (blocks.scores["lag_prior"], blocks.long_convolution.kernel, blocks.field.kernel):
         rates = oracles.softplus(kernel.rate)
         np.testing.assert_allclose(rates[0, [0, -1], 1], [0.5, 1 / config.context], rtol=1e-3)
         np.testing.assert_allclose(rates[..., 2], rates[..., 1], rtol=1e-5)
-    np.testing.assert_allclose(dense.logistic(blocks.lag_prior.order), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(dense.logistic(blocks.scores["lag_prior"].order), 0.1, rtol=1e-5)
     stiffness = oracles.softplus(blocks.metric.stiffness[0, 0])
     np.testing.assert_allclose(stiffness, np.geomspace(0.5, 2.0, config.geometry.chart_dim), rtol=1e-3)
     np.testing.assert_allclose(oracles.softplus(blocks.inverse_temperature), 1.0, rtol=1e-5)
@@ -270,7 +270,8 @@ def test_parts_that_start_silent(name):
     config = ALONE[name]
     tokens, _ = random_batch(config)
     params = oracles.initial(config.model)
-    blocks = params.blocks._replace(field=None, products=None, resilience=None)
+    prior = {"lag_prior": params.blocks.scores["lag_prior"]}
+    blocks = params.blocks._replace(field=None, scores=prior, resilience=None)
     without = oracles.logits(params._replace(blocks=blocks), tokens, config=CONFIG.model)
     np.testing.assert_allclose(oracles.logits(params, tokens, config=config.model), without, atol=1e-6)
 

@@ -28,12 +28,17 @@ prepare = jax.jit(operators.prepare, static_argnames=("length", "config"))
 carry = jax.jit(operators.carry, static_argnames="config")
 
 
+def log_prior(made):
+    """Of retrieval's terms, the first."""
+    return made.couplings.scores[0].log_prior
+
+
 # --- prepare ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["plain", *PARTS, *EVERYTHING])
 def test_prepare_is_its_formula(name, float64):
-    """Every operator, by every part alone and by all at once; what is left out is None."""
+    """Every operator, by every part alone and by all at once; what is left out is absent."""
     config = small_config(**({"plain": {}} | PARTS | EVERYTHING)[name]).model
     params = to64(random_params(config))
     assert_trees_close(prepare(params, length=LENGTH, config=config), dense.prepare(params, LENGTH, config), 1e-9)
@@ -82,9 +87,9 @@ def test_an_order_of_one_half_is_the_learned_order(float64):
     params = to64(random_params(config))
     state = params.carried.action
     half = params._replace(carried=Carried(None, state._replace(order=jnp.full_like(state.order, 0.5))))
-    prior = [prepare(x, length=LENGTH, config=config).couplings.log_prior for x in (half, params)]
+    prior = [log_prior(prepare(x, length=LENGTH, config=config)) for x in (half, params)]
     learned = params._replace(carried=Carried(None, None))
-    expected = prepare(learned, length=LENGTH, config=config).couplings.log_prior
+    expected = log_prior(prepare(learned, length=LENGTH, config=config))
     np.testing.assert_allclose(prior[0], expected, atol=1e-12)
     assert np.abs(prior[1] - expected).max() > 0.1
 
@@ -96,7 +101,7 @@ def test_a_larger_order_shortens_the_memory():
     state, shares = params.carried.action, []
     for order in (0.1, 0.5, 0.9):
         carried = Carried(None, state._replace(order=jnp.full_like(state.order, order)))
-        prior = prepare(params._replace(carried=carried), length=LENGTH, config=config).couplings.log_prior
+        prior = log_prior(prepare(params._replace(carried=carried), length=LENGTH, config=config))
         shares.append(jax.nn.softmax(prior)[..., 0])
     assert (shares[0] < shares[1]).all()
     assert (shares[1] < shares[2]).all()

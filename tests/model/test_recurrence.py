@@ -11,6 +11,7 @@ from jax import lax
 from lior_jax.model import Params, block, network, operators, recurrence
 from lior_jax.physics import kernel
 from lior_jax.physics.numerics import rms_normalize
+from lior_jax.physics.scores import LagPrior
 from lior_jax.physics.taps import taps
 from lior_jax.settings import ModelConfig
 from tests import oracles
@@ -43,10 +44,10 @@ def windowed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Arra
     """The parallel network over a sequence longer than its context: kernels of the whole length, but a lag prior of zero
     from `context` on, so that retrieval looks no further back. States after the last block, `[B, T, d]`."""
     applied = operators.prepare(params, tokens.shape[1], config)
-    prior = applied.couplings.log_prior
-    prior = jnp.zeros((config.blocks, config.heads, tokens.shape[1])) if prior is None else prior
     near = jnp.arange(tokens.shape[1])[None, None] < config.context
-    applied = applied._replace(couplings=applied.couplings._replace(log_prior=jnp.where(near, prior, -1e9)))
+    forgets = LagPrior(jnp.broadcast_to(jnp.where(near, 0, -1e9), (config.blocks, config.heads, tokens.shape[1])))
+    scores = *applied.couplings.scores, forgets
+    applied = applied._replace(couplings=applied.couplings._replace(scores=scores))
     s = network.embed(params.embedding, tokens)
     (s, _), _ = lax.scan(lambda x, layer: (block.apply(layer, *x, config)[0], None), (s, jnp.zeros_like(s)), applied)
     return s
@@ -92,14 +93,14 @@ def test_the_history_tells_where_the_last_block_queried_from(name, float64):
         one = jax.tree.map(lambda x, layer=layer: x[layer], prepared)
         before = s
         (s, p), _ = block.apply(one, s, p, config)
-    direction, inverse = rms_normalize(before)
+    direction, _ = rms_normalize(before)
     context = taps(one.taps, direction)
     if one.long_convolution is not None:
         channels = direction.reshape(3, CONTEXT, config.heads, -1)
         context = context + one.long_convolution.gain[None, None] * kernel.convolve(
             one.long_convolution.by_lag, channels
         ).reshape(s.shape)
-    query = block.chart(one, context, inverse, config)[0][:, -1]
+    query = np.einsum("bd,hmd->bhm", context[:, -1], one.query)
     np.testing.assert_allclose(one_by_one.query, query, atol=1e-9)
     np.testing.assert_allclose(at_once.query, query, atol=1e-9)
 
@@ -155,12 +156,12 @@ def test_a_step_shows_what_it_looked_at(float64):
     params = to64(params)
     applied, history = layers(params, config=config), to64(recurrence.empty(params, 3, config))
     for place, token in enumerate(tokens.T):
-        history, look = advance(params, applied, history, jnp.asarray(token), config=config)
+        history, seen = advance(params, applied, history, jnp.asarray(token), config=config)
         known = min(place + 1, CONTEXT)
-        assert not np.any(look.weight[..., known:])
+        assert not np.any(seen.weight[..., known:])
         couplings = applied.operators.couplings
-        scores = -np.asarray(couplings.inverse_temperature)[:, None, :, None] * look.cost[..., :known]
-        scores = scores + np.asarray(couplings.log_prior)[:, None, :, :known]
+        scores = -np.asarray(couplings.inverse_temperature)[:, None, :, None] * seen.cost[..., :known]
+        scores = scores + np.asarray(couplings.scores[0].log_prior)[:, None, :, :known]
         weight = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-        np.testing.assert_allclose(look.weight[..., :known], weight, atol=1e-12)
-        assert np.ptp(look.resilience) > 0.01
+        np.testing.assert_allclose(seen.weight[..., :known], weight, atol=1e-12)
+        assert np.ptp(seen.resilience) > 0.01

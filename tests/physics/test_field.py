@@ -12,17 +12,17 @@ from lior_jax.errors import UserError
 from lior_jax.physics import field as f
 from lior_jax.physics import field_state as fs
 from lior_jax.physics import kernel
-from lior_jax.physics.field import Settings
+from lior_jax.physics.field import Constants
 from lior_jax.physics.kernel import Poles
 from tests.oracles import normal, to_numpy
 
 # No constant is 1, so that none can be left out unseen.
-SETTINGS = Settings(hbar=0.7, mass=1.3, spacing=0.8, dt=0.05, evidence_temperature=2.0)
-OPEN = SETTINGS._replace(evidence_rate=1.5, memory_rate=0.4, memory_length=5, memory_order=0.6)
+CONSTANTS = Constants(hbar=0.7, mass=1.3, spacing=0.8, dt=0.05, evidence_temperature=2.0)
+OPEN = CONSTANTS._replace(evidence_rate=1.5, memory_rate=0.4, memory_length=5, memory_order=0.6)
 GRID = (4, 5)
 MODES = ["unitary", "symplectic", "dissipative"]
 
-evolve = jax.jit(f.evolve, static_argnames=("settings", "steps", "mode"))
+evolve = jax.jit(f.evolve, static_argnames=("constants", "steps", "mode"))
 
 
 def random_field(nx=GRID[0], ny=GRID[1], d=2, seed=0, scale=1.0):
@@ -43,7 +43,7 @@ def waves(n, spacing):
     return 2 * np.pi * np.array([j if 2 * j <= n else j - n for j in range(n)]) / (n * spacing)
 
 
-def plane_wave(modes, nx=GRID[0], ny=GRID[1], d=2, spacing=SETTINGS.spacing):
+def plane_wave(modes, nx=GRID[0], ny=GRID[1], d=2, spacing=CONSTANTS.spacing):
     """`e^{i k·x}` times a fixed tensor, and `k²`."""
     kx, ky = waves(nx, spacing)[modes[0]], waves(ny, spacing)[modes[1]]
     x, y = spacing * np.arange(nx), spacing * np.arange(ny)
@@ -51,15 +51,15 @@ def plane_wave(modes, nx=GRID[0], ny=GRID[1], d=2, spacing=SETTINGS.spacing):
     return jnp.asarray(wave[..., None, None] * np.asarray(random_field(1, 1, d, seed=5))), kx**2 + ky**2
 
 
-def dense_hamiltonian(potential, settings):
+def dense_hamiltonian(potential, constants):
     """`H` as a matrix over the grid's points, its kinetic part through the matrix of the Fourier transform."""
     kinetic = np.zeros((potential.size, potential.size), complex)
     for axis, n in enumerate(potential.shape):
         transform = np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) / np.sqrt(n)
-        second = transform.conj().T @ np.diag(-(waves(n, settings.spacing) ** 2)) @ transform
+        second = transform.conj().T @ np.diag(-(waves(n, constants.spacing) ** 2)) @ transform
         factors = [np.eye(m) for m in potential.shape]
         factors[axis] = second
-        kinetic += -(settings.hbar**2) / (2 * settings.mass) * np.kron(*factors)
+        kinetic += -(constants.hbar**2) / (2 * constants.mass) * np.kron(*factors)
     return kinetic + np.diag(np.asarray(potential, float).ravel())
 
 
@@ -78,32 +78,32 @@ def relative(actual, expected):
 @pytest.mark.parametrize("modes", [(0, 0), (1, 0), (0, 2), (3, 4), (2, 1)])
 def test_laplacian_of_a_plane_wave(modes, float64):
     wave, k2 = plane_wave(modes)
-    np.testing.assert_allclose(f.laplacian(wave, SETTINGS.spacing), -k2 * wave, atol=1e-12)
+    np.testing.assert_allclose(f.laplacian(wave, CONSTANTS.spacing), -k2 * wave, atol=1e-12)
 
 
 def test_hamiltonian_is_the_dense_matrix(float64):
     field, potential = random_field(), random_potential()
-    matrix = dense_hamiltonian(potential, SETTINGS)
+    matrix = dense_hamiltonian(potential, CONSTANTS)
     np.testing.assert_allclose(matrix, matrix.conj().T, atol=1e-13)
-    np.testing.assert_allclose(f.hamiltonian(field, potential, SETTINGS), apply(matrix, field), atol=1e-12)
+    np.testing.assert_allclose(f.hamiltonian(field, potential, CONSTANTS), apply(matrix, field), atol=1e-12)
 
 
 def test_hamiltonian_is_hermitian(float64):
     a, b, potential = random_field(), random_field(seed=1), random_potential()
-    left = np.vdot(a, f.hamiltonian(b, potential, SETTINGS))
-    right = np.vdot(f.hamiltonian(a, potential, SETTINGS), b)
+    left = np.vdot(a, f.hamiltonian(b, potential, CONSTANTS))
+    right = np.vdot(f.hamiltonian(a, potential, CONSTANTS), b)
     assert abs(left.imag) > 0.1
     np.testing.assert_allclose(left, right, rtol=1e-12)
 
 
 def test_energies_are_their_formulas(float64):
     field, momentum, potential = random_field(), random_field(seed=1), random_potential()
-    area = SETTINGS.spacing**2
-    expected = area * np.vdot(field, apply(dense_hamiltonian(potential, SETTINGS), field)).real
-    kinetic = area * np.sum(np.abs(momentum) ** 2) / (2 * SETTINGS.mass)
+    area = CONSTANTS.spacing**2
+    expected = area * np.vdot(field, apply(dense_hamiltonian(potential, CONSTANTS), field)).real
+    kinetic = area * np.sum(np.abs(momentum) ** 2) / (2 * CONSTANTS.mass)
     np.testing.assert_allclose(f.norm(field), np.linalg.norm(field), rtol=1e-13)
-    np.testing.assert_allclose(f.energy(field, potential, SETTINGS), expected, rtol=1e-12)
-    np.testing.assert_allclose(f.mechanical_energy(field, momentum, potential, SETTINGS), kinetic + expected / 2, rtol=1e-12)
+    np.testing.assert_allclose(f.energy(field, potential, CONSTANTS), expected, rtol=1e-12)
+    np.testing.assert_allclose(f.mechanical_energy(field, momentum, potential, CONSTANTS), kinetic + expected / 2, rtol=1e-12)
 
 
 # --- unitary mode ----------------------------------------------------------------------------------------------------
@@ -113,34 +113,34 @@ def test_energies_are_their_formulas(float64):
 def test_free_plane_wave_turns_by_its_kinetic_energy(modes, float64):
     """`T(t) = e^{−iħk²t/2m} T(0)`, which the split step meets exactly."""
     wave, k2 = plane_wave(modes)
-    end, info = evolve(f.begin(wave, SETTINGS), no_potential(), None, None, SETTINGS, 30, "unitary")
-    level = SETTINGS.hbar**2 * k2 / (2 * SETTINGS.mass)
-    angle = level * 30 * SETTINGS.dt / SETTINGS.hbar
+    end, info = evolve(f.begin(wave, CONSTANTS), no_potential(), None, None, CONSTANTS, 30, "unitary")
+    level = CONSTANTS.hbar**2 * k2 / (2 * CONSTANTS.mass)
+    angle = level * 30 * CONSTANTS.dt / CONSTANTS.hbar
     assert 0.3 < angle % (2 * np.pi) < 6
     np.testing.assert_allclose(end.field, np.exp(-1j * angle) * wave, atol=1e-12)
     np.testing.assert_allclose(info.norm, np.linalg.norm(wave), rtol=1e-12)
-    np.testing.assert_allclose(info.energy, level * SETTINGS.spacing**2 * np.linalg.norm(wave) ** 2, rtol=1e-11)
+    np.testing.assert_allclose(info.energy, level * CONSTANTS.spacing**2 * np.linalg.norm(wave) ** 2, rtol=1e-11)
 
 
 def test_constant_potential_only_turns_the_phase(float64):
     field, level = random_field(), 1.7
-    steps = [f.split_step(field, jnp.full(GRID, v), SETTINGS) for v in (0.0, level)]
-    np.testing.assert_allclose(steps[1], np.exp(-1j * level * SETTINGS.dt / SETTINGS.hbar) * steps[0], atol=1e-13)
+    steps = [f.split_step(field, jnp.full(GRID, v), CONSTANTS) for v in (0.0, level)]
+    np.testing.assert_allclose(steps[1], np.exp(-1j * level * CONSTANTS.dt / CONSTANTS.hbar) * steps[0], atol=1e-13)
 
 
 def test_ground_state_of_the_harmonic_oscillator(float64):
     """`e^{−mωr²/2ħ}` has the energy `ħω` in two dimensions, and turns by `ωt`."""
     n, omega = 20, 0.9
-    settings = SETTINGS._replace(spacing=0.45, dt=0.02)
-    x = settings.spacing * (np.arange(n) - n / 2)
+    constants = CONSTANTS._replace(spacing=0.45, dt=0.02)
+    x = constants.spacing * (np.arange(n) - n / 2)
     r2 = x[:, None] ** 2 + x[None] ** 2
-    field = jnp.asarray(np.exp(-settings.mass * omega * r2 / (2 * settings.hbar))[..., None, None] + 0j)
-    potential = jnp.asarray(0.5 * settings.mass * omega**2 * r2)
-    f.check(settings, field.shape, float(potential.max()), "unitary")
-    end, info = evolve(f.begin(field, settings), potential, None, None, settings, 100, "unitary")
-    mean_energy = info.energy[-1] / (settings.spacing * info.norm[-1]) ** 2
-    np.testing.assert_allclose(mean_energy, settings.hbar * omega, rtol=1e-4)
-    np.testing.assert_allclose(end.field, np.exp(-1j * omega * 100 * settings.dt) * field, atol=1e-3)
+    field = jnp.asarray(np.exp(-constants.mass * omega * r2 / (2 * constants.hbar))[..., None, None] + 0j)
+    potential = jnp.asarray(0.5 * constants.mass * omega**2 * r2)
+    f.check(constants, field.shape, float(potential.max()), "unitary")
+    end, info = evolve(f.begin(field, constants), potential, None, None, constants, 100, "unitary")
+    mean_energy = info.energy[-1] / (constants.spacing * info.norm[-1]) ** 2
+    np.testing.assert_allclose(mean_energy, constants.hbar * omega, rtol=1e-4)
+    np.testing.assert_allclose(end.field, np.exp(-1j * omega * 100 * constants.dt) * field, atol=1e-3)
 
 
 def test_split_step_is_unitary_and_reversible(float64):
@@ -149,7 +149,7 @@ def test_split_step_is_unitary_and_reversible(float64):
 
     @jax.jit
     def many(field):
-        return lax.scan(lambda x, _: (f.split_step(x, potential, SETTINGS), None), field, None, length=200)[0]
+        return lax.scan(lambda x, _: (f.split_step(x, potential, CONSTANTS), None), field, None, length=200)[0]
 
     end = many(start)
     assert relative(end, start) > 0.5
@@ -160,11 +160,11 @@ def test_split_step_is_unitary_and_reversible(float64):
 def test_split_step_has_order_two(float64):
     """Half the step, a quarter of the distance to `e^{−iHt/ħ}`."""
     field, potential, time = random_field(), random_potential(high=3.0), 1.6
-    exact = apply(expm(-1j * time / SETTINGS.hbar * dense_hamiltonian(potential, SETTINGS)), field)
+    exact = apply(expm(-1j * time / CONSTANTS.hbar * dense_hamiltonian(potential, CONSTANTS)), field)
     errors = []
     for steps in (32, 64, 128):
-        settings = SETTINGS._replace(dt=time / steps)
-        end, _ = evolve(f.begin(field, settings), potential, None, None, settings, steps, "unitary")
+        constants = CONSTANTS._replace(dt=time / steps)
+        end, _ = evolve(f.begin(field, constants), potential, None, None, constants, steps, "unitary")
         errors.append(relative(end.field, exact))
     assert errors[-1] < 3e-3
     assert 3.6 < errors[0] / errors[1] < 4.4, errors
@@ -174,17 +174,17 @@ def test_split_step_has_order_two(float64):
 def test_closed_unitary_evolution_is_the_split_step(float64):
     """Without sources, and with sources that are all zero."""
     field, potential = random_field(), random_potential()
-    state = f.begin(field, SETTINGS)
-    expected = f.split_step(f.split_step(field, potential, SETTINGS), potential, SETTINGS)
+    state = f.begin(field, CONSTANTS)
+    expected = f.split_step(f.split_step(field, potential, CONSTANTS), potential, CONSTANTS)
     for source in (None, jnp.zeros_like(field)):
-        end, _ = evolve(state, potential, None, source, SETTINGS, 2, "unitary")
+        end, _ = evolve(state, potential, None, source, CONSTANTS, 2, "unitary")
         np.testing.assert_allclose(end.field, expected, atol=1e-14)
 
 
 def test_unitary_norm_holds_for_ten_thousand_steps():
     """In float32. Rounding alone would take 2e-4 of it; the energy, which nothing corrects, may lose as much."""
     field, potential = random_field(8, 8).astype(jnp.complex64), random_potential(8, 8).astype(jnp.float32)
-    end, info = evolve(f.begin(field, SETTINGS), potential, None, None, SETTINGS, 10_000, "unitary")
+    end, info = evolve(f.begin(field, CONSTANTS), potential, None, None, CONSTANTS, 10_000, "unitary")
     assert end.field.dtype == jnp.complex64
     before = np.linalg.norm(np.asarray(field, np.complex128))
     np.testing.assert_allclose(np.linalg.norm(np.asarray(end.field, np.complex128)), before, rtol=1e-6)
@@ -197,9 +197,9 @@ def test_unitary_energy_is_conserved(float64):
     field, potential = random_field(), random_potential()
     amplitudes = []
     for dt, steps in ((0.04, 1000), (0.02, 2000)):
-        settings = SETTINGS._replace(dt=dt)
-        _, info = evolve(f.begin(field, settings), potential, None, None, settings, steps, "unitary")
-        error = np.asarray(info.energy / f.energy(field, potential, settings) - 1)
+        constants = CONSTANTS._replace(dt=dt)
+        _, info = evolve(f.begin(field, constants), potential, None, None, constants, steps, "unitary")
+        error = np.asarray(info.energy / f.energy(field, potential, constants) - 1)
         amplitudes.append(np.abs(error).max())
         quarter = steps // 4
         assert abs(error[-quarter:].mean() - error[:quarter].mean()) < 0.1 * amplitudes[-1]
@@ -208,7 +208,7 @@ def test_unitary_energy_is_conserved(float64):
 
 
 def test_no_field_stays_no_field():
-    end, info = evolve(f.begin(jnp.zeros((4, 5, 2, 2)), SETTINGS), no_potential(), None, None, SETTINGS, 3, "unitary")
+    end, info = evolve(f.begin(jnp.zeros((4, 5, 2, 2)), CONSTANTS), no_potential(), None, None, CONSTANTS, 3, "unitary")
     assert not end.field.any()
     assert not info.energy.any()
 
@@ -257,28 +257,28 @@ def test_doubtful_evidence_is_hardly_believed():
 @pytest.mark.parametrize("mode", ["unitary", "dissipative"])
 def test_evidence_alone_draws_the_field_to_it(mode, float64):
     """A field without `H` (constant over the grid, no potential). Near the evidence the distance falls like `e^{−λt/2ħ}`."""
-    settings = SETTINGS._replace(dt=0.01, evidence_rate=1.5)
+    constants = CONSTANTS._replace(dt=0.01, evidence_rate=1.5)
     evidence, offset = (jnp.broadcast_to(random_field(1, 1, seed=s), (*GRID, 2, 2)) for s in (0, 1))
-    near, _ = evolve(f.begin(evidence + 1e-4 * offset, settings), no_potential(), evidence, None, settings, 100, mode)
-    decay = np.exp(-1.5 * 1.0 / (2 * settings.hbar))
+    near, _ = evolve(f.begin(evidence + 1e-4 * offset, constants), no_potential(), evidence, None, constants, 100, mode)
+    decay = np.exp(-1.5 * 1.0 / (2 * constants.hbar))
     np.testing.assert_allclose((near.field - evidence) / (1e-4 * offset), decay, rtol=1e-2 if mode == "dissipative" else 1e-4)
 
-    state, distance = f.begin(evidence + offset, settings), np.abs(offset)
+    state, distance = f.begin(evidence + offset, constants), np.abs(offset)
     for _ in range(4):
-        state, _ = evolve(state, no_potential(), evidence, None, settings, 250, mode)
+        state, _ = evolve(state, no_potential(), evidence, None, constants, 250, mode)
         assert (np.abs(state.field - evidence) < 0.5 * distance).all()
         distance = np.abs(state.field - evidence)
 
 
 def test_evidence_acts_against_the_hamiltonian(float64):
     """At rest in the dissipative mode, `H[T] = λ (B[T] − T) + J`."""
-    settings = OPEN._replace(memory_rate=0.0)
+    constants = OPEN._replace(memory_rate=0.0)
     evidence, source, potential = random_field(scale=0.5), random_field(seed=1, scale=0.2), random_potential(low=0.5)
-    end, _ = evolve(f.begin(evidence, settings), potential, evidence, source, settings, 2000, "dissipative")
+    end, _ = evolve(f.begin(evidence, constants), potential, evidence, source, constants, 2000, "dissipative")
     w = np.exp(-(np.abs(np.asarray(end.field - evidence)) ** 2) / 2.0)
     pull = 1.5 * w / (1 + w) * (evidence - end.field) + source
     assert np.abs(pull).max() > 0.1
-    np.testing.assert_allclose(apply(dense_hamiltonian(potential, settings), end.field), pull, atol=1e-10)
+    np.testing.assert_allclose(apply(dense_hamiltonian(potential, constants), end.field), pull, atol=1e-10)
 
 
 # --- memory operator -------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_past_is_what_was(mode, float64):
     together, _ = evolve(states[0], potential, evidence, None, OPEN, 3, mode)
     np.testing.assert_allclose(together.field, states[-1].field, atol=1e-13)
     np.testing.assert_allclose(together.past, states[-1].past, atol=1e-13)
-    assert f.begin(field, SETTINGS).past.shape[0] == 0
+    assert f.begin(field, CONSTANTS).past.shape[0] == 0
 
 
 @pytest.mark.parametrize("mode", ["unitary", "dissipative"])
@@ -331,8 +331,8 @@ def test_memory_alone_damps_by_the_weighted_past(mode, float64):
     """Without `H`: `ħ (T_{n+1} − T_n) / dt = −γ Σ_k w_k T_{n−k}` in the dissipative mode. The unitary mode takes two midpoint
     steps of half the length, the second with `T_n` already at lag 1."""
     start = jnp.broadcast_to(random_field(1, 1), (*GRID, 2, 2))
-    settings = SETTINGS._replace(memory_rate=0.8, memory_length=4, memory_order=0.3)
-    w, rate = f.memory_weights(0.3, 4), 0.8 * settings.dt / settings.hbar
+    constants = CONSTANTS._replace(memory_rate=0.8, memory_length=4, memory_order=0.3)
+    w, rate = f.memory_weights(0.3, 4), 0.8 * constants.dt / constants.hbar
     present, past = 1.0, np.zeros(3)
 
     def half_step(present, past):
@@ -347,7 +347,7 @@ def test_memory_alone_damps_by_the_weighted_past(mode, float64):
             present -= rate * (w[0] * present + w[1:] @ past)
         past = pushed
     assert present < 0.5
-    end, _ = evolve(f.begin(start, settings), no_potential(), None, None, settings, 20, mode)
+    end, _ = evolve(f.begin(start, constants), no_potential(), None, None, constants, 20, mode)
     np.testing.assert_allclose(end.field, present * start, rtol=1e-11)
     np.testing.assert_allclose(end.past, past[:, None, None, None, None] * start[None], rtol=1e-11)
 
@@ -366,23 +366,23 @@ def test_sources_are_their_sum(float64):
 def test_constant_source_without_hamiltonian(float64):
     """`T = J t / ħ`; as a force, `T = J t² / 2m` and `P = J t`, which leapfrog meets exactly."""
     source = jnp.broadcast_to(random_field(1, 1), (*GRID, 2, 2))
-    time = 12 * SETTINGS.dt
+    time = 12 * CONSTANTS.dt
     ends = {
-        mode: evolve(f.begin(jnp.zeros_like(source), SETTINGS), no_potential(), None, source, SETTINGS, 12, mode)[0]
+        mode: evolve(f.begin(jnp.zeros_like(source), CONSTANTS), no_potential(), None, source, CONSTANTS, 12, mode)[0]
         for mode in MODES
     }
     for mode in ("unitary", "dissipative"):
-        np.testing.assert_allclose(ends[mode].field, source * time / SETTINGS.hbar, rtol=1e-12)
+        np.testing.assert_allclose(ends[mode].field, source * time / CONSTANTS.hbar, rtol=1e-12)
     np.testing.assert_allclose(ends["symplectic"].momentum, source * time, rtol=1e-12)
-    np.testing.assert_allclose(ends["symplectic"].field, source * time**2 / (2 * SETTINGS.mass), rtol=1e-12)
+    np.testing.assert_allclose(ends["symplectic"].field, source * time**2 / (2 * CONSTANTS.mass), rtol=1e-12)
 
 
 def test_unitary_steps_with_sources_have_order_two(float64):
     field, evidence, source, potential = random_field(), random_field(seed=1), random_field(seed=2), random_potential()
 
     def end(steps):
-        settings = SETTINGS._replace(dt=1.0 / steps, evidence_rate=1.5)
-        return evolve(f.begin(field, settings), potential, evidence, source, settings, steps, "unitary")[0].field
+        constants = CONSTANTS._replace(dt=1.0 / steps, evidence_rate=1.5)
+        return evolve(f.begin(field, constants), potential, evidence, source, constants, steps, "unitary")[0].field
 
     reference = end(1024)
     errors = [relative(end(steps), reference) for steps in (32, 64)]
@@ -393,36 +393,36 @@ def test_unitary_steps_with_sources_have_order_two(float64):
 
 
 def test_symplectic_step_is_kick_drift_kick(float64):
-    settings = SETTINGS._replace(evidence_rate=1.5)
+    constants = CONSTANTS._replace(evidence_rate=1.5)
     t, p, evidence, source = (np.asarray(random_field(seed=s)) for s in range(4))
     potential = random_potential()
-    matrix = dense_hamiltonian(potential, settings)
+    matrix = dense_hamiltonian(potential, constants)
 
     def force(t):
         w = np.exp(-(np.abs(t - evidence) ** 2) / 2.0)
         return -apply(matrix, t) + 1.5 * w / (1 + w) * (evidence - t) + source
 
     end, info = evolve(
-        f.begin(t, settings, p), potential, jnp.asarray(evidence), jnp.asarray(source), settings, 2, "symplectic"
+        f.begin(t, constants, p), potential, jnp.asarray(evidence), jnp.asarray(source), constants, 2, "symplectic"
     )
     for _ in range(2):
         p = p + 0.025 * force(t)
-        t = t + 0.05 / settings.mass * p
+        t = t + 0.05 / constants.mass * p
         p = p + 0.025 * force(t)
     np.testing.assert_allclose(end.field, t, atol=1e-12)
     np.testing.assert_allclose(end.momentum, p, atol=1e-12)
     np.testing.assert_allclose(info.norm[-1], np.linalg.norm(t), rtol=1e-12)
-    level = 0.8**2 * (np.linalg.norm(p) ** 2 / (2 * settings.mass) + 0.5 * np.vdot(t, apply(matrix, t)).real)
+    level = 0.8**2 * (np.linalg.norm(p) ** 2 / (2 * constants.mass) + 0.5 * np.vdot(t, apply(matrix, t)).real)
     np.testing.assert_allclose(info.energy[-1], level, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5])
 def test_symplectic_flow_is_undone_by_turning_the_momentum(rate, float64):
-    settings = SETTINGS._replace(evidence_rate=rate)
-    start = f.begin(random_field(), settings, random_field(seed=1))
+    constants = CONSTANTS._replace(evidence_rate=rate)
+    start = f.begin(random_field(), constants, random_field(seed=1))
     world = random_potential(), random_field(seed=2), random_field(seed=3)
-    end, _ = evolve(start, *world, settings, 300, "symplectic")
-    back, _ = evolve(end._replace(momentum=-end.momentum), *world, settings, 300, "symplectic")
+    end, _ = evolve(start, *world, constants, 300, "symplectic")
+    back, _ = evolve(end._replace(momentum=-end.momentum), *world, constants, 300, "symplectic")
     assert relative(end.field, start.field) > 0.5
     np.testing.assert_allclose(back.field, start.field, atol=1e-11)
     np.testing.assert_allclose(-back.momentum, start.momentum, atol=1e-11)
@@ -431,21 +431,21 @@ def test_symplectic_flow_is_undone_by_turning_the_momentum(rate, float64):
 def test_symplectic_plane_wave_swings(float64):
     """`T(t) = cos(ωt) T(0)` with `ω = sqrt(λ/m)`, for an eigenvalue `λ` of `H`."""
     wave, k2 = plane_wave((1, 2))
-    settings = SETTINGS._replace(dt=0.01)
-    omega = np.sqrt((settings.hbar**2 * k2 / (2 * settings.mass) + 0.6) / settings.mass)
-    end, _ = evolve(f.begin(wave, settings), jnp.full(GRID, 0.6), None, None, settings, 200, "symplectic")
+    constants = CONSTANTS._replace(dt=0.01)
+    omega = np.sqrt((constants.hbar**2 * k2 / (2 * constants.mass) + 0.6) / constants.mass)
+    end, _ = evolve(f.begin(wave, constants), jnp.full(GRID, 0.6), None, None, constants, 200, "symplectic")
     np.testing.assert_allclose(end.field, np.cos(omega * 2.0) * wave, atol=2e-4)
-    np.testing.assert_allclose(end.momentum, -settings.mass * omega * np.sin(omega * 2.0) * wave, atol=2e-4)
+    np.testing.assert_allclose(end.momentum, -constants.mass * omega * np.sin(omega * 2.0) * wave, atol=2e-4)
 
 
 def test_symplectic_energy_does_not_drift(float64):
     """Its error oscillates, and half the step makes it a quarter."""
-    start, potential = f.begin(random_field(), SETTINGS, random_field(seed=1)), random_potential()
+    start, potential = f.begin(random_field(), CONSTANTS, random_field(seed=1)), random_potential()
     amplitudes = []
     for dt, steps in ((0.1, 1500), (0.05, 3000)):
-        settings = SETTINGS._replace(dt=dt)
-        _, info = evolve(start, potential, None, None, settings, steps, "symplectic")
-        error = np.asarray(info.energy / f.mechanical_energy(start.field, start.momentum, potential, settings) - 1)
+        constants = CONSTANTS._replace(dt=dt)
+        _, info = evolve(start, potential, None, None, constants, steps, "symplectic")
+        error = np.asarray(info.energy / f.mechanical_energy(start.field, start.momentum, potential, constants) - 1)
         amplitudes.append(np.abs(error).max())
         quarter = steps // 4
         assert abs(error[-quarter:].mean() - error[:quarter].mean()) < 0.1 * amplitudes[-1]
@@ -459,9 +459,9 @@ def test_symplectic_energy_does_not_drift(float64):
 def test_dissipative_plane_wave_decays(float64):
     """By `1 − dt λ/ħ` at each step, `λ` being its eigenvalue."""
     wave, k2 = plane_wave((1, 2))
-    level = SETTINGS.hbar**2 * k2 / (2 * SETTINGS.mass) + 0.6
-    end, info = evolve(f.begin(wave, SETTINGS), jnp.full(GRID, 0.6), None, None, SETTINGS, 10, "dissipative")
-    factor = 1 - SETTINGS.dt * level / SETTINGS.hbar
+    level = CONSTANTS.hbar**2 * k2 / (2 * CONSTANTS.mass) + 0.6
+    end, info = evolve(f.begin(wave, CONSTANTS), jnp.full(GRID, 0.6), None, None, CONSTANTS, 10, "dissipative")
+    factor = 1 - CONSTANTS.dt * level / CONSTANTS.hbar
     np.testing.assert_allclose(end.field, factor**10 * wave, rtol=1e-11)
     np.testing.assert_allclose(info.norm, factor ** np.arange(1, 11) * np.linalg.norm(wave), rtol=1e-11)
 
@@ -471,22 +471,22 @@ def test_dissipative_plane_wave_decays(float64):
 def test_dissipative_energy_never_rises(low, share, float64):
     """Up to the longest step that is allowed, and where `H` has negative eigenvalues and the field grows."""
     field, potential = random_field(), random_potential(low=low)
-    largest = np.linalg.eigvalsh(dense_hamiltonian(potential, SETTINGS))[-1]
-    settings = SETTINGS._replace(dt=share * 2 * SETTINGS.hbar / largest)
-    _, info = evolve(f.begin(field, settings), potential, None, None, settings, 60, "dissipative")
-    energies = np.concatenate([[f.energy(field, potential, settings)], info.energy])
+    largest = np.linalg.eigvalsh(dense_hamiltonian(potential, CONSTANTS))[-1]
+    constants = CONSTANTS._replace(dt=share * 2 * CONSTANTS.hbar / largest)
+    _, info = evolve(f.begin(field, constants), potential, None, None, constants, 60, "dissipative")
+    energies = np.concatenate([[f.energy(field, potential, constants)], info.energy])
     assert (np.diff(energies) <= 1e-12 * energies[0]).all()
     assert energies[-1] < (0.9 * energies[0] if low == 0 else 0)
 
 
 def test_dissipative_flow_ends_in_the_ground_state(float64):
     field, potential = random_field(), random_potential(high=4.0)
-    levels, states = np.linalg.eigh(dense_hamiltonian(potential, SETTINGS))
+    levels, states = np.linalg.eigh(dense_hamiltonian(potential, CONSTANTS))
     assert levels[1] - levels[0] > 0.1
-    end, info = evolve(f.begin(field, SETTINGS), potential, None, None, SETTINGS, 3000, "dissipative")
+    end, info = evolve(f.begin(field, CONSTANTS), potential, None, None, CONSTANTS, 3000, "dissipative")
     direction = np.asarray(end.field).reshape(20, -1) / np.linalg.norm(end.field)
     np.testing.assert_allclose(np.linalg.norm(states[:, 0].conj() @ direction), 1.0, rtol=1e-10)
-    np.testing.assert_allclose(info.energy[-1] / (SETTINGS.spacing * info.norm[-1]) ** 2, levels[0], rtol=1e-10)
+    np.testing.assert_allclose(info.energy[-1] / (CONSTANTS.spacing * info.norm[-1]) ** 2, levels[0], rtol=1e-10)
 
 
 # --- what evolve and check refuse ------------------------------------------------------------------------------------
@@ -494,14 +494,14 @@ def test_dissipative_flow_ends_in_the_ground_state(float64):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_vmap_of_evolve_is_each_by_itself(mode):
-    settings = OPEN._replace(memory_rate=0.0) if mode == "symplectic" else OPEN
+    constants = OPEN._replace(memory_rate=0.0) if mode == "symplectic" else OPEN
     world = random_potential(), random_field(seed=2), random_field(seed=3)
-    states = [f.begin(random_field(seed=s), settings, random_field(seed=s + 4)) for s in range(2)]
+    states = [f.begin(random_field(seed=s), constants, random_field(seed=s + 4)) for s in range(2)]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    together, info = jax.vmap(lambda state: f.evolve(state, *world, settings, 3, mode))(batch)
+    together, info = jax.vmap(lambda state: f.evolve(state, *world, constants, 3, mode))(batch)
     assert info.norm.shape == info.energy.shape == (2, 3)
     for index, state in enumerate(states):
-        alone, _ = evolve(state, *world, settings, 3, mode)
+        alone, _ = evolve(state, *world, constants, 3, mode)
         assert alone.field.dtype == jnp.complex64
         np.testing.assert_allclose(together.field[index], alone.field, atol=1e-5)
         np.testing.assert_allclose(together.momentum[index], alone.momentum, atol=1e-5)
@@ -527,31 +527,31 @@ def test_vmap_of_evolve_is_each_by_itself(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_meaningless_settings_are_refused(changes, words, mode):
     with pytest.raises(UserError, match=words):
-        f.check(SETTINGS._replace(**changes), (4, 5, 2, 2), 1.0, mode)
+        f.check(CONSTANTS._replace(**changes), (4, 5, 2, 2), 1.0, mode)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 2), (4, 5, 2, 3), (4, 5, 2, 2, 1), (4, 0, 2, 2), ()])
 def test_fields_of_another_shape_are_refused(shape):
     with pytest.raises(UserError, match=re.escape(f"[Nx, Ny, D, D], not {list(shape)}")):
-        f.check(SETTINGS, shape, 1.0, "unitary")
+        f.check(CONSTANTS, shape, 1.0, "unitary")
 
 
 def test_other_bad_calls_are_refused():
     shape = (4, 5, 2, 2)
     with pytest.raises(UserError, match=r"no mode 'leapfrog'.*unitary, symplectic, dissipative"):
-        f.check(SETTINGS, shape, 1.0, "leapfrog")
+        f.check(CONSTANTS, shape, 1.0, "leapfrog")
     with pytest.raises(UserError, match=r"potential_bound is -1.0.*at least 0"):
-        f.check(SETTINGS, shape, -1.0, "unitary")
+        f.check(CONSTANTS, shape, -1.0, "unitary")
     with pytest.raises(UserError, match=r"symplectic mode is reversible.*set memory_rate to 0"):
         f.check(OPEN, shape, 1.0, "symplectic")
 
 
 def test_evolve_refuses_what_does_not_fit():
     field, potential = random_field(), random_potential()
-    state = f.begin(field, SETTINGS)
+    state = f.begin(field, CONSTANTS)
 
-    def run(state=state, potential=potential, evidence=None, source=None, settings=SETTINGS, mode="unitary"):
-        f.evolve(state, potential, evidence, source, settings, 1, mode)
+    def run(state=state, potential=potential, evidence=None, source=None, constants=CONSTANTS, mode="unitary"):
+        f.evolve(state, potential, evidence, source, constants, 1, mode)
 
     with pytest.raises(UserError, match=r"potential is float32 of the shape \[5, 4\].*\[4, 5\]"):
         run(potential=potential.T)
@@ -562,15 +562,15 @@ def test_evolve_refuses_what_does_not_fit():
     with pytest.raises(UserError, match=r"source has the shape \[2, 2\].*that of the field"):
         run(source=field[0, 0])
     with pytest.raises(UserError, match=r"momentum has the shape \[1\].*that of the field"):
-        run(state=f.begin(field, SETTINGS, momentum=jnp.zeros(1)))
+        run(state=f.begin(field, CONSTANTS, momentum=jnp.zeros(1)))
     with pytest.raises(UserError, match="there is no evidence"):
-        run(settings=SETTINGS._replace(evidence_rate=1.0))
+        run(constants=CONSTANTS._replace(evidence_rate=1.0))
     with pytest.raises(UserError, match="begun with another memory"):
-        run(settings=SETTINGS._replace(memory_rate=0.1))
+        run(constants=CONSTANTS._replace(memory_rate=0.1))
     with pytest.raises(UserError, match="no mode"):
         run(mode="backwards")
     with pytest.raises(UserError, match="dt = 3 is too long"):
-        run(settings=SETTINGS._replace(dt=3.0), mode="dissipative")
+        run(constants=CONSTANTS._replace(dt=3.0), mode="dissipative")
 
 
 @pytest.mark.parametrize("potential_bound", [0.0, 3.0])
@@ -587,31 +587,31 @@ def test_evolve_refuses_what_does_not_fit():
 )
 def test_too_long_a_step_is_refused_with_the_longest(mode, changes, words, potential_bound):
     """The formulas of `check`; and the figure in the message may be used as it is printed."""
-    shape, settings = (4, 5, 2, 2), SETTINGS._replace(dt=50.0, memory_order=0.5, memory_length=3, **changes)
+    shape, constants = (4, 5, 2, 2), CONSTANTS._replace(dt=50.0, memory_order=0.5, memory_length=3, **changes)
     with pytest.raises(UserError, match=words) as refusal:
-        f.check(settings, shape, potential_bound, mode)
+        f.check(constants, shape, potential_bound, mode)
     longest = float(re.search(r"at most (\S+)\.$", str(refusal.value)).group(1))
 
     k2 = (np.pi / 0.8) ** 2 + (2 * np.pi * 2 / (5 * 0.8)) ** 2  # the shortest waves of 4 and of 5 points
     largest = 0.7**2 * k2 / (2 * 1.3) + potential_bound
     mean_lag = (0.5 + 2 * 0.375) / 1.875  # weights 1, 1/2, 3/8
-    exchange = settings.evidence_rate + settings.memory_rate * (1 + mean_lag)
+    exchange = constants.evidence_rate + constants.memory_rate * (1 + mean_lag)
     expected = {
         "unitary": min(0.7 / max(exchange, 1e-9), np.pi * 0.7 / max(potential_bound, 1e-9)),
         "dissipative": 0.7 / (largest / 2 + exchange),
-        "symplectic": 2 / np.sqrt((largest + settings.evidence_rate) / 1.3),
+        "symplectic": 2 / np.sqrt((largest + constants.evidence_rate) / 1.3),
     }
     np.testing.assert_allclose(longest, expected[mode], rtol=1e-5)
-    f.check(settings._replace(dt=longest), shape, potential_bound, mode)
+    f.check(constants._replace(dt=longest), shape, potential_bound, mode)
     with pytest.raises(UserError, match="too long"):
-        f.check(settings._replace(dt=1.001 * longest), shape, potential_bound, mode)
+        f.check(constants._replace(dt=1.001 * longest), shape, potential_bound, mode)
 
 
 def test_unitary_step_is_held_by_the_phase_of_the_potential():
-    f.check(SETTINGS._replace(dt=1e6), (4, 5, 2, 2), 0.0, "unitary")
-    f.check(SETTINGS._replace(dt=0.99 * np.pi * 0.7 / 5), (4, 5, 2, 2), 5.0, "unitary")
+    f.check(CONSTANTS._replace(dt=1e6), (4, 5, 2, 2), 0.0, "unitary")
+    f.check(CONSTANTS._replace(dt=0.99 * np.pi * 0.7 / 5), (4, 5, 2, 2), 5.0, "unitary")
     with pytest.raises(UserError, match="potential would turn a phase by more than π"):
-        f.check(SETTINGS._replace(dt=1.01 * np.pi * 0.7 / 5), (4, 5, 2, 2), 5.0, "unitary")
+        f.check(CONSTANTS._replace(dt=1.01 * np.pi * 0.7 / 5), (4, 5, 2, 2), 5.0, "unitary")
 
 
 @pytest.mark.parametrize("mode", ["symplectic", "dissipative"])
@@ -620,22 +620,22 @@ def test_limit_of_the_step_is_where_the_shortest_wave_grows(mode, share, grows, 
     wave, k2 = plane_wave((2, 2))
     largest = 0.7**2 * k2 / (2 * 1.3) + 1.0
     longest = 2 * 0.7 / largest if mode == "dissipative" else 2 / np.sqrt(largest / 1.3)
-    settings = SETTINGS._replace(dt=share * longest)
+    constants = CONSTANTS._replace(dt=share * longest)
     # `evolve` sees no bound of the potential, so it does not refuse.
-    _, info = evolve(f.begin(wave, settings), jnp.ones(GRID), None, None, settings, 200, mode)
+    _, info = evolve(f.begin(wave, constants), jnp.ones(GRID), None, None, constants, 200, mode)
     assert (info.norm[-20:].max() > 100 * info.norm[0]) == grows
     if grows:
         with pytest.raises(UserError, match="unstable"):
-            f.check(settings, (4, 5, 2, 2), 1.0, mode)
+            f.check(constants, (4, 5, 2, 2), 1.0, mode)
 
 
 def test_longest_step_of_the_memory_is_stable(float64):
     """With nothing but its memory, a field dies out at the longest step, and swings up at four times that."""
-    settings, weights = SETTINGS._replace(memory_rate=1.0, memory_order=0.9, memory_length=8), f.memory_weights(0.9, 8)
+    constants, weights = CONSTANTS._replace(memory_rate=1.0, memory_order=0.9, memory_length=8), f.memory_weights(0.9, 8)
     longest = 0.7 / (1 + float(weights @ np.arange(8)))
-    state = f.begin(jnp.ones((*GRID, 2, 2)), settings)
+    state = f.begin(jnp.ones((*GRID, 2, 2)), constants)
     for mode in ("unitary", "dissipative"):
-        free = settings._replace(dt=longest, mass=1e6)  # so heavy that `H` is next to nothing
+        free = constants._replace(dt=longest, mass=1e6)  # so heavy that `H` is next to nothing
         end, _ = evolve(state, no_potential(), None, None, free, 150, mode)
         assert np.abs(end.field).max() < 1e-3
         with pytest.raises(UserError, match="too long"):

@@ -97,7 +97,12 @@ def convolve_form(form: str, full: Kernel, x) -> np.ndarray:
 
 
 def run_from_nothing(system, x):
-    return run(system, kernel.initial_charge(system, x[:, 0]), x)
+    return run(system, no_charge(system, x), x)
+
+
+def no_charge(system, x):
+    """`[B, H, P, v]` before the first position of `x` `[B, L, H, v]`."""
+    return jnp.zeros((len(x), *system.rate.shape, x.shape[-1]), system.rate.dtype)
 
 
 # --- the kernel as a function of the lag -----------------------------------------------------------------------------
@@ -312,8 +317,7 @@ def test_convolutions_agree_over_4096_steps():
 def test_charge_is_a_fixed_number_of_sums_over_the_history(float64):
     """`m_p = Σ_s e^{−s_p (t − s)} x_s`: the same room after one position and after twelve."""
     system, x = poles(random_kernel(2, seed=10)), normal(np.random.default_rng(10), 2, 12, 2, 3)
-    charge = kernel.initial_charge(system, x[:, 0])
-    np.testing.assert_array_equal(charge, np.zeros((2, 2, 17, 3)))
+    charge = no_charge(system, x)
     for t in range(12):
         charge, _ = run(system, charge, x[:, t : t + 1])
         decay = np.exp(-np.asarray(system.rate)[..., None] * np.arange(t, -1, -1))

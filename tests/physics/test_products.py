@@ -1,4 +1,3 @@
-from itertools import product as subsets
 from math import cos, pi, sin
 
 import jax
@@ -7,16 +6,13 @@ import numpy as np
 import pytest
 
 from lior_jax.physics import products
-from lior_jax.physics.products import PRODUCT_EPSILON, Gates
+from lior_jax.physics.pairs import of_sequence
+from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
 from tests.oracles import check_adjoint, normal
 
 B, H, L, M = 2, 3, 4, 4
-GATES = [dict(zip(("tensor", "area", "spinor"), chosen, strict=True)) for chosen in subsets((False, True), repeat=3)]
+TERMS = ["tensor", "wedge", "spinor"]
 ANGLES = [0.0, 0.3, pi / 3, pi / 2, 2.0, 3.0, pi]
-
-
-def names(chosen):
-    return "+".join(name for name, there in chosen.items() if there) or "none"
 
 
 def random_axes(m=M, seed=0):
@@ -37,7 +33,7 @@ def from_vectors(function, q, k):
 
 
 def pairs(q, k):
-    """`⟨q_i, k_j⟩` and the squared norms, in the shapes of `score`, of `q`, `k` `[B, H, L, m]`."""
+    """`⟨q_i, k_j⟩` and the squared norms, in the shapes of `pairs`, of `q`, `k` `[B, H, L, m]`."""
     q, k = jnp.asarray(q), jnp.asarray(k)
     return jnp.einsum("bhim,bhjm->bhij", q, k), jnp.sum(q * q, -1)[..., None], jnp.sum(k * k, -1)[:, :, None]
 
@@ -47,10 +43,16 @@ def random_vectors(seed=0, scale=1.0):
     return scale * rng.standard_normal((2, B, H, L, M))
 
 
-def random_gates(chosen, seed=1):
+def random_term(name, seed=1):
     """Of both signs, different in every head."""
-    gates = {name: normal(np.random.default_rng(seed + i), H) for i, name in enumerate(chosen) if chosen[name]}
-    return Gates(gates.get("tensor"), gates.get("area"), None, gates.get("spinor"))
+    rng = np.random.default_rng(seed)
+    gate, form = normal(rng, H), products.two_form(normal(rng, H, M, M))
+    return {"tensor": Tensor(gate), "wedge": Wedge(gate, form), "spinor": Spinor(gate)}[name]
+
+
+def points_of(vectors):
+    """`[B, H, L, m]` as points `[B, L, H, m]`."""
+    return jnp.swapaxes(jnp.asarray(vectors), 1, 2)
 
 
 # --- tensor, area and spinor of two vectors --------------------------------------------------------------------------
@@ -98,12 +100,11 @@ def test_products_do_not_change_when_both_vectors_turn(float64):
 def test_products_of_parallel_and_zero_vectors_are_finite(length, factor):
     """In float32, where rounding can take what is under a root below zero; and so is the adjoint."""
     q = length * random_vectors(seed=5)[0]
-    products_and_squares = [x.astype(jnp.float32) for x in pairs(q, factor * q)]
-    gates = random_gates(GATES[-1])
-    value = jax.jit(products.score)(gates, *products_and_squares)
-    assert np.isfinite(value).all()
-    gradient = jax.jit(products.score_adjoint)(gates, *products_and_squares, jnp.ones_like(value))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    seen = [x.astype(jnp.float32) for x in pairs(q, factor * q)]
+    for value, adjoint in ((products.area, products.area_adjoint), (products.spinor, products.spinor_adjoint)):
+        assert np.isfinite(jax.jit(value)(*seen)).all()
+        gradient = jax.jit(adjoint)(*seen, jnp.ones_like(seen[0]))
+        assert all(np.isfinite(x).all() for x in gradient)
 
 
 @pytest.mark.parametrize("factor", [-0.7, -1.0, -3.0])
@@ -116,43 +117,58 @@ def test_spinor_of_large_opposite_vectors_is_small_beside_their_lengths(factor):
     assert (value < 2e-3 * lengths + 0.02).all()
 
 
-# --- the gated score -------------------------------------------------------------------------------------------------
+# --- adjoints, and terms of scores -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", GATES, ids=names)
-def test_score_is_the_gated_sum_of_the_products_of_all_pairs(chosen, float64):
+@pytest.mark.parametrize("name", ["area", "spinor"])
+def test_adjoint_of_products_and_squares(name):
+    """To the product and the squared norms; among the products some larger than the lengths allow, as rounding makes them for
+    parallel and opposite vectors, where neither area nor spinor has a slope or an imaginary value."""
+    product, q_squared, k_squared = pairs(*random_vectors(seed=2))
+    row, beyond = jnp.arange(L)[None, None, :, None], 1.1 * jnp.sqrt(q_squared * k_squared)
+    product = jnp.where(row == 1, beyond, jnp.where(row == 2, -beyond, product))
+    args = product, q_squared, k_squared
+    check_adjoint(getattr(products, name), getattr(products, f"{name}_adjoint"), args, tol=1e-9)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_score_is_the_gated_product_of_all_pairs(name, float64):
+    """The 2-form, of which only differences between keys count, measures keys from the first."""
     q, k = random_vectors()
-    gates = random_gates(chosen)
+    term = random_term(name)
     expected = np.zeros((B, H, L, L))
     for b, h, i, j in np.ndindex(expected.shape):
         x, y = q[b, h, i], k[b, h, j]
         lengths = np.sqrt(x @ x * (y @ y) + PRODUCT_EPSILON)
-        terms = {
-            "tensor": x @ y,
-            "area": np.sqrt(np.sum((np.outer(x, y) - np.outer(y, x)) ** 2) / 2 + PRODUCT_EPSILON),
-            "spinor": np.sqrt(lengths * (lengths + x @ y) / 2 + PRODUCT_EPSILON),
-        }
-        expected[b, h, i, j] = sum(getattr(gates, name)[h] * term for name, term in terms.items() if chosen[name])
-    np.testing.assert_allclose(products.score(gates, *pairs(q, k)), expected, rtol=1e-10, atol=1e-12)
+        gate = np.asarray(term[0])[h]
+        expected[b, h, i, j] = {
+            "tensor": gate * (x @ y),
+            "wedge": gate * np.sqrt(np.sum((np.outer(x, y) - np.outer(y, x)) ** 2) / 2 + PRODUCT_EPSILON),
+            "spinor": gate * np.sqrt(lengths * (lengths + x @ y) / 2 + PRODUCT_EPSILON),
+        }[name]
+        if name == "wedge":
+            expected[b, h, i, j] += x @ np.asarray(term.form)[h] @ (y - k[b, h, 0])
+    score = term.score(of_sequence(points_of(q), points_of(k), "float32"))
+    np.testing.assert_allclose(score, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("chosen", GATES, ids=names)
-def test_score_adjoint(chosen):
-    """To the gates, the products and the squared norms; among the products some larger than the lengths allow, as rounding
-    makes them for parallel and opposite vectors, where neither area nor spinor has a slope or an imaginary value."""
-    product, q_squared, k_squared = pairs(*random_vectors(seed=2))
-    row, beyond = jnp.arange(L)[None, None, :, None], 1.1 * jnp.sqrt(q_squared * k_squared)
-    product = jnp.where(row == 1, beyond, jnp.where(row == 2, -beyond, product))
-    args = (random_gates(chosen), product, q_squared, k_squared)
-    check_adjoint(products.score, products.score_adjoint, args, tol=1e-9)
+@pytest.mark.parametrize("name", TERMS)
+def test_score_adjoint(name):
+    """To the term and to both points, as Boltzmann weights see a score: what a whole row has in common counts for nothing, and
+    the cotangents of a row add up to nothing."""
 
+    def score(term, q, k):
+        return centred(term.score(of_sequence(q, k, "float32")))
 
-def test_score_adjoint_leaves_the_two_form_alone(float64):
-    q, k = random_vectors()
-    gates = random_gates(GATES[-1])._replace(form=jnp.ones((H, M, M)))
-    args = pairs(q, k)
-    np.testing.assert_array_equal(products.score(gates, *args), products.score(gates._replace(form=None), *args))
-    assert products.score_adjoint(gates, *args, args[0])[0].form is None
+    def adjoint(term, q, k, cotangent):
+        seen = of_sequence(q, k, "float32")
+        c_term, c_pairs = term.score_adjoint(seen, centred(cotangent))
+        return c_term, *seen.points_adjoint([c_pairs])
+
+    def centred(x):
+        return x - jnp.mean(x, -1, keepdims=True)
+
+    check_adjoint(score, adjoint, (random_term(name), *map(points_of, random_vectors(seed=2))), tol=1e-9)
 
 
 # --- the signed 2-form -----------------------------------------------------------------------------------------------

@@ -104,10 +104,11 @@ def test_no_curvature_leaves_the_smallest_resilience(float64):
 # --- constitutive and unit -------------------------------------------------------------------------------------------
 
 
-def test_unit_resilience_is_none_and_weighs_nothing():
+def test_unit_resilience_is_one_whatever_it_sees():
     points, direction, inverse_rms = random_points(2), jnp.ones((B, L, 7)), jnp.ones((B, L, 1))
-    assert resilience.resilience(None, points, inverse_rms) is None
-    c_law, c_points, c_state = resilience.resilience_adjoint(None, points, direction, inverse_rms, None)
+    np.testing.assert_array_equal(resilience.resilience(None, points, inverse_rms), np.ones((B, L, H)))
+    cotangent = jnp.ones((B, L, H))
+    c_law, c_points, c_state = resilience.resilience_adjoint(None, points, direction, inverse_rms, cotangent)
     assert c_law is None
     np.testing.assert_array_equal(c_points, np.zeros(points.shape))
     np.testing.assert_array_equal(c_state, np.zeros(direction.shape))

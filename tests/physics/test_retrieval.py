@@ -6,11 +6,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from lior_jax.physics import geometry, retrieval
-from lior_jax.physics.products import Gates, two_form
-from lior_jax.physics.retrieval import Couplings, retrieve, retrieve_adjoint
+from lior_jax.physics import geometry, pairs
+from lior_jax.physics.field_state import ReadOut
+from lior_jax.physics.products import Spinor, Tensor, Wedge, two_form
+from lior_jax.physics.retrieval import Couplings, retrieve, retrieve_and_adjoint, retrieve_window
+from lior_jax.physics.scores import LagPrior
 from tests import dense, oracles
 from tests.oracles import check_adjoint, normal
+from tests.parity import ParityBonus
 
 # What a head may weigh by beside the distance.
 EACH = ("prior", "resilience", "tensor", "area", "form", "spinor", "field")
@@ -28,10 +31,15 @@ def random_inputs(parts=NONE, batch=2, length=6, heads=2, m=3, v=4, seed=0):
     made = {name: normal(rng, heads, scale=0.5) for name in ("tensor", "area", "spinor")}
     made |= {name: normal(rng, heads, length) for name in ("prior", "field")}
     made["form"] = two_form(normal(rng, heads, m, m, scale=0.5))
-    made = {name: x for name, x in made.items() if name in parts}
-    gates = Gates(*(made.get(name) for name in ("tensor", "area", "form", "spinor")))
-    couplings = Couplings(temperature, made.get("prior"), gates if set(parts) & set(Gates._fields) else None, made.get("field"))
-    return *points, weight if "resilience" in parts else None, couplings
+    wedge = Wedge(*(made[name] if name in parts else 0 * made[name] for name in ("area", "form")))
+    terms = {"prior": LagPrior(made["prior"]), "tensor": Tensor(made["tensor"]), "spinor": Spinor(made["spinor"])}
+    scores = [term for name, term in terms.items() if name in parts] + [wedge] * bool({"area", "form"} & set(parts))
+    couplings = Couplings(temperature, tuple(scores), (ReadOut(made["field"]),) * ("field" in parts))
+    return *points, weight if "resilience" in parts else jnp.ones_like(weight), couplings
+
+
+def of_sequence(queries, keys):
+    return pairs.of_sequence(queries, keys, "float32")
 
 
 def boltzmann(queries, keys, weight, couplings):
@@ -60,7 +68,7 @@ def test_retrieval_of_other_shapes(length, heads, parts, float64):
 def test_every_part_is_seen(parts, float64):
     """What is there changes the result, by more than any rounding."""
     *inputs, weight, couplings = random_inputs(parts)
-    bare = retrieve(*inputs, None, Couplings(couplings.inverse_temperature))
+    bare = retrieve(*inputs, jnp.ones_like(weight), Couplings(couplings.inverse_temperature))
     changed = np.abs(retrieve(*inputs, weight, couplings) - bare).max()
     assert changed > 0.05 if parts else changed == 0
 
@@ -71,7 +79,7 @@ def test_whitened_distance_is_the_metric_of_the_displacement(float64):
     whitened = [geometry.whiten(metric, x[0, :, 0].T).T[None, :, None] for x in (queries, keys)]
     displacement = np.asarray(queries[0, :, None, 0] - keys[0, None, :, 0])
     expected = np.einsum("ijm,mn,ijn->ij", displacement, oracles.dense_metric(metric), displacement)
-    np.testing.assert_allclose(retrieval.squared_distance(*whitened)[0, 0], expected, atol=1e-11)
+    np.testing.assert_allclose(of_sequence(*whitened).squared[0, 0], expected, atol=1e-11)
 
 
 # --- points far from the origin --------------------------------------------------------------------------------------
@@ -82,7 +90,7 @@ def test_close_points_far_from_the_origin():
     1e-4. The inputs are exact; only the arithmetic may err."""
     rng = np.random.default_rng(2)
     points = (1000 + 0.01 * rng.standard_normal((2, 2, 8, 1, 4))).astype(np.float32)
-    squared = retrieval.squared_distance(jnp.asarray(points[0]), jnp.asarray(points[1]))
+    squared = of_sequence(jnp.asarray(points[0]), jnp.asarray(points[1])).squared
     exact = points.astype(np.float64)
     expected = np.square(exact[0][:, :, None, 0] - exact[1][:, None, :, 0]).sum(-1)
     np.testing.assert_allclose(squared[:, 0], expected, rtol=1e-4, atol=1e-8)
@@ -94,8 +102,8 @@ def test_retrieval_of_near_duplicates_in_float32(parts):
     queries, keys, values, weight, couplings = random_inputs(parts, seed=3)
     close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
     couplings = couplings._replace(inverse_temperature=jnp.array([20.0, 5.0]))
-    if couplings.products is not None:
-        couplings = couplings._replace(products=couplings.products._replace(form=0.1 * couplings.products.form))
+    weaker = [term._replace(form=0.1 * term.form) if isinstance(term, Wedge) else term for term in couplings.scores]
+    couplings = couplings._replace(scores=tuple(weaker))
     expected, _ = dense.retrieve(*close, values, weight, couplings)
     np.testing.assert_allclose(retrieve(*close, values, weight, couplings), expected, atol=1e-4)
 
@@ -103,11 +111,11 @@ def test_retrieval_of_near_duplicates_in_float32(parts):
 @pytest.mark.parametrize("part", ["tensor", "field"])
 def test_distances_stay_exact_beside_products(part):
     """A gate of zero asks for the uncentred product, and must not spoil the distance by it."""
-    queries, keys, values, _, couplings = random_inputs((part,), seed=3)
+    queries, keys, values, weight, couplings = random_inputs((part,), seed=3)
     close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
     silent = jax.tree.map(jnp.zeros_like, couplings)._replace(inverse_temperature=jnp.array([20.0, 5.0]))
-    expected, _ = dense.retrieve(*close, values, None, silent)
-    np.testing.assert_allclose(retrieve(*close, values, None, silent), expected, atol=1e-4)
+    expected, _ = dense.retrieve(*close, values, weight, silent)
+    np.testing.assert_allclose(retrieve(*close, values, weight, silent), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("parts", [("tensor",), ("area", "spinor"), ("field",)], ids=["tensor", "area", "field"])
@@ -124,8 +132,8 @@ def test_uncentred_product_in_float32():
     rng = np.random.default_rng(5)
     queries, keys = ((300 + rng.standard_normal((1, 6, 1, 4))).astype(np.float32) for _ in range(2))
     values = jnp.eye(6, dtype=jnp.float32)[None, :, None]
-    couplings = Couplings(jnp.ones(1), field=jnp.ones((1, 6)))
-    read = np.asarray(retrieve(jnp.asarray(queries), jnp.asarray(keys), values, None, couplings))[0, :, 0]
+    couplings, ones = Couplings(jnp.ones(1), mixing=(ReadOut(jnp.ones((1, 6))),)), jnp.ones((1, 6, 1))
+    read = np.asarray(retrieve(jnp.asarray(queries), jnp.asarray(keys), values, ones, couplings))[0, :, 0]
     expected = np.tril(queries[0, :, 0].astype(np.float64) @ keys[0, :, 0].astype(np.float64).T)
     np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1.0)  # Boltzmann weights add at most one
 
@@ -145,9 +153,8 @@ def test_the_past_never_sees_the_future(parts):
     """To the last bit: later queries, keys, values and their resilience change nothing before them."""
     *inputs, couplings = random_inputs(parts, length=6)
     before = retrieve(*inputs, couplings)
-    later = [None if x is None else x.at[:, 4:].multiply(-7.0).at[:, 4:].add(3.0) for x in inputs[:3]]
-    weight = None if inputs[3] is None else inputs[3].at[:, 4:].multiply(3.0)
-    after = retrieve(*later, weight, couplings)
+    later = [x.at[:, 4:].multiply(-7.0).at[:, 4:].add(3.0) for x in inputs[:3]]
+    after = retrieve(*later, inputs[3].at[:, 4:].multiply(3.0), couplings)
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert (np.asarray(before[:, 4:]) != np.asarray(after[:, 4:])).all()
 
@@ -155,7 +162,7 @@ def test_the_past_never_sees_the_future(parts):
 def test_weights_are_causal_probabilities():
     """Whatever is added to the scores; the field reads beside them."""
     queries, keys, _, weight, couplings = random_inputs(ALL)
-    couplings = couplings._replace(inverse_temperature=10 * couplings.inverse_temperature, field=None)
+    couplings = couplings._replace(inverse_temperature=10 * couplings.inverse_temperature, mixing=())
     weights = boltzmann(30 * queries, 30 * keys, weight, couplings)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     assert (weights >= 0).all()
@@ -167,16 +174,15 @@ def test_weights_are_causal_probabilities():
 def test_weights_of_given_scores():
     scores = jnp.log(jnp.array([[1.0, 9.0, 9.0], [3.0, 1.0, 9.0], [1.0, 2.0, 5.0]]))[None, None]
     expected = np.array([[1, 0, 0], [0.75, 0.25, 0], [0.125, 0.25, 0.625]])
-    np.testing.assert_allclose(retrieval.weights(scores)[0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(pairs.weights(scores, pairs.Causal(3, 3).visible)[0, 0], expected, rtol=1e-6)
 
 
 def test_colder_and_nearer_weigh_more(float64):
     """Three keys at distances 0, 1, 2 and no prior: weights fall by `e^−βR` per unit of distance (the epsilon aside)."""
     keys = jnp.array([2.0, 1.0, 0.0])[None, :, None, None]
     queries = jnp.zeros_like(keys)
-    for beta, resilience in ((0.5, None), (3.0, None), (0.5, 4.0)):
-        weight = None if resilience is None else jnp.full((1, 3, 1), resilience)
-        fall = np.exp(beta * (resilience or 1.0))
+    for beta, resilience in ((0.5, 1.0), (3.0, 1.0), (0.5, 4.0)):
+        weight, fall = jnp.full((1, 3, 1), resilience), np.exp(beta * resilience)
         weights = boltzmann(queries, keys, weight, Couplings(jnp.array([beta])))[0, 0, 2]
         np.testing.assert_allclose(weights[1] / weights[0], fall, rtol=1e-3)
         np.testing.assert_allclose(weights[2] / weights[1], fall**0.99, rtol=1e-3)  # sqrt(ε) = 0.01 at zero
@@ -185,7 +191,8 @@ def test_colder_and_nearer_weigh_more(float64):
 def test_prior_weighs_by_lag(float64):
     """Where all points coincide the weights are the prior alone, and lag 0 is the position itself."""
     points, prior = jnp.ones((1, 4, 1, 2)), np.log([[1.0, 0.5, 0.2, 0.3]])
-    weights = boltzmann(points, points, None, Couplings(jnp.ones(1), jnp.asarray(prior)))[0, 0]
+    couplings = Couplings(jnp.ones(1), (LagPrior(jnp.asarray(prior)),))
+    weights = boltzmann(points, points, jnp.ones((1, 4, 1)), couplings)[0, 0]
     np.testing.assert_allclose(weights[3], [0.15, 0.1, 0.25, 0.5], rtol=1e-12)
     np.testing.assert_allclose(weights[1], [1 / 3, 2 / 3, 0, 0], rtol=1e-12)
 
@@ -225,7 +232,7 @@ def test_tiles_make_no_matrix_of_all_pairs(adjoint):
     inputs = random_inputs(ALL, batch=1, length=length, heads=1)
 
     def run(*inputs):
-        return retrieve_adjoint(*inputs, inputs[2], tile=tile) if adjoint else retrieve(*inputs, tile=tile)
+        return retrieve_and_adjoint(*inputs, inputs[2], tile=tile) if adjoint else retrieve(*inputs, tile=tile)
 
     sizes = [x.aval.size for x in all_results(jax.make_jaxpr(run)(*inputs).jaxpr)]
     assert 0 < max(sizes) <= tile * (length + tile) + length < length**2 / 4
@@ -243,11 +250,11 @@ def all_results(program):
 
 
 def check(inputs, tile=None):
-    check_adjoint(retrieve, lambda *args: retrieve_adjoint(*args, tile=tile)[1], inputs, tol=1e-7)
+    check_adjoint(retrieve, lambda *args: retrieve_and_adjoint(*args, tile=tile)[1], inputs, tol=1e-7)
 
 
 @each_case
-def test_retrieve_adjoint(parts):
+def test_retrieve_and_adjoint(parts):
     """Queries, keys, values, resilience and every coupling."""
     check(random_inputs(parts))
 
@@ -286,13 +293,69 @@ def test_retrieve_adjoint_with_coincident_points(parts):
 
 def test_retrieve_adjoint_returns_the_forward_result():
     inputs = random_inputs(ALL, seed=7)
-    retrieved, _ = retrieve_adjoint(*inputs, jnp.ones_like(inputs[2]))
+    retrieved, _ = retrieve_and_adjoint(*inputs, jnp.ones_like(inputs[2]))
     np.testing.assert_allclose(retrieved, retrieve(*inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_forces_between_queries_and_keys_balance(float64):
     """Only displacements matter without products, so the cotangents of all queries and keys of a sequence add up to zero."""
     inputs = random_inputs(("prior", "resilience"), seed=8)
-    _, (c_queries, c_keys, *_) = jax.jit(retrieve_adjoint)(*inputs, inputs[2] ** 2)
+    _, (c_queries, c_keys, *_) = jax.jit(retrieve_and_adjoint)(*inputs, inputs[2] ** 2)
     assert np.abs(c_queries).max() > 0.1
     np.testing.assert_allclose(jnp.sum(c_queries + c_keys, axis=1), 0.0, atol=1e-12)
+
+
+# --- a window of keys ------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_a_window_in_any_order_retrieves_the_same(parts, float64):
+    """The last queries of a sequence, keys shuffled, some of them later ones and so hidden: what the whole sequence retrieves
+    there, but for the field state, which a window does not read."""
+    queries, keys, values, weight, couplings = random_inputs(parts, length=8)
+    order, last = np.random.default_rng(9).permutation(8), slice(5, 8)
+    lag = np.arange(8)[last, None] - order[None]
+    visible = jnp.broadcast_to(jnp.asarray(lag >= 0)[None], (2, 3, 8))
+    inputs = queries[:, last], keys[:, order], values[:, order], weight[:, last], couplings
+    found = retrieve_window(*inputs, jnp.asarray(lag), visible)
+    expected, weights = dense.retrieve(queries, keys, values, weight, couplings._replace(mixing=()))
+    np.testing.assert_allclose(found.values, expected[:, last], atol=1e-11)
+    np.testing.assert_allclose(found.weight, weights[:, :, last][..., order], atol=1e-11)
+
+
+def test_a_window_of_close_points_far_from_the_origin():
+    """In float32, as for whole sequences: 300 from the origin and 0.1 apart."""
+    queries, keys, values, weight, couplings = random_inputs(seed=3)
+    close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
+    couplings = couplings._replace(inverse_temperature=jnp.array([20.0, 5.0]))
+    lag, visible = jnp.arange(5, -1, -1)[None], jnp.ones((2, 1, 6), bool)
+    found = retrieve_window(close[0][:, -1:], close[1], values, weight[:, -1:], couplings, lag, visible)
+    expected, _ = dense.retrieve(*close, values, weight, couplings)
+    np.testing.assert_allclose(found.values, expected[:, -1:], atol=1e-4)
+
+
+# --- a term of one's own ---------------------------------------------------------------------------------------------
+
+
+def with_bonus(parts, **shape):
+    *inputs, couplings = random_inputs(parts, **shape)
+    heads = len(couplings.inverse_temperature)
+    bonus = ParityBonus(normal(np.random.default_rng(3), heads))
+    return *inputs, couplings._replace(scores=(*couplings.scores, bonus))
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("parts", [NONE, ALL], ids=["none", "all"])
+def test_a_term_from_outside_is_a_term_like_others(parts, tile):
+    """Through the whole adjoint against automatic differentiation, alone and among all others."""
+    check(with_bonus(parts, length=7), tile)
+
+
+def test_a_term_from_outside_is_retrieved_by(float64):
+    """In both forms: where all points coincide, the weights are the bonus by lag."""
+    points, ones, couplings = jnp.ones((1, 4, 1, 2)), jnp.ones((1, 4, 1)), Couplings(jnp.ones(1), (ParityBonus(jnp.ones(1)),))
+    raised = np.exp([np.cos(2.0), 0.0, np.cos(2.0), 0.0][::-1])
+    np.testing.assert_allclose(boltzmann(points, points, ones, couplings)[0, 0, 3], raised / raised.sum(), rtol=1e-12)
+    lag, visible = jnp.arange(3, -1, -1)[None], jnp.ones((1, 1, 4), bool)
+    found = retrieve_window(points[:, :1], points, points, ones[:, :1], couplings, lag, visible)
+    np.testing.assert_allclose(found.weight[0, 0, 0], raised / raised.sum(), rtol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
-from lior_jax.storage import checkpoint, snapshot
+from lior_jax.storage import checkpoint, files, snapshot
 
 # Arrays of size zero too: a metric without rotors has no angles.
 PARAMS = {
@@ -63,9 +63,9 @@ def test_saving_runs_beside_training_and_is_waited_for_at_the_end(tmp_path, monk
 def test_what_a_killed_writer_leaves_is_tidied_and_what_it_was_replacing_is_put_back(tmp_path):
     save(tmp_path, {1: 1.0, 2: 2.0}, keep=2)
     folder = tmp_path / checkpoint.FOLDER
-    (folder / "2").rename(folder / f"{snapshot.REPLACED}2")
-    shutil.copytree(folder / "1", folder / f"{snapshot.SAVING}2")
-    shutil.copytree(folder / "1", folder / f"{snapshot.REPLACED}1")
+    (folder / "2").rename(folder / f"{files.REPLACED}2")
+    shutil.copytree(folder / "1", folder / f"{files.SAVING}2")
+    shutil.copytree(folder / "1", folder / f"{files.REPLACED}1")
     with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
         assert checkpoints.steps == [1, 2]
         assert checkpoints.metadata(2).config == {"step": 2}

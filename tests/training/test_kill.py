@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lior_jax.storage import checkpoint, manifest, snapshot
+from lior_jax.storage import checkpoint, files, manifest
 from tests.processes import Training
 from tests.runs import TINY
 from tests.training.test_loop import figures, saved_leaves
@@ -37,7 +37,7 @@ def committed(run: Path) -> list[int]:
 
 def saving(run: Path) -> set[str]:
     """Checkpoints that are being written."""
-    return {name for name in os.listdir(run / checkpoint.FOLDER) if name.startswith(snapshot.SAVING)}
+    return {name for name in os.listdir(run / checkpoint.FOLDER) if name.startswith(files.SAVING)}
 
 
 def kill_within_a_save(run: Path, process: Training, chance: random.Random) -> str | None:

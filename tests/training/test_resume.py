@@ -9,8 +9,8 @@ import yaml
 from lior_jax import config as configuration
 from lior_jax import training
 from lior_jax.errors import UserError
-from lior_jax.storage import checkpoint
-from lior_jax.training import lock, run_folder
+from lior_jax.storage import checkpoint, files, lock
+from lior_jax.training import run_folder
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
 
@@ -123,8 +123,9 @@ def test_one_process_writes_a_run(copy, tiny, tmp_path):
 
 def test_a_start_that_was_killed_leaves_a_folder_that_one_may_start_in(tiny, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / lock.FILE).write_text("process 1 on earth\n")
-    (tmp_path / "run" / f".{run_folder.RECORD}.new").write_text("run:")
+    (tmp_path / "run" / lock.FILE).touch()
+    (tmp_path / "run" / lock.HOLDER).write_text("process 1 on earth\n")
+    (tmp_path / "run" / f"{files.SAVING}0123abcd-{run_folder.RECORD}").write_text("run:")
     assert training.train(tiny("run", "training.steps=3", "sample.tokens=0")).step == 3
 
 

@@ -1,0 +1,135 @@
+"""What a block sees of a state: the context of every position, and the charts through which retrieval looks at it.
+
+    û = s / rms(s)      c_t = Σ_{j<τ} κ_j ⊙ û_{t−j} + gain ⊙ Σ_{j≤t} K_h(t − j) û_j      q = A_q c, k = A_k c, v = A_v c
+
+The field calls the context a depthwise causal convolution, short (taps) and long (by a LIoR kernel), and the charts query, key
+and value projections; those of query and key have the metric's whitening folded in. Source: docs/design.md sections 2.2 and
+2.3.
+
+Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `d` width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lior_jax.model.operators import Operators
+from lior_jax.physics.kernel import convolve, convolve_adjoint
+from lior_jax.physics.numerics import correlate, project, project_back, rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.resilience import resilience, resilience_adjoint
+from lior_jax.physics.taps import taps, taps_adjoint
+from lior_jax.settings import ModelConfig
+
+Points = tuple[Array, Array, Array, Array]
+"""What retrieval works on: whitened queries and keys `[B, L, H, m]`, values `[B, L, H, v]`, the queries' resilience
+`[B, L, H]`."""
+
+
+class Seen(NamedTuple):
+    """What a block sees of a state: its `direction` `[B, L, d]`, `inverse` `[B, L, 1]` (one over its root mean square),
+    `context` `[B, L, d]`, what `gather` `kept` of that, and retrieval's points."""
+
+    direction: Array
+    inverse: Array
+    context: Array
+    kept: Any
+    query: Array
+    key: Array
+    value: Array
+    resilience: Array
+
+    @property
+    def points(self) -> Points:
+        return self.query, self.key, self.value, self.resilience
+
+
+def gather_sequence(operators: Operators, direction: Array, config: ModelConfig) -> tuple[Array, Array | None]:
+    """The context of sequences from their beginning, and what the long convolution gave, without its gain, if there is one."""
+    context = taps(operators.taps, direction)
+    if operators.long_convolution is None:
+        return context, None
+    remembered = convolve(operators.long_convolution.by_lag, split_heads(direction, config), config.precision).reshape(
+        direction.shape
+    )
+    return context + operators.long_convolution.gain[None, None] * remembered, remembered
+
+
+Gather = Callable[[Operators, Array, ModelConfig], tuple[Array, Any]]
+
+
+def see(operators: Operators, s: Array, config: ModelConfig, gather: Gather = gather_sequence) -> Seen:
+    """What a block sees of a state `[B, L, d]`.
+
+    Args:
+        gather: makes the context of the directions `[B, L, d]`, with whatever past it knows, and what is kept of that.
+    """
+    direction, inverse = rms_normalize(s)
+    context, kept = gather(operators, direction, config)
+    query, key, value = (to_heads(context, chart, config) for chart in _charts(operators))
+    return Seen(direction, inverse, context, kept, query, key, value, resilience(operators.resilience, query, inverse))
+
+
+def see_adjoint(operators: Operators, seen: Seen, cotangent: Points, config: ModelConfig) -> tuple[Operators, Array]:
+    """Adjoint of `see` for sequences from their beginning.
+
+    Args:
+        seen: what `see` made of the state.
+        cotangent: of retrieval's points.
+
+    Returns:
+        Cotangents of the operators, zero of those that nothing is seen by, and of the state `[B, L, d]`.
+    """
+    c_query, c_key, c_value, c_resilience = cotangent
+    c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
+        operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience
+    )
+    c_points = c_query + c_query_by_law, c_key, c_value
+
+    c_charts = [correlate_heads(c, seen.context, config) for c in c_points]
+    c_context = sum(from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
+    c_taps, c_direction = taps_adjoint(operators.taps, seen.direction, c_context)
+    c_long = None
+    if operators.long_convolution is not None:
+        c_remembered = operators.long_convolution.gain[None, None] * c_context
+        c_by_lag, c_channels = convolve_adjoint(
+            operators.long_convolution.by_lag,
+            split_heads(seen.direction, config),
+            split_heads(c_remembered, config),
+            config.precision,
+        )
+        c_direction = c_direction + c_channels.reshape(c_direction.shape)
+        c_long = operators.long_convolution._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.kept, (0, 1)))
+
+    gradient = jax.tree.map(jnp.zeros_like, operators)._replace(taps=c_taps, long_convolution=c_long, resilience=c_law)
+    gradient = gradient._replace(**dict(zip(("query", "key", "value"), c_charts, strict=True)))
+    return gradient, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law
+
+
+def _charts(operators: Operators) -> tuple[Array, Array, Array]:
+    return operators.query, operators.key, operators.value
+
+
+# --- channels and heads ----------------------------------------------------------------------------------------------
+
+
+def split_heads(x: Array, config: ModelConfig) -> Array:
+    """Channels `[B, L, d]` by head: `[B, L, H, v]`."""
+    return x.reshape(*x.shape[:-1], config.heads, -1)
+
+
+def to_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
+    """`x` `[B, L, d]` seen through charts `[H, m, d]`: `[B, L, H, m]`."""
+    return project(x, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*x.shape[:-1], *chart.shape[:-1])
+
+
+def from_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
+    """The adjoint of `to_heads` to its `x`: `[B, L, H, m]` to `[B, L, d]`."""
+    return project_back(x.reshape(*x.shape[:-2], -1), chart.reshape(-1, chart.shape[-1]), config.precision)
+
+
+def correlate_heads(x: Array, y: Array, config: ModelConfig) -> Array:
+    """The adjoint of `to_heads` to its chart: `[B, L, H, m]` and `[B, L, d]` to `[H, m, d]`."""
+    return correlate(x.reshape(*x.shape[:-2], -1), y, config.precision).reshape(*x.shape[-2:], y.shape[-1])

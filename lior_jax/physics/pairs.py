@@ -1,0 +1,174 @@
+"""Pairs of a query and a key: what distance and score terms may see of them, each quantity made once, where it is asked for.
+
+    product  G_ij = ⟨q_i, k_j⟩      q_squared ‖q_i‖²      k_squared ‖k_j‖²      squared  g_ij = ‖q_i − k_j‖²
+    places   the lag of every pair, and which keys a query sees
+
+All of them follow from one matrix product, of the points as measured from an origin close by: expanded about a far one,
+`q² + k² − 2 q·k` would cancel for points that lie close together. Every quantity has its adjoint beside it, a
+`PairCotangent`. These add up, so that the matrix product's own adjoint is made once for all that looked at the pairs.
+
+Shapes: `B` sequences, `T` queries, `L` keys, `H` heads, `m` whitened chart dimensions; a quantity of all pairs is
+`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lior_jax.physics.kernel import spread, sum_by_lag
+from lior_jax.physics.numerics import Precision, contract
+
+
+class PairCotangent(NamedTuple):
+    """What a cotangent of pair quantities comes to: for the product of the points as measured from the origin `[B, H, T, L]`,
+    and, beside it, for queries `[B, T, H, m]` and keys `[B, L, H, m]` themselves. 0 where it does not reach."""
+
+    product: Array | float = 0.0
+    queries: Array | float = 0.0
+    keys: Array | float = 0.0
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Queries of the last `rows` of `length` positions: each sees its own key and those before."""
+
+    rows: int
+    length: int
+
+    @property
+    def visible(self) -> Array:
+        """`[1, T, L]`."""
+        return jnp.tril(jnp.ones((self.rows, self.length), bool), self.length - self.rows)[None]
+
+    def by_lag(self, values: Array) -> Array:
+        """`values[:, i − j]` of the pair `(i, j)`, 0 where it is not seen, of `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
+        return spread(values[:, : self.length], self.rows)[None]
+
+    def by_lag_adjoint(self, values: Array, cotangent: Array) -> Array:
+        """Adjoint of `by_lag` for a cotangent `[B, H, T, L]`: `[H, N]`."""
+        c_values = sum_by_lag(jnp.sum(cotangent, 0))
+        return jnp.pad(c_values, ((0, 0), (0, values.shape[1] - self.length)))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Keys in any order: `lag` `[T, L]`, positions from each key to each query, and `visible` `[B, T, L]`."""
+
+    lag: Array
+    visible: Array
+
+    def by_lag(self, values: Array) -> Array:
+        """`values[:, lag]` of every pair, of `[H, N]` where it is seen: `[1, H, T, L]`."""
+        return values[:, jnp.clip(self.lag, 0, values.shape[1] - 1)][None]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Whitened `queries` `[B, T, H, m]` and `keys` `[B, L, H, m]`, measured from `origin` `[B, 1, H, m]` where products must
+    not cancel. A value of one trace: not to be carried into a loop or a map that began later."""
+
+    queries: Array
+    keys: Array
+    origin: Array
+    places: Causal | Window
+    precision: Precision
+
+    @cached_property
+    def near_queries(self) -> Array:
+        return self.queries - self.origin
+
+    @cached_property
+    def near_keys(self) -> Array:
+        return self.keys - self.origin
+
+    @cached_property
+    def _near_product(self) -> Array:
+        return contract("bihm,bjhm->bhij", self.near_queries, self.near_keys, self.precision)
+
+    @cached_property
+    def squared(self) -> Array:
+        """`‖q_i − k_j‖²`, which rounding must not make negative."""
+        lengths = rows(_squares(self.near_queries)) + columns(_squares(self.near_keys))
+        return jnp.maximum(lengths - 2 * self._near_product, 0)
+
+    def squared_adjoint(self, cotangent: Array) -> PairCotangent:
+        pull = jnp.where(self.squared > 0, 2 * cotangent, 0)
+        by_query, by_key = jnp.sum(pull, -1), jnp.sum(pull, -2)
+        return PairCotangent(-pull, per_point(by_query) * self.near_queries, per_point(by_key) * self.near_keys)
+
+    @cached_property
+    def product(self) -> Array:
+        """`⟨q_i, k_j⟩ = ⟨q_i − o, k_j − o⟩ + ⟨q_i − o, o⟩ + ⟨o, k_j⟩`."""
+        return self._near_product + rows(_dots(self.near_queries, self.origin)) + columns(_dots(self.origin, self.keys))
+
+    def product_adjoint(self, cotangent: Array) -> PairCotangent:
+        by_query, by_key = jnp.sum(cotangent, -1), jnp.sum(cotangent, -2)
+        return PairCotangent(cotangent, per_point(by_query) * self.origin, per_point(by_key) * self.origin)
+
+    @cached_property
+    def q_squared(self) -> Array:
+        return rows(_squares(self.queries))
+
+    @cached_property
+    def k_squared(self) -> Array:
+        return columns(_squares(self.keys))
+
+    def products_adjoint(self, c_product: Array, c_q_squared: Array, c_k_squared: Array) -> PairCotangent:
+        """Adjoint of product and squared norms together."""
+        product, queries, keys = self.product_adjoint(c_product)
+        queries = queries + 2 * per_point(c_q_squared[..., 0]) * self.queries
+        return PairCotangent(product, queries, keys + 2 * per_point(c_k_squared[:, :, 0]) * self.keys)
+
+    def points_adjoint(self, cotangents: Iterable[PairCotangent]) -> tuple[Array, Array]:
+        """Cotangents of queries and keys, from those of all that looked at the pairs."""
+        product, queries, keys = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
+        queries = queries + contract("bhij,bjhm->bihm", product, self.near_keys, self.precision)
+        return queries, keys + contract("bhij,bihm->bjhm", product, self.near_queries, self.precision)
+
+
+def of_sequence(queries: Array, keys: Array, precision: Precision) -> Pairs:
+    """Pairs of the last `T` positions of a sequence with all `L`.
+
+    The origin is the first key. It is visible to every query, so causality is kept to the last bit.
+    """
+    return Pairs(queries, keys, keys[:, :1], Causal(queries.shape[1], keys.shape[1]), precision)
+
+
+def of_window(queries: Array, keys: Array, lag: Array, visible: Array, precision: Precision) -> Pairs:
+    """Pairs of a sequence's last positions with a window of keys, as in `Window`; the first query is the origin."""
+    return Pairs(queries, keys, queries[:, :1], Window(lag, visible), precision)
+
+
+def weights(scores: Array, visible: Array) -> Array:
+    """Boltzmann weights `w_ij ∝ exp(scores_ij)` of the visible keys, else 0, for `visible` `[B or 1, T, L]`."""
+    return jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+
+
+def rows(x: Array) -> Array:
+    """`[B, H, T]` as a quantity of pairs."""
+    return x[..., None]
+
+
+def columns(x: Array) -> Array:
+    """`[B, H, L]` as a quantity of pairs."""
+    return x[:, :, None]
+
+
+def per_point(x: Array) -> Array:
+    """`[B, H, L]` as a factor of points `[B, L, H, m]`."""
+    return x.transpose(0, 2, 1)[..., None]
+
+
+def _squares(x: Array) -> Array:
+    """Squared norms of `[B, L, H, m]`: `[B, H, L]`."""
+    return _dots(x, x)
+
+
+def _dots(x: Array, y: Array) -> Array:
+    """Dot products of `[B, L, H, m]` and `[B, L or 1, H, m]`: `[B, H, L]`."""
+    return jnp.sum(x * y, -1).transpose(0, 2, 1)

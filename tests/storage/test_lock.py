@@ -1,0 +1,68 @@
+"""One process writes a run's folder, and no dead one keeps others out."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+
+from lior_jax.errors import UserError
+from lior_jax.storage import lock
+
+ROOT = Path(__file__).parents[2]
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from lior_jax.storage import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path):
+    command = [sys.executable, "-c", HOLDS, tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as raised, lock.held(tmp_path):
+            pass
+        assert str(raised.value) == (
+            f"{tmp_path} is being written by process {process.pid} on {socket.gethostname()}; wait for it, or choose another "
+            "run.directory."
+        )
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with lock.held(tmp_path):
+        assert (tmp_path / lock.HOLDER).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    with lock.held(tmp_path):
+        pass
+
+
+def test_a_holder_that_has_not_said_its_name_yet_is_another_process(tmp_path):
+    with lock.held(tmp_path):
+        (tmp_path / lock.HOLDER).unlink()
+        with pytest.raises(UserError, match="is being written by another process; wait"), lock.held(tmp_path):
+            pass
+
+
+def test_a_disk_without_locks_is_told_and_no_other_kind_of_lock_is_taken(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"cannot be locked \(Function not implemented\); put run.directory on a local disk"):
+        lock.held(tmp_path).__enter__()
+    assert issubclass(filelock.Timeout, OSError)  # which is why it is caught first
+
+
+def test_what_is_left_behind_is_known_by_its_name(tmp_path):
+    with lock.held(tmp_path):
+        (tmp_path / ".saving-0123abcd-config.yaml").touch()
+        assert all(lock.is_left_behind(path.name) for path in tmp_path.iterdir())
+    assert not lock.is_left_behind("config.yaml")
+    assert not lock.is_left_behind("checkpoints")

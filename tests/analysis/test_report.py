@@ -68,7 +68,7 @@ def test_page_says_what_was_measured(page, finished_run):
         "Spectra",
     ):
         assert heading in text
-    assert "leapfrog_steps: 1" in text
+    assert "carry_momentum: false" in text
     volumes = [float(x) for x in re.findall(r"<td>\d+</td><td>(\d\.\d{6})</td>", page)]
     assert len(volumes) == 2
     assert all(abs(volume - 1) < 1e-3 for volume in volumes)

@@ -643,7 +643,11 @@ def main(words: list[str]) -> int:
     if words[:1] == ["--part"]:
         part, parts = map(int, words[1].split("/"))
         words = words[2:]
-    chosen = [m for m in MUTATIONS[part - 1 :: parts] if not words or any(word in m.file or word in m.new or word in m.tests for word in words)]
+    chosen = [
+        m
+        for m in MUTATIONS[part - 1 :: parts]
+        if not words or any(word in m.file or word in m.new or word in m.tests for word in words)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")

@@ -59,13 +59,25 @@ class Contrast(Protocol):
     ) -> tuple[Pair, Parameters]: ...
 
 
+def _as_it_is(raw: Parameters, relaxes: bool) -> Parameters:
+    return raw
+
+
+def _adjoint_as_it_is(raw: Parameters, relaxes: bool, cotangent: Parameters) -> Parameters:
+    return cotangent
+
+
+def _none(parameters: Parameters) -> float:
+    return 0.0
+
+
 def _one_each(units: int) -> int:
     return units
 
 
 @dataclass(frozen=True)
 class Potential:
-    """A potential as functions of its parameters, which are static and may be compiled in.
+    """A potential as functions of its parameters, all of them pure.
 
     With a `mask` `[..., mask_size(M)]`, of which every point has its own, what each unit adds is multiplied by its element
     (dropout): another potential, but still one.
@@ -73,15 +85,15 @@ class Potential:
 
     init: Callable[[Array, int, int, float], Parameters]
     """Raw parameters, from a key, the width `d`, the number of units `M` and the size that the force should have."""
-    prepare: Callable[[Parameters, bool], Parameters]
-    """What is applied, from raw parameters: positive where it must be, and, if a relaxation is to settle in it, restrained so
-    that it bends less than a spring of unit stiffness."""
-    prepare_adjoint: Callable[[Parameters, bool, Parameters], Parameters]
-    """Adjoint of `prepare`: raw parameters, whether restrained, cotangent."""
     energy: Energy
     force: Force
     contrast: Contrast
-    stiffness: Callable[[Parameters], Array]
+    prepare: Callable[[Parameters, bool], Parameters] = _as_it_is
+    """What is applied, from raw parameters: positive where it must be; and, if a relaxation is to settle in it (the flag),
+    restrained, so that it bends less than a spring of unit stiffness."""
+    prepare_adjoint: Callable[[Parameters, bool, Parameters], Parameters] = _adjoint_as_it_is
+    """Adjoint of `prepare`: its arguments and the cotangent."""
+    stiffness: Callable[[Parameters], Array | float] = _none
     """The part of V's curvature that does not depend on the state, `[]` or `[d]`."""
     mask_size: Callable[[int], int] = _one_each
     """Elements of a mask for `M` units."""

@@ -1,7 +1,6 @@
 """Use a trained model: python infer.py --checkpoint runs/quickstart --prompt "The " """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -125,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def with_memory(engine: Any, path: Path, arguments: argparse.Namespace) -> Any:
     """The engine with the memory that was asked for; what it reads is saved."""
-    from lior_jax.inference.chat import read_file
+    from lior_jax.data import read_file
 
     if arguments.memory or (arguments.remember and path.exists()):
         engine = engine.with_memory(path)
@@ -146,7 +145,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def score(engine: Any, path: str) -> None:
     """Print how well the model predicts a file."""
-    from lior_jax.inference.chat import read_file
+    from lior_jax.data import read_file
 
     found = engine.score(read_file(path))
     history = engine.config.context - max(1, engine.config.context // 2)
@@ -167,6 +166,8 @@ def chat(engine: Any, arguments: argparse.Namespace) -> None:
 
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` its line editing and history
+    else:  # what is no UTF-8 is refused by the tokenizer, and the talk goes on
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
     chosen = settings(arguments)
     how = Settings(**{name: chosen[name] for name in Settings._fields})
@@ -179,21 +180,24 @@ def complete(engine: Any, arguments: argparse.Namespace) -> None:
     from lior_jax.inference import prompts
 
     began, tokens = time.monotonic(), 0
-    items = prompts.read(arguments.prompts, engine)
+    items = prompts.read(arguments.prompts, engine, arguments.samples)
     for item in prompts.complete(items, engine, arguments.samples, **settings(arguments)):
         tokens += len(engine.tokenizer.encode(item["completion"]))
-        print(json.dumps(item, ensure_ascii=False), flush=True)
+        print(prompts.to_line(item, sys.stdout.encoding or "utf-8"), flush=True)
     if arguments.speed:
         tell_speed(tokens, time.monotonic() - began, "in all, compilation included")
 
 
 def continue_prompt(engine: Any, arguments: argparse.Namespace) -> None:
     """Show continuations of one prompt as they are decoded."""
+    from lior_jax import data
+
     prompt = arguments.prompt
     if prompt is None:
         if sys.stdin.isatty():
             print("Type a prompt and end it with Ctrl-D (or give --prompt TEXT).", file=sys.stderr)
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = data.read_stream(sys.stdin.buffer)
+        prompt = prompt.removesuffix("\r\n" if prompt.endswith("\r\n") else "\n")
     chosen = settings(arguments)
     for sample in range(arguments.samples):
         pieces = engine.stream(prompt, sample=sample, **chosen)

@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from lior_jax.data import read_file
 from lior_jax.errors import UserError
 from lior_jax.inference.decoder import sequence_keys
 from lior_jax.inference.engine import PACE, Engine
@@ -86,16 +86,6 @@ class Conversation:
         text = read_file(path)
         self.engine = self.engine.remember(text)
         return f"{len(text):,} characters of {path} are remembered."
-
-
-def read_file(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises `UserError` for one that is missing, unreadable or no text."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{path} is not UTF-8 (byte {problem.start}); convert it.") from None
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); give an existing UTF-8 file.") from None
 
 
 def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Callable[..., Any] = print) -> None:

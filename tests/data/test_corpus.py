@@ -1,5 +1,6 @@
 """The corpus and its batches."""
 
+import io
 import os
 import re
 import time
@@ -60,6 +61,52 @@ def test_missing_files_are_told(path):
 def test_a_byte_order_mark_is_no_character(tmp_path):
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfabc")
     assert data.read_text(str(tmp_path / "marked.txt"))[0] == "abc"
+
+
+CONTENTS = {
+    "windows": b"a\r\nb\r\n",
+    "mac": b"a\rb\r",
+    "mixed": b"\r\n\na\r\r\n",
+    "marked": b"\xef\xbb\xbfa\r\nb",
+    "blank": b" a \n ",
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_every_reader_keeps_every_character(tmp_path, name):
+    """A corpus, a text to score or remember, and standard input are the same characters, line ends included."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(CONTENTS[name])
+    expected = CONTENTS[name].decode("utf-8-sig")
+    assert data.read_text(str(file))[0] == data.read_file(file) == data.read_stream(io.BytesIO(CONTENTS[name])) == expected
+    assert CONTENTS[name].endswith(expected.encode())
+
+
+def test_every_reader_refuses_what_is_no_utf8_in_the_same_words(tmp_path):
+    (tmp_path / "latin").write_bytes("naïve".encode("latin-1"))
+    said = []
+    for read, given in (
+        (data.read_text, str(tmp_path / "latin")),
+        (data.read_file, tmp_path / "latin"),
+        (data.read_stream, io.BytesIO((tmp_path / "latin").read_bytes())),
+    ):
+        with pytest.raises(UserError) as refused:
+            read(given)
+        said.append(str(refused.value))
+    assert said == [
+        f"data.path: {tmp_path}/latin is not UTF-8 (byte 2); convert it.",
+        f"{tmp_path}/latin is not UTF-8 (byte 2); convert it.",
+        "Standard input is not UTF-8 (byte 2); convert it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/dev/zero", "is a device"), (".", "is a folder"), ("nowhere", "cannot be read (No such"), ("a\0b", "cannot be read (")],
+)
+def test_what_is_no_file_is_refused_before_it_is_read(path, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.read_file(path)
 
 
 @pytest.mark.parametrize(

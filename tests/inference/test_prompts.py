@@ -64,7 +64,7 @@ def test_the_number_of_a_sample_is_a_key_of_the_users_unless_it_is_added(engine,
     file.write_text('{"prompt": "1", "sample": "human"}')
     (found,) = prompts.complete(prompts.read(file, engine), engine, 1, max_tokens=2)
     assert found["sample"] == "human"
-    with pytest.raises(UserError, match='Line 1 of .* has a "sample" of its own'):
+    with pytest.raises(UserError, match=r'Line 1 of .* has a "sample" of its own'):
         prompts.read(file, engine, samples=2)
 
 

@@ -1,6 +1,7 @@
 """Train a model: python train.py --config configs/quickstart.yaml"""
 
 import argparse
+import shlex
 import sys
 
 from lior_jax import config as configuration
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{said}; go on with --resume {config.run.directory}.", file=sys.stderr)
             sys.exit(stopped.status)
 
+    prompt = training.resume_config(summary.directory).sample.prompt
     session = " in this session" if arguments.resume else ""
     title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
@@ -89,7 +91,7 @@ validation, all of it, best checkpoint (step {summary.best_step:,}): \
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  python infer.py --checkpoint {summary.directory} --prompt "{config.sample.prompt}\""""
+Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(prompt)}"""
     )
 
 

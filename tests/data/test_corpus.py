@@ -13,11 +13,12 @@ from lior_jax import config as configuration
 from lior_jax import data
 from lior_jax.data import batches
 from lior_jax.errors import UserError
+from lior_jax.settings import Config
 
 
 def corpus_of(tmp_path, text: str, *overrides: str):
     file = tmp_path / "corpus.txt"
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text.encode("utf-8"))
     return data.load(configuration.parse("model: {context: 8}", "test", [f"data.path={file}", *overrides]))
 
 
@@ -27,6 +28,37 @@ def test_the_split_keeps_order_and_never_overlaps(tmp_path):
     assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
     assert len(corpus.validation) == 100
     assert not set(corpus.train) & set(corpus.validation)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("мир хорошо погода\nмир", "мир хорошо погода"),
+        ("GCAT" * 50, "GCAT" * 6),
+        ("\n\nChapter 1\nIt was", "\n\nChapter 1\nIt was\n\nChap"),
+        ("ROMEO:\r\nO ", "ROMEO:"),
+        (" \nx", " \nx" * 8),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
+def test_without_a_prompt_of_ones_own_the_beginning_of_the_text_is_it(tmp_path, text, prompt, tokenizer):
+    corpus = corpus_of(tmp_path, text * 100, f"data.tokenizer={tokenizer}")
+    config = data.with_vocabulary(Config(), corpus)
+    assert config.sample.prompt == prompt
+    data.check_sample(config, corpus)
+    own = data.with_vocabulary(configuration.replace(Config(), "sample", prompt="x"), corpus)
+    assert own.sample.prompt == "x"
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "gpu"])
+def test_a_configuration_can_require_its_text(name, tmp_path, monkeypatch):
+    config = configuration.load(f"configs/{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "required").write_text("not that one " * 1000)
+    with pytest.raises(UserError, match=r"give it with --set data\.path=FILE"):
+        data.load(config)
+    assert data.load(configuration.replace(config, "data", path="./required")).train.size
+    assert data.load(configuration.replace(config, "data", path=None)).train.size
 
 
 def test_characters_per_token_counts_characters(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lior_jax import config as configuration
+from lior_jax.cli import backend
 from lior_jax.errors import UserError
 
 MEMORY = "memory.safetensors"
@@ -102,6 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
 
     # JAX starts only now, so that a mistake in the configuration is told at once.
+    backend.start()
     if arguments.compress is not None:
         from lior_jax.analysis import compression
 

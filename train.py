@@ -5,6 +5,7 @@ import shlex
 import sys
 
 from lior_jax import config as configuration
+from lior_jax.cli import backend
 from lior_jax.errors import UserError
 from lior_jax.registry import RULES
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
 
     # JAX starts only now, so that a mistake in the configuration is told at once.
+    backend.start()
     from lior_jax import training
     from lior_jax.analysis import plots
     from lior_jax.training import dry_run, metrics, signals

@@ -139,9 +139,10 @@ def test_after_a_run_that_failed_before_its_first_save_the_same_command_starts_i
             raise RuntimeError("as a device does that has no memory left")
         return batch_at(tokens, seed, step, *shape)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch:
         patch.setattr(data, "batch_at", fail)
-        training.train(config)
+        with pytest.raises(RuntimeError):
+            training.train(config)
     assert (tmp_path / "run" / run_folder.RECORD).is_file()
     (tmp_path / "run" / checkpoint.FOLDER / ".saving-6").mkdir(parents=True, exist_ok=True)
     assert training.train(config).step == 12

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save and leave within ten seconds; a second one leaves at once.
+"""Ctrl-C, SIGTERM, and what terminals and schedulers send: save and leave within ten seconds; a second one leaves at once.
 
 A Python signal handler waits until a running computation or compilation returns, which may take minutes. So the
 interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise.
@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Of a terminal that is closed, and of a scheduler that warns before it kills; not where they are ignored, as under nohup."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
 PATIENCE = 9.0
 """Seconds for saving, after which the process leaves with what was saved before."""
 
@@ -46,7 +48,8 @@ def watched() -> Iterator[Stop]:
     stop = Stop()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    handlers = {number: signal.signal(number, _nothing) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if number not in UNLESS_IGNORED or signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, _nothing) for number in heeded}
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     listener = threading.Thread(target=_listen, args=(reader, stop), daemon=True)
     listener.start()

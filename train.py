@@ -5,26 +5,36 @@ import shlex
 import sys
 
 from lior_jax import config as configuration
+from lior_jax.cli import arguments as reading
 from lior_jax.cli import backend
 from lior_jax.errors import UserError
 from lior_jax.registry import RULES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a language model without back-propagation.")
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration, for example configs/quickstart.yaml")
+    parser = reading.Parser(description="Train a language model without back-propagation.")
+    parser.add_argument(
+        "--config", metavar="FILE", type=reading.path, help="YAML configuration, for example configs/quickstart.yaml"
+    )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
     )
     parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
+        "--resume",
+        metavar="RUN",
+        type=reading.path,
+        nargs="?",
+        const=True,
+        help="go on with a run; without RUN, with that of --config",
     )
     parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
     parser.add_argument(
         "--dry-run", action="store_true", help="tell size, memory and tokens per epoch; train and write nothing"
     )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
-    parser.add_argument("--report", metavar="RUN", help="do not train, but write a page about a run, RUN/report.html")
+    parser.add_argument(
+        "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
+    )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
     if arguments.report and any(alone):

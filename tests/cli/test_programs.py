@@ -134,6 +134,8 @@ def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
         (["--score", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--remember", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompt", "-x"], "is not among"),
+        (["--prompt", "1", "--explain", "README.md"], "README.md is there already, and is no picture"),
         (["--prompt", "1", "--stop", ""], "stop must be a list of strings that are not empty"),
     ],
 )

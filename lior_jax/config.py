@@ -6,6 +6,7 @@ The sections and their keys are in `settings`.
 import difflib
 import re
 import reprlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ import pydantic
 import yaml
 
 from lior_jax.errors import UserError
-from lior_jax.settings import DERIVED, Config, ModelConfig, Section
+from lior_jax.sections import Section, is_text
+from lior_jax.settings import DERIVED, Config, ModelConfig
 from lior_jax.storage import files
 
 _S = TypeVar("_S", bound=Section)
@@ -56,6 +58,10 @@ MOVED = {
 """Former places of keys, and where they are now."""
 
 
+_BREAKS = str.maketrans({"\n": r"\n", "\r": r"\r", "\x85": r"\N", "\u2028": r"\L", "\u2029": r"\P"})
+"""Line ends as YAML escapes them in double quotes; as they are, it would make blanks of them."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses keys that are no text or stand twice."""
 
@@ -84,7 +90,8 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
 
     Args:
         path: the file, or the bare name of one that is shipped, such as `quickstart`.
-        overrides: `section.key=value` strings, the value in YAML.
+        overrides: `section.key=value` strings, the value in YAML; that of a text is taken as it stands, in quotes or without,
+            and `null` is nothing.
 
     Raises:
         UserError: a missing or malformed file, an unknown key, a wrong type or an impossible combination, named by
@@ -95,7 +102,7 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
 
 def _read(path: str | Path) -> str:
     try:
-        return files.read(_shipped(Path(path)) or Path(path), "The configuration").decode("utf-8-sig")
+        return files.read(_shipped(Path(path)) or Path(path).expanduser(), "The configuration").decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"There is no configuration {path}; {_neighbours(Path(path))}.") from None
     except UnicodeDecodeError as problem:
@@ -207,10 +214,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not sign or len(parts) < 2 or not all(parts):
         example = "section.key=value, for example --set training.steps=500"
         raise UserError(f"--set {_short(override)} must look like {example}.")
-    given = _yaml(value, f"--set {_short(override)}")
+    given = _text(value) if _holds_text(parts) else _yaml(value, f"--set {_short(override)}")
     section = _section(values, parts[:-1])
     if section is not None:
         section[parts[-1]] = given
+
+
+def _text(value: str) -> str | None:
+    """What follows `=` where a text belongs: as it stands, blanks and signs included, but for quotes around all of it."""
+    if value == "null":
+        return None
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        if value[0] == "'" and "'" not in value[1:-1].replace("''", ""):
+            return value[1:-1].replace("''", "'")
+        with suppress(UserError):
+            inner = _yaml(value.translate(_BREAKS), value)
+            return inner if isinstance(inner, str) else value
+    return value
+
+
+def _holds_text(location: list[str]) -> bool:
+    section = _section_at(location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    return field is not None and is_text(field.annotation)
 
 
 def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any] | None:

@@ -3,11 +3,10 @@
 Every section is immutable and hashable, so it can be a static argument of `jax.jit`. `config` reads them from YAML.
 """
 
-import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lior_jax.errors import UserError
 from lior_jax.physics.base_geometry import Geometry, base_metric, precompute
@@ -15,21 +14,7 @@ from lior_jax.physics.integrators import stability_limit
 from lior_jax.physics.precision import Precision
 from lior_jax.physics.rotor_planes import max_rotor_layers
 from lior_jax.registry import INTEGRATORS, POTENTIALS, RULES, SCORE_TERMS, Dynamics
-
-
-class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversions, no changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _tuple(value: Any) -> Any:
-    """YAML has lists where an immutable configuration needs tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _rows(value: Any) -> Any:
-    return tuple(_tuple(row) for row in value) if isinstance(value, list) else value
+from lior_jax.sections import PathText, Section
 
 
 def _off(value: Any) -> Any:
@@ -37,18 +22,7 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value
 
 
-def _path(value: str) -> str:
-    """A path that the system can be asked for."""
-    try:
-        if b"\0" not in os.fsencode(value):
-            return value
-    except UnicodeEncodeError:
-        pass
-    raise ValueError("a path has neither NUL nor lone surrogates")
-
-
 Rows = tuple[tuple[float, ...], ...]
-PathText = Annotated[str, AfterValidator(_path)]
 
 
 class RunConfig(Section):
@@ -63,8 +37,9 @@ class RunConfig(Section):
 class DataConfig(Section):
     """What is read, and how it becomes tokens."""
 
-    path: PathText | None = None
-    """UTF-8 file, folder or glob; nothing stands for the embedded corpus, `pydoc_data.topics`."""
+    path: PathText | None = Field(None, min_length=1)
+    """UTF-8 file, folder or glob; null for the embedded corpus, `pydoc_data.topics`; `required` for a configuration that has to
+    be given one."""
     tokenizer: str = "char"
     """`byte`, `char`, or `bpe:N` with N the size of the vocabulary."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
@@ -90,7 +65,7 @@ class GeometryConfig(Section):
     """Coordinates in a block of `block_rot`; even, and divides `chart_dim`."""
     rank: int = Field(2, ge=0, le=2**12)
     """Rank `r` of the low-rank part of the metric."""
-    base_metric: Annotated[Rows | None, BeforeValidator(_rows)] = None
+    base_metric: Rows | None = None
     """The metric `g₀` that the learned one is measured in: `chart_dim` rows of a symmetric positive definite matrix; null for
     the identity."""
     frame: Literal["rotor", "derived", "learned_lowrank"] = "derived"
@@ -152,7 +127,7 @@ class RetrievalConfig(Section):
     """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
     fractional_order: float = Field(0.5, gt=0, lt=1)
     """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
-    products: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    products: tuple[str, ...] = ()
     """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
     registered."""
     tile: int | None = Field(128, ge=1, le=2**20)
@@ -332,18 +307,12 @@ class OptimizerConfig(Section):
 class SampleConfig(Section):
     """The text that training shows at every evaluation."""
 
-    prompt: str = "The "
-    """Beginning of the sample; must not be empty."""
+    prompt: str | None = Field(None, min_length=1)
+    """Beginning of the sample; null for the first characters of the text."""
     tokens: int = Field(160, ge=0)
     """Length of the sample; 0 for none."""
     temperature: float = Field(0.8, ge=0)
     """Boltzmann temperature; 0 takes the most probable token."""
-
-    @model_validator(mode="after")
-    def _prompt_is_there(self):
-        if not self.prompt:
-            raise ValueError("prompt: the model needs at least one character to start from")
-        return self
 
 
 class TrainingConfig(Section):

@@ -130,7 +130,12 @@ def test_allowed_values_are_listed():
             "model: {retrieval: {products: [tensor, tensor]}}",
             "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",
         ),
-        ("model: {retrieval: {products: wedge}}", "model.retrieval.products is 'wedge'"),
+        ("model: {retrieval: {products: vedge}}", "model.retrieval.products: 'vedge' is no score term"),
+        ("model: {retrieval: {products: {wedge: 1}}}", "model.retrieval.products is {'wedge': 1}"),
+        ("training: {steps: 1e400}", "training.steps"),
+        ("training: {steps: 1e30}", "training.steps"),
+        ("run: {seed: -1e0}", "run.seed is -1"),
+        ("data: {path: ''}", "data.path"),
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
         ("model: {geometry: {curvature_terms: 0}}", "model.geometry.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
@@ -214,6 +219,91 @@ def test_scientific_notation_is_a_number():
     config = configuration.parse("optimizer: {learning_rate: 3e-3}\nlearning: {nudge_size: 1e-2}", "x")
     assert config.optimizer.learning_rate == 3e-3
     assert config.learning.nudge_size == 1e-2
+
+
+TEXTS = ["data.path", "run.directory", "sample.prompt", "data.tokenizer", "learning.rule"]
+
+
+def set_to(key: str, value: str) -> str:
+    section, name = key.split(".")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "validate", lambda values, _: values)  # as it is read, before anything is refused
+        return configuration.parse("{}", "x", [f"{key}={value}"])[section][name]
+
+
+LITERAL = ["a #2", "The ", " a", "~", "ROMEO:", "*.txt", "&a", "!b", "- x", "a: b", "{a}", "[b", "yes", "1e3", "0x10", "a=b"]
+LITERAL += ["", " ", "nothing", "Null", "#", "a\nb", "a\tb", "'", '"', "'a' or 'b'", '"a" or "b"', "é", "a\r\n", "%", "@", "`"]
+
+
+@pytest.mark.parametrize("value", LITERAL)
+@pytest.mark.parametrize("key", ["data.path", "sample.prompt", "data.tokenizer"])
+def test_a_text_is_what_follows_the_sign_to_the_character(key, value):
+    assert set_to(key, value) == value
+    assert set_to(key, "'" + value.replace("'", "''") + "'") == value
+
+
+@given(st.text())
+def test_any_text_is_taken_literally_and_in_quotes(value):
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if value != "null" and not quoted:
+        assert set_to("sample.prompt", value) == value
+    assert set_to("sample.prompt", "'" + value.replace("'", "''") + "'") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (r'"a\nb"', "a\nb"),
+        ('"The "', "The "),
+        ("'null'", "null"),
+        ('"null"', "null"),
+        ("null", None),
+        ('"a\nb"', "a\nb"),
+        ('"a\r\n\u2028b"', "a\r\n\u2028b"),
+        ('""', ""),
+    ],
+)
+def test_quotes_are_optional_and_null_is_the_way_to_nothing(value, text):
+    assert set_to("sample.prompt", value) == text
+
+
+def test_all_texts_of_the_settings_are_known_as_such():
+    texts = [key for key in configuration.flat(Config()) if configuration._holds_text(key.split("."))]
+    assert set(TEXTS) <= set(texts)
+    assert not {"training.steps", "model.retrieval.products", "model.precision", "model.flow.carry_momentum"} & set(texts)
+
+
+def test_integral_numbers_are_integers_and_one_item_is_a_list_of_one():
+    config = configuration.parse(
+        "model: {context: 1e2, retrieval: {products: wedge}}\nrun: {seed: 3.0}\noptimizer: {learning_rate: 1}",
+        "x",
+        ["training.steps=1e3", "training.eval_windows=2e1", "model.retrieval.tile=null"],
+    )
+    assert (config.model.context, config.run.seed, config.training.steps, config.training.eval_windows) == (100, 3, 1000, 20)
+    assert all(type(value) is int for value in (config.model.context, config.run.seed, config.training.steps))
+    assert config.model.retrieval.products == ("wedge",)
+    assert config.model.retrieval.tile is None
+    assert configuration.parse("{}", "x", ["model.retrieval.products=spinor"]).model.retrieval.products == ("spinor",)
+    assert configuration.parse("{}", "x", ["model.retrieval.products=[]"]).model.retrieval.products == ()
+    assert "training.steps is 1.5" in complaint("{}", "training.steps=1.5")
+    assert "model.flow.carry_momentum is 1" in complaint("{}", "model.flow.carry_momentum=1.0")
+
+
+def test_a_file_as_windows_writes_it_is_a_configuration(tmp_path):
+    """A byte order mark, carriage returns, and numbers in the notations that people use."""
+    file = tmp_path / "windows.yaml"
+    file.write_bytes(b"\xef\xbb\xbfrun:\r\n  directory: winrun\r\nmodel:\r\n  context: 1e2\r\ntraining:\r\n  steps: 1_000\r\n")
+    config = configuration.load(file)
+    assert (config.run.directory, config.model.context, config.training.steps) == ("winrun", 100, 1000)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("data: {path: ~/x.txt}")
+    config = configuration.load("~/a.yaml", ["run.directory=~/r1"])
+    assert (config.data.path, config.run.directory) == (f"{tmp_path}/x.txt", f"{tmp_path}/r1")
+    assert configuration.parse("{}", "x", ["data.path=./~/x"]).data.path == "./~/x"
+    assert configuration.parse("{}", "x", ["data.path=~"]).data.path == str(tmp_path)
 
 
 def test_overrides_replace_values_and_create_sections():

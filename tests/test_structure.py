@@ -17,6 +17,7 @@ FLOORS = [
     {"errors"},
     {"registry"},
     {"physics"},
+    {"sections"},
     {"settings", "kernels"},
     {"storage"},
     {"config"},
@@ -31,7 +32,7 @@ FLOORS = [
 ]
 
 # Storage takes plain values: arrays, text, dictionaries.
-NOT_BY_STORAGE = {"registry", "physics", "settings", "kernels"}
+NOT_BY_STORAGE = {"registry", "physics", "sections", "settings", "kernels"}
 
 # Libraries that differentiate, or pass on what JAX offers.
 DIFFERENTIATORS = {"jax", "flax", "optax", "chex", "equinox", "haiku", "jaxopt", "optimistix", "diffrax", "torch", "autograd"}

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lior_jax.cli import output
+from lior_jax.cli import arguments as reading
+from lior_jax.cli import backend, output, overwriting
 from lior_jax.errors import UserError
 
 MEMORY = "memory.safetensors"
@@ -32,28 +33,39 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The arguments; a mistake in them ends the program with status 2."""
-    parser = argparse.ArgumentParser(
+    parser = reading.Parser(
         prog="infer.py", description="Use a trained model. Without --prompt, it is read from standard input."
     )
     model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
     model.add_argument(
-        "--checkpoint", metavar="RUN", help="folder that train.py or --export wrote, for example runs/quickstart"
+        "--checkpoint",
+        metavar="RUN",
+        type=reading.path,
+        help="folder that train.py or --export wrote, for example runs/quickstart",
     )
-    model.add_argument("--config", metavar="FILE", help="configuration whose run.directory is that folder")
+    model.add_argument("--config", metavar="FILE", type=reading.path, help="configuration whose run.directory is that folder")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key of --config")
     parser.add_argument("--step", type=int, help="use the checkpoint of this step instead of the best one")
 
     task = parser.add_argument_group("what to do").add_mutually_exclusive_group()
     task.add_argument("--prompt", metavar="TEXT", help="continue a text")
-    task.add_argument("--prompts", metavar="FILE", help='continue each line {"prompt": "..."} of a file; JSON lines come out')
+    task.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=reading.path,
+        help='continue each line {"prompt": "..."} of a file; JSON lines come out',
+    )
     task.add_argument("--chat", action="store_true", help="talk in turns; /help lists the commands")
-    task.add_argument("--score", metavar="FILE", help="how well the model predicts a text")
-    task.add_argument("--export", metavar="FOLDER", help="write model.safetensors with its configuration and tokenizer")
+    task.add_argument("--score", metavar="FILE", type=reading.path, help="how well the model predicts a text")
+    task.add_argument(
+        "--export", metavar="FOLDER", type=reading.path, help="write model.safetensors with its configuration and tokenizer"
+    )
     task.add_argument("--compress", metavar="RANK|auto", help="write RUN-compressed with matrices of low rank, if it pays")
 
     parser.add_argument(
         "--explain",
         metavar="PNG",
+        type=reading.path,
         nargs="?",
         const="explanation.png",
         help="with --prompt: what each token was retrieved from, as a table and a picture (explanation.png)",
@@ -62,6 +74,7 @@ def parse() -> argparse.Namespace:
     memory.add_argument(
         "--remember",
         metavar="FILE",
+        type=reading.path,
         action="append",
         default=[],
         help=f"read a text into RUN/{MEMORY}, without training; use it",
@@ -107,7 +120,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
 
+    if arguments.explain:
+        overwriting.check_picture(arguments.explain)
+
     # JAX starts only now, so that a mistake in the configuration is reported at once.
+    backend.start()
     if arguments.compress is not None:
         from lior_jax.analysis import compression
 

@@ -1,15 +1,15 @@
 """What infer.py does with a model, and what it prints of it."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from lior_jax.cli import conversation, output
+from lior_jax.cli import conversation, output, overwriting
+from lior_jax.data import read_file, read_stream
 from lior_jax.inference import Engine, prompts
-from lior_jax.inference.chat import Conversation, read_file
+from lior_jax.inference.chat import Conversation
 from lior_jax.inference.engine import CAPACITY
 from lior_jax.inference.sampling import Sampling
 
@@ -53,6 +53,8 @@ def chat(engine: Engine, arguments: argparse.Namespace) -> None:
     """Talk in turns."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` its line editing and history
+    else:  # what is no UTF-8 is refused by the tokenizer, and the talk goes on
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
     chosen = settings(arguments)
     how = Sampling(**{name: chosen[name] for name in Sampling._fields})
@@ -63,10 +65,10 @@ def chat(engine: Engine, arguments: argparse.Namespace) -> None:
 def complete(engine: Engine, arguments: argparse.Namespace) -> None:
     """Continue every line of a file."""
     began, tokens = time.monotonic(), 0
-    items = prompts.read(arguments.prompts, engine)
+    items = prompts.read(arguments.prompts, engine, arguments.samples)
     for item in prompts.complete(items, engine, arguments.samples, **settings(arguments)):
         tokens += len(engine.tokenizer.encode(item["completion"]))
-        print(json.dumps(item, ensure_ascii=False), flush=True)
+        print(prompts.to_line(item, sys.stdout.encoding or "utf-8"), flush=True)
     if arguments.speed:
         report_speed(tokens, time.monotonic() - began, "in all, compilation included")
 
@@ -77,7 +79,8 @@ def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
     if prompt is None:
         if sys.stdin.isatty():
             print("Type a prompt and end it with Ctrl-D (or give --prompt TEXT).", file=sys.stderr)
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = read_stream(sys.stdin.buffer)
+        prompt = prompt.removesuffix("\r\n" if prompt.endswith("\r\n") else "\n")
     chosen = settings(arguments)
     for sample in range(arguments.samples):
         pieces = engine.stream(prompt, sample=sample, **chosen)
@@ -109,7 +112,7 @@ def explain(engine: Engine, prompt: str, continuation: str, path: str) -> None:
     figure = plots.retrieval_map(
         explained.weight, rows[explained.first :], rows, "Boltzmann weight of the tokens retrieved from"
     )
-    figure.savefig(path)
+    figure.savefig(path, **overwriting.PICTURE)
     print(f"\n{path}: the weights as a picture", flush=True)
 
 

@@ -1,9 +1,11 @@
 """train.py: arguments, what is said of a run, and exit statuses."""
 
 import argparse
+import shlex
 import sys
 
-from lior_jax.cli import output
+from lior_jax.cli import arguments as reading
+from lior_jax.cli import backend, output
 from lior_jax.errors import UserError
 
 
@@ -28,20 +30,29 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The arguments; a mistake in them ends the program with status 2."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train a language model without back-propagation.")
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration, for example configs/quickstart.yaml")
+    parser = reading.Parser(prog="train.py", description="Train a language model without back-propagation.")
+    parser.add_argument(
+        "--config", metavar="FILE", type=reading.path, help="YAML configuration, for example configs/quickstart.yaml"
+    )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
     )
     parser.add_argument(
-        "--resume", metavar="RUN", nargs="?", const=True, help="go on with a run; without RUN, with that of --config"
+        "--resume",
+        metavar="RUN",
+        type=reading.path,
+        nargs="?",
+        const=True,
+        help="go on with a run; without RUN, with that of --config",
     )
     parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
     parser.add_argument(
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
     )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
-    parser.add_argument("--report", metavar="RUN", help="do not train, but write a page about a run, RUN/report.html")
+    parser.add_argument(
+        "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
+    )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
     if arguments.report and any(alone):
@@ -68,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
 
     # JAX starts only now, so that a mistake in the configuration is reported at once.
+    backend.start()
     from lior_jax import training
     from lior_jax.training import dry_run
 
@@ -109,9 +121,12 @@ def train(config, arguments: argparse.Namespace) -> None:
 
 def conclude(config, summary, resumed: bool) -> None:
     """Draw the loss curve, and print what the run came to and what can be done with it."""
+    from lior_jax import training
     from lior_jax.analysis import plots
     from lior_jax.registry import RULES
     from lior_jax.training import metrics
+
+    prompt = training.resume_config(summary.directory).sample.prompt
 
     title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
@@ -126,7 +141,7 @@ validation, all of it, best checkpoint (step {summary.best_step:,}): \
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  python infer.py --checkpoint {summary.directory} --prompt "{config.sample.prompt}\""""
+Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(prompt)}"""
     try:
         print(text, flush=True)
     except output.BROKEN as problem:  # the run is done all the same

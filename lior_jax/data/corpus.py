@@ -9,9 +9,13 @@ from lior_jax.data import tokenizer as tokenizers
 from lior_jax.data.text import read_text
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
+from lior_jax.sections import REQUIRED
 from lior_jax.settings import Config
 from lior_jax.storage import sums
 from lior_jax.storage.checkpoint import Metadata
+
+_BEGINNING = 24
+"""Characters of a text's beginning, at most."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Corpus:
     """Of the validation text; turns nats per token into nats per character."""
     fingerprint: str
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
+    beginning: str
+    """Its first characters: the prompt of samples that have none of their own."""
 
 
 def load(config: Config, saved: Metadata | None = None, another: bool = False) -> Corpus:
@@ -37,8 +43,14 @@ def load(config: Config, saved: Metadata | None = None, another: bool = False) -
         another: whether the text may be another one than that run's.
 
     Raises:
-        UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one.
+        UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one; or the
+            configuration requires a text and was given none.
     """
+    if config.data.path == REQUIRED:
+        raise UserError(
+            "data.path: this configuration is for a text of your own; give it with --set data.path=FILE "
+            "(or take the embedded one with --set data.path=null)."
+        )
     text, source = read_text(config.data.path)
     fingerprint = sums.of([text.encode("utf-8")])
     if saved is not None and saved.corpus != fingerprint and not another:
@@ -67,19 +79,32 @@ def load(config: Config, saved: Metadata | None = None, another: bool = False) -
         tokenizer=tokenizer,
         characters_per_token=len(parts[1]) / len(validation),
         fingerprint=fingerprint,
+        beginning=_beginning(text),
     )
 
 
+def _beginning(text: str) -> str:
+    """The text's first characters, to the end of its first line if there is something on it."""
+    first = text[:_BEGINNING]
+    line = first.splitlines()[0]
+    return line if line.strip() else first
+
+
 def with_vocabulary(config: Config, corpus: Corpus) -> Config:
-    """The configuration with the vocabulary of its corpus filled in, or a `UserError` if it names another."""
+    """The configuration with what its corpus decides: the vocabulary, and the prompt of the samples unless it has its own.
+
+    Raises:
+        UserError: it names another vocabulary.
+    """
     size, given = corpus.tokenizer.vocab_size, config.model.vocab_size
     if given not in (None, size):
         raise UserError(f"model.vocab_size is {given}, but the tokenizer has {size} tokens; leave the key out.")
-    return configuration.replace(config, "model", vocab_size=size)
+    prompt = corpus.beginning if config.sample.prompt is None else config.sample.prompt
+    return configuration.replace(configuration.replace(config, "model", vocab_size=size), "sample", prompt=prompt)
 
 
 def check_sample(config: Config, corpus: Corpus) -> None:
-    """A prompt that cannot be encoded is told now, not at the first evaluation."""
+    """Refuse a prompt that cannot be encoded now, not at the first evaluation."""
     try:
         corpus.tokenizer.encode(config.sample.prompt)
     except UserError as problem:

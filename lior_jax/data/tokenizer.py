@@ -7,9 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lior_jax.errors import UserError
+
+_LONGEST_WORD = 256
+"""Bytes after which `bpe:N` cuts a run of letters, digits, signs or blanks; what is shorter is not touched."""
 
 
 class Tokenizer(Protocol):
@@ -83,7 +86,9 @@ class BpeTokenizer:
     def train(cls, text: str, vocab_size: int) -> "BpeTokenizer":
         """Learn merges from a text until the vocabulary is full or no pair occurs twice."""
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # Merging takes the square of a word's length, and a text without spaces is one word.
+        cut = pre_tokenizers.Split(Regex(f".{{{_LONGEST_WORD}}}"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,

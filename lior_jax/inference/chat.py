@@ -1,9 +1,9 @@
 """A conversation with a model: what was said stays read, so a turn costs its own length only."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from lior_jax.data import read_file
 from lior_jax.errors import UserError
 from lior_jax.inference.decoder import sequence_keys
 from lior_jax.inference.engine import PACE, Engine
@@ -115,13 +115,3 @@ class Conversation:
             raise UserError("/temperature needs a number, for example /temperature 0.7.") from None
         self.settings = self.settings._replace(temperature=temperature).check()
         return f"The temperature is {temperature:g}."
-
-
-def read_file(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises `UserError` for one that is missing, unreadable or no text."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{path} is not UTF-8 (byte {problem.start}); convert it.") from None
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); give an existing UTF-8 file.") from None

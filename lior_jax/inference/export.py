@@ -21,13 +21,15 @@ from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.model import Params
 from lior_jax.settings import ModelConfig
-from lior_jax.storage import arrays, files
+from lior_jax.storage import arrays, checkpoint, files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
+_HEADER = f"# Of the model in {WEIGHTS}, as lior_jax exported it: a record, not to be edited.\n"
+"""By which an exported model is known again."""
 
 
 def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write a model into a folder, which is made if need be; one that was exported there before is replaced.
+    """Write a model into a folder, which is made if need be; one that was exported there before is replaced, and nothing else.
 
     All files are finished before the first one is put in its place.
 
@@ -36,10 +38,11 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
         config: the model's, vocabulary included.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or holds a run or files of these names that no export wrote.
     """
     folder = Path(folder)
-    record = yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
+    _check_vacant(folder)
+    record = _HEADER + yaml.safe_dump({"model": config.model_dump()}, sort_keys=False, allow_unicode=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -53,6 +56,17 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(f"{folder} cannot be written to ({reason}); choose another folder.") from None
+
+
+def _check_vacant(folder: Path) -> None:
+    try:
+        if (folder / checkpoint.FOLDER).exists():
+            raise UserError(f"{folder} holds a run, whose configuration the export would overwrite; choose another folder.")
+        there = [name for name in (WEIGHTS, CONFIG, TOKENIZER) if (folder / name).exists()]
+        if there and not ((folder / CONFIG).is_file() and (folder / CONFIG).read_bytes().startswith(_HEADER.encode())):
+            raise UserError(f"{folder} holds {', '.join(there)} that no export wrote; choose another folder.")
+    except OSError as problem:
+        raise UserError(f"{folder} cannot be written to ({problem.strerror}); choose another folder.") from None
 
 
 def is_export(folder: str | Path) -> bool:

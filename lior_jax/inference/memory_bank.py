@@ -164,7 +164,10 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
     """
     saved, about = arrays.read(path)
     if about.get("model") != arrays.digest(arrays.named(params)):
-        raise UserError(f"{path} is the memory of another model, or no memory; let this model read the text again.")
+        raise UserError(
+            f"{path} is the memory of another model, or of this one before it was trained on; move or delete that file, and "
+            "let the model read its texts again."
+        )
     bank = empty(int(saved["capacity"]), config)
     bank = _fill(bank, saved["coordinates"], saved["tokens"])
     return bank._replace(written=jnp.asarray(saved["written"])), Mixture(*map(float, saved["mixture"]))

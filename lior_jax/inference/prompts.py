@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lior_jax.data import read_file
 from lior_jax.errors import UserError
 from lior_jax.inference.engine import Engine
 
@@ -12,26 +13,29 @@ BATCH = 16
 """Continuations that are decoded together."""
 
 
-def read(path: str | Path, engine: Engine) -> list[dict[str, Any]]:
+def read(path: str | Path, engine: Engine, samples: int = 1) -> list[dict[str, Any]]:
     """The objects of a JSONL file, each with a `prompt`; empty lines are passed over.
 
+    Args:
+        samples: continuations of each prompt that will be asked for.
+
     Raises:
-        UserError: no such file, or a line without a usable prompt, named by its number.
+        UserError: no such file, or a line without a usable prompt or with a key that `complete` adds, named by its number.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path} cannot be read ({problem}); give a UTF-8 file with a JSON object on each line.") from None
     items = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_file(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(item)
+        except (ValueError, RecursionError):  # of bad numbers and of what is nested too deeply, too
             raise UserError(f'Line {number} of {path} is no JSON; write {{"prompt": "..."}} on each line.') from None
         if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
             raise UserError(f'Line {number} of {path} has no "prompt"; write {{"prompt": "..."}} on each line.')
+        for key in _added(samples):
+            if key in item:
+                raise UserError(f'Line {number} of {path} has a "{key}" of its own, where the model\'s would go; rename it.')
         try:
             engine.encode(item["prompt"])
         except UserError as problem:
@@ -55,3 +59,18 @@ def complete(items: list[dict[str, Any]], engine: Engine, samples: int, **settin
         texts = engine.generate([item["prompt"] for item, _ in part], sample=[sample for _, sample in part], **settings)
         for (item, sample), text in zip(part, texts, strict=True):
             yield item | {"completion": text} | ({"sample": sample} if samples > 1 else {})
+
+
+def to_line(item: dict[str, Any], encoding: str = "utf-8") -> str:
+    """An item as one line of JSON, whose characters an output of that encoding can take; others are escaped."""
+    line = json.dumps(item, ensure_ascii=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(item)
+    return line
+
+
+def _added(samples: int) -> tuple[str, ...]:
+    """Keys that `complete` adds to an item."""
+    return ("completion", "sample") if samples > 1 else ("completion",)

@@ -75,4 +75,5 @@ def boltzmann_logits(logits: Array, sampling: Sampling) -> Array:
 def sample(key: Array, logits: Array, seen: Array, sampling: Sampling) -> Array:
     """Draw a token from `boltzmann_logits` of the penalized `logits` `[V]`: `[]` int32."""
     kept = boltzmann_logits(penalize(logits, seen, sampling.repetition_penalty), sampling)
-    return jax.random.categorical(key, kept).astype(jnp.int32)
+    # The bits that are drawn differ from type to type, and in JAX's x64 mode the settings are float64.
+    return jax.random.categorical(key, kept.astype(jnp.float32)).astype(jnp.int32)

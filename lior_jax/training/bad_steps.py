@@ -17,7 +17,7 @@ from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.learning import Info, soundness
 from lior_jax.settings import Config
-from lior_jax.storage import files, snapshot
+from lior_jax.storage import checkpoint, files, snapshot
 from lior_jax.storage.checkpoint import Metadata
 from lior_jax.training.events import RefusedStep
 
@@ -56,10 +56,13 @@ class BadSteps:
         """Raise `UserError` if patience is over."""
         if self.in_a_row >= self.config.training.patience:
             run = self.folder.parent
+            way = "No checkpoint was saved before: start again with"
+            if _saves(run):
+                way = f"The last good checkpoint is kept: go on with --resume {run} --force and"
             raise UserError(
                 f"The numbers of {self.in_a_row} steps in a row, up to step {step}, were bad, and none was applied; look into "
-                f"{self.folder}. The last good checkpoint is kept: go on with --resume {run} --force and, for example, --set "
-                f"optimizer.learning_rate={self.config.optimizer.learning_rate / 2:g}."
+                f"{self.folder}. {way} a tenth of the learning rate, --set "
+                f"optimizer.learning_rate={self.config.optimizer.learning_rate / 10:g}."
             )
 
     def _write(self, step: int, reasons: str, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> None:
@@ -83,3 +86,11 @@ class BadSteps:
                 snapshot.fill(folder / "state", jax.tree.map(np.asarray, trees), record)
         for old in sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())[:-KEPT]:
             files.remove(self.folder / str(old))
+
+
+def _saves(run: Path) -> bool:
+    """Whether there is a checkpoint, or one that is being saved."""
+    try:
+        return any((run / checkpoint.FOLDER).iterdir())
+    except OSError:
+        return False

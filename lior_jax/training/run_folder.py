@@ -9,9 +9,16 @@ from lior_jax import config as configuration
 from lior_jax.errors import UserError
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, files, lock
+from lior_jax.training import bad_steps, metrics
 
 RECORD = "config.yaml"
 """Of a run's folder: the configuration that it was started with."""
+_HEADER = "# What this run was started with: a record, not to be edited.\n"
+_LEFTOVERS = {
+    *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),
+    *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER),
+}
+"""What a run leaves that ends before its first checkpoint. A run that starts there writes over it, and touches nothing else."""
 
 FREE = frozenset(
     {
@@ -46,23 +53,49 @@ def existing_folder(run: str | Path) -> Path:
 
 
 def vacant_folder(config: Config) -> Path:
-    """The folder of a run to start, which is empty or not there. Raises `UserError` if it is in use."""
+    """The folder of a run to start: not there, empty, or of a run that ended before its first checkpoint.
+
+    Raises:
+        UserError: it holds a run, or what no run has left there.
+    """
     run = Path(config.run.directory)
     try:
         other = files.kind(run)
-        used = other == "a folder" and not all(lock.is_left_behind(path.name) for path in run.iterdir())
+        names = sorted(path.name for path in run.iterdir()) if other == "a folder" else []
     except FileNotFoundError:
         return run
     except OSError as problem:
         raise _unusable(run, problem) from None
     if other != "a folder":
         raise UserError(f"run.directory: {run} is {other or 'a file'}; choose a folder, which need not exist yet.")
-    if used:
-        raise UserError(
-            f"{run} already holds a run; go on with it by --resume {run}, or choose another folder by "
-            f"--set run.directory={run}-2."
-        )
+    another = f"choose another folder by --set run.directory={run}-2."
+    if _saves(run):
+        raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or {another}")
+    # The lock is made first: without it, nothing there is of a run.
+    foreign = [name for name in names if lock.FILE not in names or not _is_leftover(run / name)]
+    if foreign:
+        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise UserError(f"{run} holds {named}, which no run has left there; move it away, or {another}")
     return run
+
+
+def _saves(run: Path) -> list[str]:
+    """What there is of checkpoints: whole ones, and damaged ones that were put aside."""
+    try:
+        names = [path.name for path in (run / checkpoint.FOLDER).iterdir()]
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(files.SAVING)]
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is what a run leaves there; a record only if `write_record` wrote it, and not the user."""
+    if path.name.startswith(files.SAVING):
+        return True
+    try:
+        return path.name in _LEFTOVERS and (path.name != RECORD or path.read_bytes().startswith(_HEADER.encode()))
+    except OSError:
+        return False
 
 
 def make_folder(run: Path) -> None:
@@ -77,7 +110,7 @@ def make_folder(run: Path) -> None:
 def write_record(run: Path, config: Config) -> None:
     """Write down the configuration."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    files.write_atomically(run / RECORD, "# What this run was started with: a record, not to be edited.\n" + text)
+    files.write_atomically(run / RECORD, _HEADER + text)
 
 
 def resume_config(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save and leave within ten seconds; a second one leaves at once.
+"""Ctrl-C, SIGTERM, and what terminals and schedulers send: save and leave within ten seconds; a second one leaves at once.
 
 A Python signal handler waits until a running computation or compilation returns, which may take minutes. So the
 interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise. POSIX only: on
@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Of a terminal that is closed, and of a scheduler that warns before it kills; not where they are ignored, as under nohup."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
 PATIENCE = 9.0
 """Seconds for saving, after which the process leaves with what was saved before."""
 
@@ -51,7 +53,8 @@ def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[St
     stop = Stop()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    handlers = {number: signal.signal(number, _nothing) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if number not in UNLESS_IGNORED or signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, _nothing) for number in heeded}
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     listener = threading.Thread(target=_listen, args=(reader, stop, say), daemon=True)
     listener.start()

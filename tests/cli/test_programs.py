@@ -1,6 +1,7 @@
 """train.py and infer.py as a user starts them: one sentence for every mistake, no traceback, and a whole round."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from tests.runs import TINY
 NEW_RUN = ["--set", "run.directory=runs/never"]
 
 
-def call(program: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess:
+def call(program: str, *arguments: object, typed: str | bytes = "", **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, f"{program}.py", *map(str, arguments)]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=300, check=False)
+    typed = typed if isinstance(typed, bytes) else typed.encode()
+    environ = os.environ | environment
+    done = subprocess.run(command, input=typed, capture_output=True, timeout=300, check=False, env=environ)
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
 
 
 @pytest.mark.slow
@@ -155,6 +160,8 @@ assert not slow, slow
         (["--score", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--remember", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompt", "-x"], "is not among"),
+        (["--prompt", "1", "--explain", "README.md"], "README.md is there already, and is no picture"),
         (["--prompt", "1", "--stop", ""], "stop must be a list of strings that are not empty"),
     ],
 )
@@ -163,3 +170,14 @@ def test_mistakes_in_using_a_model_get_one_sentence(finished_run, arguments, mes
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", [[], ["--chat"]])
+def test_standard_input_that_is_no_text_gets_a_sentence(finished_run, how):
+    done = call("infer", "--checkpoint", finished_run, *how, typed="naïve\n".encode("latin-1"), PYTHONIOENCODING="utf-8:strict")
+    assert "Traceback" not in done.stderr
+    if how:
+        assert "is not among the" in done.stdout
+    else:
+        assert done.stderr == "infer.py: Standard input is not UTF-8 (byte 2); convert it.\n"
+        assert done.returncode == 2

@@ -1,8 +1,8 @@
 """The corpus and its batches."""
 
+import io
 import os
 import re
-import time
 
 import numpy as np
 import pytest
@@ -13,11 +13,12 @@ from lior_jax import config as configuration
 from lior_jax import data
 from lior_jax.data import batches
 from lior_jax.errors import UserError
+from lior_jax.settings import Config
 
 
 def corpus_of(tmp_path, text: str, *overrides: str):
     file = tmp_path / "corpus.txt"
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text.encode("utf-8"))
     return data.load(configuration.parse("model: {context: 8}", "test", [f"data.path={file}", *overrides]))
 
 
@@ -27,6 +28,37 @@ def test_the_split_keeps_order_and_never_overlaps(tmp_path):
     assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
     assert len(corpus.validation) == 100
     assert not set(corpus.train) & set(corpus.validation)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("мир хорошо погода\nмир", "мир хорошо погода"),
+        ("GCAT" * 50, "GCAT" * 6),
+        ("\n\nChapter 1\nIt was", "\n\nChapter 1\nIt was\n\nChap"),
+        ("ROMEO:\r\nO ", "ROMEO:"),
+        (" \nx", " \nx" * 8),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
+def test_without_a_prompt_of_ones_own_the_beginning_of_the_text_is_it(tmp_path, text, prompt, tokenizer):
+    corpus = corpus_of(tmp_path, text * 100, f"data.tokenizer={tokenizer}")
+    config = data.with_vocabulary(Config(), corpus)
+    assert config.sample.prompt == prompt
+    data.check_sample(config, corpus)
+    own = data.with_vocabulary(configuration.replace(Config(), "sample", prompt="x"), corpus)
+    assert own.sample.prompt == "x"
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "gpu"])
+def test_a_configuration_can_require_its_text(name, tmp_path, monkeypatch):
+    config = configuration.load(f"configs/{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "required").write_text("not that one " * 1000)
+    with pytest.raises(UserError, match=r"give it with --set data\.path=FILE"):
+        data.load(config)
+    assert data.load(configuration.replace(config, "data", path="./required")).train.size
+    assert data.load(configuration.replace(config, "data", path=None)).train.size
 
 
 def test_characters_per_token_counts_characters(tmp_path):
@@ -62,6 +94,52 @@ def test_a_byte_order_mark_is_no_character(tmp_path):
     assert data.read_text(str(tmp_path / "marked.txt"))[0] == "abc"
 
 
+CONTENTS = {
+    "windows": b"a\r\nb\r\n",
+    "mac": b"a\rb\r",
+    "mixed": b"\r\n\na\r\r\n",
+    "marked": b"\xef\xbb\xbfa\r\nb",
+    "blank": b" a \n ",
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_every_reader_keeps_every_character(tmp_path, name):
+    """A corpus, a text to score or remember, and standard input are the same characters, line ends included."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(CONTENTS[name])
+    expected = CONTENTS[name].decode("utf-8-sig")
+    assert data.read_text(str(file))[0] == data.read_file(file) == data.read_stream(io.BytesIO(CONTENTS[name])) == expected
+    assert CONTENTS[name].endswith(expected.encode())
+
+
+def test_every_reader_refuses_what_is_no_utf8_in_the_same_words(tmp_path):
+    (tmp_path / "latin").write_bytes("naïve".encode("latin-1"))
+    said = []
+    for read, source in (
+        (data.read_text, str(tmp_path / "latin")),
+        (data.read_file, tmp_path / "latin"),
+        (data.read_stream, io.BytesIO((tmp_path / "latin").read_bytes())),
+    ):
+        with pytest.raises(UserError) as refused:
+            read(source)
+        said.append(str(refused.value))
+    assert said == [
+        f"data.path: {tmp_path}/latin is not UTF-8 (byte 2); convert it.",
+        f"{tmp_path}/latin is not UTF-8 (byte 2); convert it.",
+        "Standard input is not UTF-8 (byte 2); convert it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/dev/zero", "is a device"), (".", "is a folder"), ("nowhere", "cannot be read (No such"), ("a\0b", "cannot be read (")],
+)
+def test_what_is_no_file_is_refused_before_it_is_read(path, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.read_file(path)
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -84,19 +162,11 @@ def test_paths_that_are_no_corpus_are_told_and_never_read(tmp_path, monkeypatch,
         data.read_text(path)
 
 
+@pytest.mark.parametrize("letters", ["ab c", "ab"])
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
-def test_one_enormous_line_is_a_corpus_as_good_as_another(tmp_path, tokenizer):
-    text = "".join(np.random.default_rng(0).choice(list("ab c"), 300_000))
+def test_one_enormous_line_is_a_corpus_as_good_as_another(tmp_path, tokenizer, letters):
+    text = "".join(np.random.default_rng(0).choice(list(letters), 300_000))
     corpus = corpus_of(tmp_path, text, f"data.tokenizer={tokenizer}")
-    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
-
-
-@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
-def test_a_line_without_a_space_is_tokenised_in_time(tmp_path, tokenizer):
-    text = "".join(np.random.default_rng(0).choice(list("ab"), 100_000))
-    begin = time.monotonic()
-    corpus = corpus_of(tmp_path, text, f"data.tokenizer={tokenizer}")
-    assert time.monotonic() < begin + 20
     assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.validation) == text
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from lior_jax.data import tokenizer as tokenizers
 from lior_jax.errors import UserError
@@ -48,6 +49,25 @@ def test_bpe_learns_from_the_training_part_only_and_compresses_it():
     assert len(tokenizer.encode("zebra")) > 3
     assert len(tokenizer.encode(CORPUS)) < 0.6 * len(CORPUS)
     assert tokenizer.vocab_size <= 300
+
+
+def test_bpe_cuts_runs_that_are_longer_than_any_word_and_no_others():
+    """Merging within runs would take the square of their length, hours for a genome on one line."""
+    run = "".join(np.random.default_rng(0).choice(list("acgt"), 100_000))
+    tokenizer = tokenizers.build("bpe:1000", run, run)
+    cut = tokenizer._tokenizer.pre_tokenizer.pre_tokenize_str
+    assert max(len(piece) for piece, _ in cut(run)) == 256
+    assert tokenizer.decode(tokenizer.encode(run)) == run
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    for text in (CORPUS, f" {'x' * 254} {'-' * 255}\n{' ' * 255}y {'7' * 255}"):
+        assert [piece for piece, _ in cut(text)] == [piece for piece, _ in whole(text)]
+
+
+@pytest.mark.parametrize("character", ["é", "中", " ", "\n", "𝔤"])
+def test_bpe_gives_long_runs_of_any_character_back(character):
+    for length in (255, 256, 257, 1000):
+        text = character * length
+        assert BUILT["bpe:300"].decode(BUILT["bpe:300"].encode(text)) == text
 
 
 def test_unknown_character_is_named():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -165,6 +166,37 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written to"):
         export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [export.WEIGHTS, export.CONFIG, export.TOKENIZER])
+def test_no_file_is_overwritten_that_no_export_wrote(tmp_path, name):
+    (tmp_path / name).write_text("model: {width: 8}\n")
+    with pytest.raises(UserError, match=f"{tmp_path} holds {name} that no export wrote; choose another"):
+        export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "model: {width: 8}\n"
+
+
+def test_no_run_is_exported_into_even_if_its_record_is_lost(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    engine = Engine.from_checkpoint(run)
+    for lost in ([], ["config.yaml"]):
+        for name in lost:
+            (run / name).unlink()
+        before = sorted(run.iterdir())
+        with pytest.raises(UserError, match="run holds a run, whose configuration"):
+            engine.export(run)
+        assert sorted(run.iterdir()) == before
+    assert not export.is_export(run)
+
+
+def test_an_earlier_export_is_replaced_and_its_neighbours_are_not_touched(exported):
+    (exported / "README").write_text("mine")
+    (exported / export.WEIGHTS).unlink()  # as a full disk leaves it
+    params = model.init(jax.random.key(1), SMALL)
+    export.export(params, SMALL, TOKENIZER, exported)
+    np.testing.assert_array_equal(export.load(exported)[0].readout, params.readout)
+    assert (exported / "README").read_text() == "mine"
 
 
 def test_the_record_is_plain(exported):

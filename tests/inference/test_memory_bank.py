@@ -197,7 +197,7 @@ def test_the_memory_of_another_model_is_refused(params, tmp_path):
     path = tmp_path / "memory.safetensors"
     memory_bank.save(path, filled(8, 5)[0], params, Mixture(0.25, 1.5))
     other = params._replace(readout=params.readout.at[0, 0].add(1e-6))
-    with pytest.raises(UserError, match="is the memory of another model"):
+    with pytest.raises(UserError, match=r"is the memory of another model, or of this one before .*; move or delete that file"):
         memory_bank.load(path, other, CONFIG)
 
 

@@ -63,6 +63,20 @@ def test_draws_have_the_stated_frequencies():
     assert frequencies[3] == 0
 
 
+def test_the_mode_of_double_precision_draws_the_same_tokens(float64):
+    logits = jax.random.normal(jax.random.key(1), (50, 20), jnp.float32)
+
+    def draw():
+        keys = jax.random.split(jax.random.key(0), 50)
+        settings = Sampling(0.9, 0, 0.95).check()
+        draws = jax.jit(jax.vmap(sampling.sample, (0, 0, None, None)))(keys, logits, jnp.zeros(20, bool), settings)
+        return np.asarray(draws)
+
+    wide = draw()
+    with jax.enable_x64(False):
+        np.testing.assert_array_equal(draw(), wide)
+
+
 @pytest.mark.parametrize("top_p", [1e-9, 1e-3])
 def test_a_tiny_top_p_still_leaves_one_token(top_p):
     assert (probabilities([0.0] * SIZE, top_p=top_p) > 0).sum() == 1

@@ -20,7 +20,7 @@ def figures(report: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", sorted(Path("configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_can_be_run(path, tmp_path, monkeypatch):
-    config = configuration.load(path)
+    config = configuration.load(path, ["data.path=null"])  # some require a text of one's own
     monkeypatch.chdir(tmp_path)
     told = figures(dry_run.report(config))
     corpus = data.load(config)

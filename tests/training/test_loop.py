@@ -197,7 +197,7 @@ def test_a_finished_or_foreign_folder_is_not_overwritten(finished_run, tiny, tmp
         training.train(config)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("mine")
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match=r"letters holds a\.txt, which no run has left there"):
         training.train(tiny("letters"))
     assert (finished_run / "metrics.jsonl").read_bytes() == before
     assert (tmp_path / "letters" / "a.txt").read_text() == "mine"
@@ -227,7 +227,7 @@ def test_resuming_nothing_is_told(tiny):
 @pytest.mark.parametrize("option", ["sample.prompt=X", "data.tokenizer=byte"])
 def test_a_sample_prompt_that_cannot_be_encoded_is_told_before_training(tiny, tmp_path, option):
     prompt = [] if option.startswith("sample") else ['sample.prompt="\\ud800"']
-    with pytest.raises(UserError, match=r"sample\.prompt: "):
+    with pytest.raises(UserError, match=r"sample\.prompt"):
         training.train(tiny("run", option, *prompt))
     assert not (tmp_path / "run").exists()
 

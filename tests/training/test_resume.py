@@ -1,5 +1,6 @@
 """Resuming: under which configuration, on which corpus, by how many processes, and from which checkpoint."""
 
+import re
 import shutil
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 import yaml
 
 from lior_jax import config as configuration
-from lior_jax import training
+from lior_jax import data, training
 from lior_jax.errors import UserError
 from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import run_folder
+from lior_jax.training import metrics, run_folder
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
 
@@ -127,6 +128,43 @@ def test_a_start_that_was_killed_leaves_a_folder_that_one_may_start_in(tiny, tmp
     (tmp_path / "run" / lock.HOLDER).write_text("process 1 on earth\n")
     (tmp_path / "run" / f"{files.SAVING}0123abcd-{run_folder.RECORD}").write_text("run:")
     assert training.train(tiny("run", "training.steps=3", "sample.tokens=0")).step == 3
+
+
+@pytest.mark.parametrize("reached", [0, 5])
+def test_after_a_run_that_failed_before_its_first_save_the_same_command_starts_it(tiny, tmp_path, monkeypatch, reached):
+    """Whatever step it failed at: what it wrote down is written anew."""
+    config = tiny("run", "training.save_every=12", "training.eval_every=12", "sample.tokens=0")
+    batch_at = data.batch_at
+
+    def fail(tokens, seed, step, *shape):
+        if step == reached:
+            raise RuntimeError("as a device does that has no memory left")
+        return batch_at(tokens, seed, step, *shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "batch_at", fail)
+        with pytest.raises(RuntimeError):
+            training.train(config)
+    assert (tmp_path / "run" / run_folder.RECORD).is_file()
+    (tmp_path / "run" / checkpoint.FOLDER / ".saving-6").mkdir(parents=True, exist_ok=True)
+    assert training.train(config).step == 12
+    assert [line["step"] for line in metrics.read(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    "kept", ["notes.txt", "config.yaml", "metrics.jsonl", "checkpoints/12/record.json", "checkpoints/damaged-3/x"]
+)
+def test_nothing_that_is_worth_keeping_is_in_a_vacant_folder(tiny, tmp_path, kept):
+    """What is the user's, a configuration under the record's name, figures without a lock, any checkpoint."""
+    file = tmp_path / "run" / kept
+    file.parent.mkdir(parents=True)
+    file.write_text("mine: {}")
+    if kept != "metrics.jsonl":
+        (tmp_path / "run" / lock.FILE).touch()
+    said = "already holds a run" if "checkpoints" in kept else f"run holds {kept}, which no run has left there"
+    with pytest.raises(UserError, match=re.escape(said)):
+        training.train(tiny("run"))
+    assert file.read_text() == "mine: {}"
 
 
 def test_a_lost_record_is_found_in_the_checkpoints(copy):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what a stopped run saves, how soon and with which status it leaves, and what resuming makes of it."""
+"""Ctrl-C and other signals to stop: what a stopped run saves, how soon and with which status it leaves, and resuming it."""
 
 import os
 import re
@@ -77,7 +77,10 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 128 + signal.SIGUSR1}
+
+
+@pytest.mark.parametrize(("number", "status"), STATUS.items())
 def test_a_signal_saves_and_leaves_within_ten_seconds(tmp_path, number, status):
     process = start(tmp_path)
     begin = time.monotonic()
@@ -88,6 +91,20 @@ def test_a_signal_saves_and_leaves_within_ten_seconds(tmp_path, number, status):
     assert "Traceback" not in process.said
     step, _ = saved_leaves(tmp_path / "run")
     assert 10 <= step <= figures(tmp_path / "run")[-1]["step"] + 10
+
+
+def ignore_hanging_up():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_run_under_nohup_survives_its_terminal(tmp_path):
+    process = start(tmp_path, ignore_hanging_up)
+    os.kill(process.pid, signal.SIGHUP)
+    reached = figures(tmp_path / "run")[-1]["step"]
+    wait_for(process, lambda: figures(tmp_path / "run")[-1]["step"] > reached + 10)
+    assert "Saving" not in process.said
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143
 
 
 def hang():

@@ -1,0 +1,36 @@
+"""Command-line arguments as both programs read them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+path = os.path.expanduser
+"""Type of an argument that is a path: shells leave the `~` of `--option=~/file` to the program."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes values which begin with a dash, such as `--prompt -x` and `--stop ---`."""
+
+    def parse_args(self, words: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        words = sys.argv[1:] if words is None else words
+        return super().parse_args(self._joined(words), namespace)
+
+    def error(self, message: str):
+        if message.endswith("expected one argument"):
+            message += "; a value that is the name of an option is given as --option=value"
+        super().error(message)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """The words, with `--option=value` for an option and a value after it that could be mistaken for another option."""
+        options, joined, takes_value = self._option_string_actions, [], False
+        for word in words:
+            is_option = word == "--" or word.partition("=")[0] in options
+            if takes_value and word.startswith("-") and not is_option:
+                joined[-1] += f"={word}"
+                takes_value = False
+                continue
+            joined.append(word)
+            # Actions without `nargs` take one value, and those that take none have 0.
+            takes_value = word in options and options[word].nargs is None
+        return joined

@@ -1,0 +1,44 @@
+"""Starting JAX for the programs: in the mode that they compute in, and what keeps it from starting in a sentence."""
+
+import os
+import subprocess
+import sys
+
+from lior_jax.errors import UserError
+
+_PARSE_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
+
+
+def start() -> None:
+    """Start JAX's backend, once and before anything is computed.
+
+    What the programs compute is float32, whatever JAX_ENABLE_X64 says: the same seed draws the same text everywhere.
+
+    Raises:
+        UserError: the environment asks for a device or a flag that is not there.
+    """
+    _check_flags()
+    try:
+        import jax
+
+        jax.config.update("jax_enable_x64", False)
+        jax.devices()
+    except Exception as problem:  # whatever JAX and its plugins raise: RuntimeError, AssertionError, ValueError …
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(problem).splitlines() or [""])[0].rstrip(". ") or type(problem).__name__
+        mend = "look at the variables JAX_… of the environment, and whether another process holds the device"
+        if asked:
+            mend = f"JAX_PLATFORMS={asked} may ask for what is not there; without it JAX takes what there is"
+        raise UserError(f"JAX cannot start ({reason}): {mend}.") from None
+
+
+def _check_flags() -> None:
+    """XLA ends the process at a flag that it does not know, so a process of its own reads them first."""
+    flags = os.environ.get("XLA_FLAGS")
+    if not flags:
+        return
+    tried = subprocess.run([sys.executable, "-c", _PARSE_FLAGS], capture_output=True, text=True, errors="replace", check=False)
+    if tried.returncode:
+        said = [line.rpartition("] ")[2] for line in tried.stderr.splitlines() if "XLA_FLAGS" in line or "lag" in line]
+        reason = said[0] if said else f"it ends with status {tried.returncode}"
+        raise UserError(f"XLA does not take XLA_FLAGS={flags!r} ({reason}); leave out what it does not know.")

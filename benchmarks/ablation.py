@@ -61,6 +61,9 @@ ROWS: dict[str, list[str]] = {
     "2 leapfrog steps of 0.5": ["model.flow.steps=2", "model.flow.step_size=0.5"],
     "2 leapfrog steps of 0.7": ["model.flow.steps=2", "model.flow.step_size=0.7"],
     "4 leapfrog steps of 0.25": ["model.flow.steps=4", "model.flow.step_size=0.25"],
+    "1 step of 1, fourth order": ["model.flow.integrator=yoshida4"],
+    "potential hopfield": ["model.flow.potential=hopfield"],
+    "potential hopfield, as many parameters": ["model.flow.potential=hopfield", "model.flow.units=513"],
     "carried momentum": ["model.flow.carry_momentum=true"],
     "field state, kernel memory": ["model.field.evolution=kernel", "model.convolution.long=true"],
     "field state, kernel memory, product wedge": [

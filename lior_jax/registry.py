@@ -83,6 +83,24 @@ class Rule:
     """Keys of `learning` that mean nothing to it, so that setting them is refused."""
 
 
+POTENTIALS: Registry[Any] = Registry(
+    "potential",
+    {
+        "gated": "lior_jax.physics.potential.gated:GATED",
+        "hopfield": "lior_jax.physics.potential.hopfield:HOPFIELD",
+    },
+)
+"""Records `physics.potential.Potential`, by `model.flow.potential`."""
+
+INTEGRATORS: Registry[tuple[float, ...]] = Registry(
+    "integrator",
+    {
+        "verlet": "lior_jax.physics.integrators:VELOCITY_VERLET",
+        "yoshida4": "lior_jax.physics.integrators:YOSHIDA4",
+    },
+)
+"""Palindromic coefficients (`physics.integrators`), by `model.flow.integrator`."""
+
 SCORE_TERMS: Registry[Any] = Registry(
     "score term",
     {

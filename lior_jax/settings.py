@@ -11,9 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lior_jax.errors import UserError
 from lior_jax.physics.base_geometry import Geometry, base_metric, precompute
+from lior_jax.physics.integrators import stability_limit
 from lior_jax.physics.precision import Precision
 from lior_jax.physics.rotor_planes import max_rotor_layers
-from lior_jax.registry import RULES, SCORE_TERMS, Dynamics
+from lior_jax.registry import INTEGRATORS, POTENTIALS, RULES, SCORE_TERMS, Dynamics
 
 
 class Section(BaseModel):
@@ -184,20 +185,32 @@ class FieldConfig(Section):
 class FlowConfig(Section):
     """The block's Hamiltonian flow, which takes the place of a feed-forward layer."""
 
+    potential: str = "gated"
+    """What shapes the states: `gated` units, as of a gated feed-forward layer; the modern `hopfield` energy, whose units are
+    patterns that states are drawn to; or a potential that was registered."""
     units: int = Field(256, ge=1, le=2**20)
     """Units `M` of the potential."""
+    integrator: str = "verlet"
+    """How the flow is followed: by `verlet`, second order, one force a step; by `yoshida4`, fourth order, three forces a step;
+    or by an integrator that was registered."""
     steps: int = Field(1, ge=1, le=2**12)
     """Steps `T` of the integrator in each block."""
     step_size: float = Field(1.0, gt=0)
-    """Length `h` of one step, in units of the flow's time; below 2, where leapfrog becomes unstable at unit frequency."""
+    """Length `h` of one step, in units of the flow's time; below 2 for `verlet` and 1.57 for `yoshida4`, which become unstable
+    there at unit frequency."""
     carry_momentum: bool = False
     """Keep the momentum from block to block; then no activation at all is stored for learning."""
 
     @model_validator(mode="after")
     def _is_stable(self):
-        if self.step_size >= 2:
+        for key, table in (("potential", POTENTIALS), ("integrator", INTEGRATORS)):
+            if getattr(self, key) not in table:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is no {table.kind}; there are {', '.join(table)}")
+        limit = stability_limit(INTEGRATORS[self.integrator])
+        if self.step_size >= limit:
             raise ValueError(
-                f"step_size: leapfrog is unstable at {self.step_size:g} for unit frequency; give less than 2, and more steps"
+                f"step_size: {self.integrator} is unstable at {self.step_size:g} for unit frequency; give less than "
+                f"{limit:.4g}, and more steps"
             )
         return self
 
@@ -394,9 +407,9 @@ class Config(Section):
     def _model_and_rule_fit(self):
         flow, learning = self.model.flow, self.learning
         if self.model.dynamics == "dissipative":
-            if flow.carry_momentum or flow.steps > 1:
-                key = "carry_momentum" if flow.carry_momentum else "steps"
-                raise ValueError(f"model.flow.{key}: a relaxation has no momentum and no integrator; leave the key out")
+            for key in ("carry_momentum", "steps", "integrator"):
+                if getattr(flow, key) != FlowConfig.model_fields[key].default:
+                    raise ValueError(f"model.flow.{key}: a relaxation has no momentum and no integrator; leave the key out")
             if learning.action_weight and not learning.learns_all:
                 raise ValueError(
                     "learning.action_weight: it has no say unless learning.update is all and learning.pull is not off"

@@ -16,6 +16,8 @@ from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
 from lior_jax.physics.numerics import RMS_EPSILON
+from lior_jax.physics.potential.gated import Gated
+from lior_jax.physics.potential.hopfield import Hopfield
 from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
 from lior_jax.physics.resilience import CURVATURE_EPSILON, Collapsed, Constitutive, Curvature
 from lior_jax.physics.retrieval import COST_EPSILON, Couplings
@@ -200,15 +202,18 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         key=w @ blocks.key,
         value=blocks.value,
         output=blocks.output,
-        hamiltonian=blocks.hamiltonian._replace(
-            units=restrained(blocks.hamiltonian.units) if config.dynamics == "dissipative" else blocks.hamiltonian.units,
-            curvature=softplus(blocks.hamiltonian.curvature),
-            inverse_mass=softplus(blocks.hamiltonian.inverse_mass),
+        hamiltonian=Hamiltonian(
+            potential_of(blocks.hamiltonian.potential, config.dynamics == "dissipative"),
+            softplus(blocks.hamiltonian.inverse_mass),
         ),
         couplings=Couplings(softplus(blocks.inverse_temperature), tuple(scores), mixing),
         long_convolution=long,
         resilience=law,
     )
+
+
+LEAPS = {"verlet": [1.0], "yoshida4": [1.3512071919596578, -1.7024143839193153, 1.3512071919596578]}
+"""Leapfrog steps that a step of each integrator is made of, as Yoshida's paper gives them."""
 
 
 class Pass(NamedTuple):
@@ -240,10 +245,11 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
             acted = action(law, block.query, before, s, config)
         else:
             p, acted = p + kick, 0.0
-            for _ in range(config.flow.steps):
-                p = p + 0.5 * config.flow.step_size * dense_force(block.hamiltonian, s)
-                before, s = s, s + config.flow.step_size * block.hamiltonian.inverse_mass * p
-                p = p + 0.5 * config.flow.step_size * dense_force(block.hamiltonian, s)
+            for step in LEAPS[config.flow.integrator] * config.flow.steps:
+                length = step * config.flow.step_size
+                p = p + 0.5 * length * dense_force(block.hamiltonian.potential, s)
+                before, s = s, s + length * block.hamiltonian.inverse_mass * p
+                p = p + 0.5 * length * dense_force(block.hamiltonian.potential, s)
                 acted = acted + action(law, block.query, before, s, config)
         states.append(s)
         actions.append(acted.mean((0, 1)))
@@ -252,19 +258,26 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
     return Pass(rms_hat(s) @ params.readout.T, states, np.array(actions), np.array(moments))
 
 
-def restrained(units: np.ndarray) -> np.ndarray:
-    """Of all blocks: gates over `1 + ‖U‖₈ (‖W‖₈ + ‖W‖₈² / 3) / 2`, with norms from the singular values."""
-    features, gates = np.moveaxis(np.sum(np.linalg.svd(units, compute_uv=False) ** 8, -1) ** 0.125, 1, 0)
-    return np.stack([units[:, 0], units[:, 1] / (1 + gates * (features + features**2 / 3) / 2)[:, None, None]], 1)
+def potential_of(raw: Gated | Hopfield, restrained: bool) -> Gated | Hopfield:
+    """The potentials of all blocks. Restrained are gates by `1 + ‖U‖₈ (‖W‖₈ + ‖W‖₈² / 3) / 2`, with norms from the singular
+    values; and patterns by `sqrt(1 + ρ² (2 β + 1 / d))`, with `ρ⁸ = Σ ‖w_m‖⁸`."""
+    raw = raw._replace(curvature=softplus(raw.curvature))
+    if isinstance(raw, Hopfield):
+        raw = raw._replace(sharpness=softplus(raw.sharpness))
+        square = np.sum(np.linalg.norm(raw.patterns, axis=-1) ** 8, -1) ** 0.25
+        share = 1 / np.sqrt(1 + square * (2 * raw.sharpness + 1 / raw.patterns.shape[-1]))
+        return raw._replace(patterns=raw.patterns * share[:, None, None]) if restrained else raw
+    w, u = (np.sum(np.linalg.svd(x, compute_uv=False) ** 8, -1) ** 0.125 for x in (raw.features, raw.gates))
+    return raw._replace(gates=raw.gates / (1 + u * (w + w**2 / 3) / 2)[:, None, None]) if restrained else raw
 
 
 def relax(hamiltonian: Hamiltonian, s_in: np.ndarray, kick: np.ndarray, config: ModelConfig) -> np.ndarray:
     """Heavy-ball descent, preconditioned by the quadratic part of `½ ‖s − s_in − M⁻¹ f‖²_M + V(s)`, ŝ being soft."""
-    mass, kappa = 1 / hamiltonian.inverse_mass, hamiltonian.curvature
+    mass, kappa = 1 / hamiltonian.inverse_mass, hamiltonian.potential.curvature
     s = s_in + kick / mass
     before = s
     for _ in range(config.relaxation.steps):
-        slope = mass * (s - s_in) - kick - dense_force(hamiltonian, s, 1.0)
+        slope = mass * (s - s_in) - kick - dense_force(hamiltonian.potential, s, 1.0)
         step = config.relaxation.momentum * (s - before) - config.relaxation.rate * slope / (mass + kappa)
         before, s = s, s + step
     return s

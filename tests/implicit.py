@@ -15,16 +15,20 @@ from jax.scipy.stats import norm
 from lior_jax.model import Params, block, network, operators
 from lior_jax.model.dropout import KEEP_ALL, Masks
 from lior_jax.physics.hamiltonian import Hamiltonian
+from lior_jax.physics.potential.hopfield import Hopfield
 from lior_jax.settings import Config
 
 
 def energy(hamiltonian: Hamiltonian, s: Array, s_in: Array, push: Array, mask: Array | float = 1.0) -> Array:
     """Of one position, `[d]` each; `mask` `[M]` of the potential's units."""
     stretch = s - s_in - hamiltonian.inverse_mass * push
-    s_hat = s / jnp.sqrt(jnp.mean(s * s) + 1.0)
-    z = hamiltonian.units[0] @ s_hat + hamiltonian.bias
-    potential = hamiltonian.curvature * jnp.sum(s * s) / 2 - jnp.sum(mask * z * norm.cdf(z) * (hamiltonian.units[1] @ s_hat))
-    return jnp.sum(stretch**2 / hamiltonian.inverse_mass) / 2 + potential
+    own, s_hat = hamiltonian.potential, s / jnp.sqrt(jnp.mean(s * s) + 1.0)
+    if isinstance(own, Hopfield):
+        on_direction = -jax.nn.logsumexp(own.sharpness * own.patterns @ s_hat, b=mask) / own.sharpness
+    else:
+        z = own.features @ s_hat + own.bias
+        on_direction = -jnp.sum(mask * z * norm.cdf(z) * (own.gates @ s_hat))
+    return jnp.sum(stretch**2 / hamiltonian.inverse_mass) / 2 + own.curvature * jnp.sum(s * s) / 2 + on_direction
 
 
 def minimum(hamiltonian: Hamiltonian, s_in: Array, push: Array, mask: Array) -> Array:

@@ -572,7 +572,6 @@ MUTATIONS = [
         "test_config_junk.py -k no_configuration",
     ),
     Mutation("storage/lock.py", "        lock.acquire()\n", "        pass\n", "storage/test_lock.py -k named"),
-    Mutation("storage/lock.py", "        lock.release()", "        pass", "storage/test_lock.py -k named"),
     Mutation("storage/lock.py", ", fallback_to_soft=False", "", "storage/test_lock.py -k no_other_kind"),
     Mutation("storage/lock.py", "name.startswith(files.SAVING)", "False", "storage/test_lock.py -k left_behind"),
     Mutation("storage/files.py", "        _flush_file(unfinished)\n", "", f"{FILES} -k on_the_disk"),

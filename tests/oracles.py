@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import Array
-from scipy.special import ndtr
+from scipy.special import logsumexp, ndtr, softmax
 
 from lior_jax import config as configuration
 from lior_jax import learning, model
@@ -24,6 +24,9 @@ from lior_jax.physics.frames import Derived
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import RMS_EPSILON
+from lior_jax.physics.potential import Potential
+from lior_jax.physics.potential.gated import GATED, Gated
+from lior_jax.physics.potential.hopfield import HOPFIELD, Hopfield
 from lior_jax.physics.rotor_planes import max_rotor_layers, rotor_planes
 from lior_jax.settings import Config, LearningConfig, ModelConfig
 
@@ -72,6 +75,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "wedge": {"retrieval__products": ("wedge",)},
     "spinor": {"retrieval__products": ("spinor",)},
     "field": {"field__evolution": "kernel"},
+    "hopfield": {"flow__potential": "hopfield"},
+    "yoshida4": {"flow__integrator": "yoshida4", "flow__step_size": 0.8},
 }
 
 # All parts at once, twice: laws of resilience, frames and ways with the momentum exclude each other.
@@ -93,7 +98,8 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 
 def relaxing(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes without what a relaxation does not have."""
-    return {key: value for key, value in changes.items() if not key.startswith("flow__") or key == "flow__units"}
+    kept = "flow__units", "flow__potential"
+    return {key: value for key, value in changes.items() if not key.startswith("flow__") or key in kept}
 
 
 # One cache of compiled programs for all tests: the same configuration and shapes compile once.
@@ -209,6 +215,7 @@ def model_changes(draw) -> dict[str, Any]:
         "retrieval__adaptive_order": lag_prior and draw(st.booleans()),
         "retrieval__products": tuple(draw(st.lists(st.sampled_from(PRODUCTS), unique=True))),
         "field__evolution": draw(st.sampled_from(["kernel", "off"])),
+        "flow__potential": draw(st.sampled_from(sorted(POTENTIALS))),
         "flow__units": draw(st.integers(1, 9)),
         "blocks": draw(st.integers(1, 3)),
     }
@@ -265,14 +272,18 @@ def random_metric(n: int, layers: int, rank: int, seed: int = 0, spread: float =
     )
 
 
-def random_hamiltonian(d: int, units: int, seed: int = 0) -> Hamiltonian:
+POTENTIALS: dict[str, Potential] = {"gated": GATED, "hopfield": HOPFIELD}
+
+
+def random_hamiltonian(d: int, units: int, seed: int = 0, potential: str = "gated") -> Hamiltonian:
+    """What is applied, with nothing special about it."""
     rng = np.random.default_rng(seed)
-    return Hamiltonian(
-        units=normal(rng, 2, units, d, scale=d**-0.5),
-        bias=normal(rng, units, scale=0.5),
-        curvature=jnp.asarray(0.3),
-        inverse_mass=jnp.asarray(rng.uniform(0.5, 1.5, d)),
-    )
+    if potential == "hopfield":
+        own = Hopfield(normal(rng, units, d), jnp.asarray(0.8), jnp.asarray(0.3))
+    else:
+        features, gates = normal(rng, 2, units, d, scale=d**-0.5)
+        own = Gated(features, gates, normal(rng, units, scale=0.5), jnp.asarray(0.3))
+    return Hamiltonian(own, jnp.asarray(rng.uniform(0.5, 1.5, d)))
 
 
 # --- comparing trees -----------------------------------------------------------------------------------------------
@@ -387,20 +398,27 @@ def dense_metric(metric: Metric) -> np.ndarray:
     return rigid + metric.low_rank @ np.diag(softplus(metric.low_rank_stiffness)) @ metric.low_rank.T
 
 
-def dense_potential(hamiltonian: Hamiltonian, s: np.ndarray, epsilon: float = RMS_EPSILON) -> np.ndarray:
-    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s, epsilon)
-    features, gates = hamiltonian.units
-    gated = gelu(s_hat @ features.T + hamiltonian.bias) * (s_hat @ gates.T)
-    return 0.5 * hamiltonian.curvature * np.sum(s * s, -1) - gated.sum(-1)
+def dense_potential(
+    potential: Gated | Hopfield, s: np.ndarray, epsilon: float = RMS_EPSILON, mask: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """`V(s)` of every point `[..., d]`; `mask` `[..., M]` multiplies every unit's term of the sum."""
+    own, s_hat = to_numpy(potential), rms_hat(s, epsilon)
+    well = 0.5 * own.curvature * np.sum(s * s, -1)
+    if isinstance(potential, Hopfield):
+        terms = own.sharpness * s_hat @ own.patterns.T
+        return well - logsumexp(terms, -1, np.broadcast_to(mask, terms.shape)) / own.sharpness
+    return well - np.sum(mask * gelu(s_hat @ own.features.T + own.bias) * (s_hat @ own.gates.T), -1)
 
 
-def dense_force(hamiltonian: Hamiltonian, s: np.ndarray, epsilon: float = RMS_EPSILON) -> np.ndarray:
+def dense_force(potential: Gated | Hopfield, s: np.ndarray, epsilon: float = RMS_EPSILON) -> np.ndarray:
     """`−∂V/∂s`, through the matrix `∂ŝ/∂s` of every point."""
-    hamiltonian, s_hat = to_numpy(hamiltonian), rms_hat(s, epsilon)
-    features, gates = hamiltonian.units
-    z, gate = s_hat @ features.T + hamiltonian.bias, s_hat @ gates.T
-    on_direction = (gelu_slope(z) * gate) @ features + gelu(z) @ gates
+    own, s_hat = to_numpy(potential), rms_hat(s, epsilon)
+    if isinstance(potential, Hopfield):
+        on_direction = softmax(own.sharpness * s_hat @ own.patterns.T, -1) @ own.patterns
+    else:
+        z, gate = s_hat @ own.features.T + own.bias, s_hat @ own.gates.T
+        on_direction = (gelu_slope(z) * gate) @ own.features + gelu(z) @ own.gates
     d = s.shape[-1]
     jacobian = np.eye(d) - s_hat[..., :, None] * s_hat[..., None, :] / d
     jacobian = jacobian / np.sqrt(np.mean(s * s, axis=-1) + epsilon)[..., None, None]
-    return np.einsum("...ij,...i->...j", jacobian, on_direction) - hamiltonian.curvature * s
+    return np.einsum("...ij,...i->...j", jacobian, on_direction) - own.curvature * s

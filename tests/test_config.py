@@ -117,11 +117,15 @@ def test_allowed_values_are_listed():
         ("model: {retrieval: {fractional_order: 1.0}}", "model.retrieval.fractional_order is 1.0"),
         ("model: {retrieval: {fractional_order: 0}}", "model.retrieval.fractional_order is 0"),
         ("model: {retrieval: {adaptive_order: true, lag_prior: false}}", "model.retrieval.adaptive_order"),
-        ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: leapfrog is unstable at 2"),
+        ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: verlet is unstable at 2"),
+        ("model: {flow: {integrator: yoshida4, step_size: 1.6}}", "model.flow.step_size: yoshida4 is unstable at 1.6"),
+        ("model: {flow: {integrator: euler}}", "model.flow.integrator: 'euler' is no integrator; there are verlet, yoshida4"),
+        ("model: {flow: {potential: flat}}", "model.flow.potential: 'flat' is no potential; there are gated, hopfield"),
         (
-            "model: {retrieval: {products: [tensor, vedge]}}",
-            "model.retrieval.products: 'vedge' is no score term",
+            "{model: {flow: {integrator: yoshida4}}, learning: {rule: equilibrium}}",
+            "model.flow.integrator: a relaxation has no momentum and no integrator",
         ),
+        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products: 'vedge' is no score term"),
         (
             "model: {retrieval: {products: [tensor, tensor]}}",
             "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",

@@ -1,7 +1,7 @@
 """Low-rank compression of a trained model's charts and potentials: measure first, compress second, validate always.
 
 The matrices of a block are its charts, all heads stacked (`query`, `key` `[H n, d]`, `value`, `output` `[H v, d]`), and its
-potential's `features` and `gates` `[M, d]`. Each is truncated in its singular value decomposition, where its two factors
+potential's own (`physics.potential`). Each is truncated in its singular value decomposition, where its two factors
 then hold fewer numbers than it does; elsewhere it stays whole. Source: Eckart & Young (1936), and docs/design.md section 3.
 """
 
@@ -52,16 +52,17 @@ def matrices(params: Params) -> dict[str, np.ndarray]:
     """The matrices of all blocks by kind, `[N, a, b]`."""
     charts = {name: np.asarray(getattr(params.blocks, name)) for name in _CHARTS}
     stacked = {name: x.reshape(x.shape[0], -1, x.shape[-1]) for name, x in charts.items()}
-    units = np.asarray(params.blocks.hamiltonian.units)
-    return stacked | {"features": units[:, 0], "gates": units[:, 1]}
+    potential = params.blocks.hamiltonian.potential
+    return stacked | {name: np.asarray(getattr(potential, name)) for name in potential.MATRICES}
 
 
 def with_matrices(params: Params, changed: dict[str, np.ndarray]) -> Params:
     """The parameters with the matrices put back in."""
-    blocks = params.blocks
-    charts = {name: jnp.asarray(changed[name]).reshape(getattr(blocks, name).shape) for name in _CHARTS}
-    units = jnp.stack([jnp.asarray(changed["features"]), jnp.asarray(changed["gates"])], 1)
-    return params._replace(blocks=blocks._replace(**charts, hamiltonian=blocks.hamiltonian._replace(units=units)))
+    blocks, hamiltonian = params.blocks, params.blocks.hamiltonian
+    arrays = {name: jnp.asarray(x) for name, x in changed.items()}
+    charts = {name: arrays.pop(name).reshape(getattr(blocks, name).shape) for name in _CHARTS}
+    hamiltonian = hamiltonian._replace(potential=hamiltonian.potential._replace(**arrays))
+    return params._replace(blocks=blocks._replace(**charts, hamiltonian=hamiltonian))
 
 
 def spectra(params: Params, energy: float = 0.99) -> dict[str, list[Spectrum]]:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.analysis import probe
-from lior_jax.model import Params
+from lior_jax.model import Params, block
 from lior_jax.model.operators import prepare
-from lior_jax.physics import integrators
-from lior_jax.physics.hamiltonian import Hamiltonian, energy
-from lior_jax.physics.numerics import Precision
+from lior_jax.physics import flow, hamiltonian, integrators
+from lior_jax.physics.flow import System
+from lior_jax.registry import INTEGRATORS, POTENTIALS
 from lior_jax.settings import ModelConfig
 
 Flow = Callable[[Array, Array], tuple[Array, Array]]
@@ -108,11 +108,11 @@ def symplectic_error(phi: Array) -> Array:
     return jnp.max(jnp.abs(form - j.reshape((1,) * (phi.ndim - 2) + j.shape)), (-1, -2))
 
 
-def verlet(hamiltonian: Hamiltonian, step_size: float, precision: Precision = "float32") -> Flow:
-    """One Störmer–Verlet step with both of its half kicks, so that state and momentum belong to the same time. The step of
+def step_of(system: System, coefficients: integrators.Coefficients, step_size: float) -> Flow:
+    """One step with its first and its last kick, so that state and momentum belong to the same time. The step of
     `−step_size` undoes it."""
-    times = integrators.schedule(integrators.VELOCITY_VERLET, 1, step_size)
-    return lambda s, p: integrators.flow(hamiltonian, s, p, times, precision)[:2]
+    times = integrators.schedule(coefficients, 1, step_size)
+    return lambda s, p: flow.flow(system, s, p, times)[:2]
 
 
 @partial(jax.jit, static_argnums=2)
@@ -127,12 +127,14 @@ def of_blocks(params: Params, tokens: Array, config: ModelConfig) -> Conservatio
     """
     view = probe.look(params, tokens, config)
 
-    def block(scanned):
-        hamiltonian, s, p = scanned
-        step, back = (verlet(hamiltonian, sign * config.flow.step_size, config.precision) for sign in (1, -1))
-        return measure(step, back, partial(energy, hamiltonian), s, p, config.flow.steps)
+    def measured(scanned):
+        operators, s, p = scanned
+        system, coefficients = block.system(operators, config), INTEGRATORS[config.flow.integrator]
+        step, back = (step_of(system, coefficients, sign * config.flow.step_size) for sign in (1, -1))
+        energy = partial(hamiltonian.energy, POTENTIALS[config.flow.potential], operators.hamiltonian)
+        return measure(step, back, energy, s, p, config.flow.steps)
 
-    return lax.map(block, (prepare(params, tokens.shape[1], config).hamiltonian, view.state, view.momentum))
+    return lax.map(measured, (prepare(params, tokens.shape[1], config), view.state, view.momentum))
 
 
 def _squares(x: Array) -> Array:

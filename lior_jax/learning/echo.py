@@ -20,8 +20,8 @@ from lior_jax.learning.info import Info
 from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
-from lior_jax.physics import integrators
-from lior_jax.physics.hamiltonian import velocity
+from lior_jax.physics import flow
+from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.settings import LearningConfig, ModelConfig
 
 
@@ -123,25 +123,18 @@ def _echo_block(
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     sides = nudge.SIDES[learning.nudge]
+    system = block.system(operators, model, masks)
     pulls = [end.c_s, end.c_p]
     if c_action:
         # The path's own pushes: every drift's about as strong as the last one's.
-        before = end.s - model.flow.step_size * velocity(operators.hamiltonian, end.p)
+        before = end.s - model.flow.step_size * system.velocity(end.p)
         _, c_after, _ = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
         pulls.append(c_after)
     epsilon = nudge.strength(learning.nudge_size, end.s, *pulls)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
     source = partial(block.action_adjoint, operators, cotangent=c_action, config=model) if c_action else None
-    s_pair, p_pair, contrast, by_action = integrators.echo(
-        operators.hamiltonian,
-        s_pair,
-        p_pair,
-        span,
-        block.schedule(model),
-        model.precision,
-        source,
-        nudge.middle(epsilon, sides),
-        masks.units,
+    s_pair, p_pair, contrast, by_action = flow.echo(
+        system, s_pair, p_pair, span, block.schedule(model), source, nudge.middle(epsilon, sides)
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 
@@ -151,7 +144,7 @@ def _echo_block(
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
-    gradient = gradient._replace(hamiltonian=contrast)
+    gradient = gradient._replace(hamiltonian=Hamiltonian(*contrast))
     if by_action is not None:
         law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
         gradient = gradient._replace(query=gradient.query + by_action.query, resilience=law)

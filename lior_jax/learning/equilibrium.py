@@ -21,7 +21,7 @@ from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Block, Params
 from lior_jax.physics import relaxation
-from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.pair import Pair
 from lior_jax.settings import LearningConfig, ModelConfig
 
 
@@ -123,7 +123,6 @@ def _nudged_block(
     Args:
         size: number of targets that the loss is the mean of, which are more than those of a chunk.
     """
-    hamiltonian = operators.hamiltonian
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     c_s, c_before, by_action = end.c_s, 0.0, None
     if learning.action_weight:
@@ -139,13 +138,11 @@ def _nudged_block(
 
     epsilon = nudge.strength(learning.nudge_size, end.s, c_s)
     span = (sides[0] - sides[1]) * epsilon
-    held = relaxation.anchor(hamiltonian, stored.s_in, stored.kicked)
+    landscape = block.landscape(operators, stored.s_in, stored.kicked, model, masks)
     descent = block.descent(model)
     descent = descent._replace(steps=learning.nudged_steps or descent.steps)
-    pair, residuals = relaxation.relax_pair(
-        hamiltonian, held, end.s, pull, sides, epsilon, descent, model.precision, masks.units
-    )
-    contrast = relaxation.contrast(hamiltonian, pair, stored.s_in, span, model.precision, masks.units)
+    pair, residuals = relaxation.relax_pair(landscape, end.s, pull, sides, epsilon, descent)
+    _, contrast = landscape.contrast(pair, span)
 
     _, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, stored.s_in, contrast.push, model, masks)
     gradient = gradient._replace(hamiltonian=contrast.hamiltonian)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.physics.hamiltonian import Pair
 from lior_jax.physics.numerics import rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.pair import Pair
 
 # Signs of the two pushes. Free is a push of zero.
 SIDES = {"centred": (1.0, -1.0), "one_sided": (1.0, 0.0)}

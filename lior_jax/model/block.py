@@ -12,11 +12,12 @@ from jax import Array
 from lior_jax.model.charts import correlate_heads, from_heads, see, see_adjoint, to_heads
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
-from lior_jax.physics import integrators, relaxation
+from lior_jax.physics import flow, hamiltonian, integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
 from lior_jax.physics.numerics import contract, masked, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
 from lior_jax.physics.retrieval import retrieve, retrieve_and_adjoint
+from lior_jax.registry import INTEGRATORS, POTENTIALS
 from lior_jax.settings import ModelConfig
 
 
@@ -39,9 +40,21 @@ class Observation(NamedTuple):
 
 def schedule(config: ModelConfig) -> integrators.Schedule:
     """Kicks and drifts of a block; the last kick is left out where its momentum would be thrown away."""
-    return integrators.schedule(
-        integrators.VELOCITY_VERLET, config.flow.steps, config.flow.step_size, final_kick=config.flow.carry_momentum
-    )
+    own = config.flow
+    return integrators.schedule(INTEGRATORS[own.integrator], own.steps, own.step_size, final_kick=own.carry_momentum)
+
+
+def system(operators: Operators, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> flow.System:
+    """The block's Hamiltonian, as a flow sees it."""
+    return hamiltonian.system(POTENTIALS[config.flow.potential], operators.hamiltonian, config.precision, masks.units)
+
+
+def landscape(
+    operators: Operators, s_in: Array, kicked: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
+) -> relaxation.Landscape:
+    """The energy that the block relaxes in, of its input and its kick `[..., d]`."""
+    given = POTENTIALS[config.flow.potential], operators.hamiltonian
+    return relaxation.landscape(*given, s_in, kicked, config.precision, masks.units)
 
 
 def apply(
@@ -68,10 +81,11 @@ def move(
         return jnp.mean(action(operators, before, after, config), positions)
 
     if config.dynamics == "dissipative":
-        relaxed, residuals = relaxation.relax(operators.hamiltonian, s, kicked, descent(config), config.precision, masks.units)
+        held = relaxation.anchor(operators.hamiltonian, s, kicked)
+        relaxed, residuals = relaxation.relax(landscape(operators, s, kicked, config, masks), held, descent(config))
         return relaxed, p, Motion(observe(s, relaxed), residuals[-1])
     start = entering_momentum(p, config) + kicked
-    s, p, observed = integrators.flow(operators.hamiltonian, s, start, schedule(config), config.precision, observe, masks.units)
+    s, p, observed = flow.flow(system(operators, config, masks), s, start, schedule(config), observe)
     return s, p, Motion(observed, None)
 
 

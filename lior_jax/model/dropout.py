@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 LEVELS = 1 << 16
@@ -59,7 +60,8 @@ def block_masks(keys: Array | None, length: int, rate: float, config: ModelConfi
     """The masks of one block, from the keys `[B]` of its sequences."""
     if keys is None:
         return BlockMasks()
-    both = _mask(keys, length, config.width + config.flow.units, rate)
+    units = POTENTIALS[config.flow.potential].mask_size(config.flow.units)
+    both = _mask(keys, length, config.width + units, rate)
     return BlockMasks(both[..., : config.width], both[..., config.width :])
 
 

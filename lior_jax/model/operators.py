@@ -13,15 +13,15 @@ from jax import Array
 
 from lior_jax.model import terms
 from lior_jax.model.parameters import Block, Carried, FieldState, LongConvolution, Params
-from lior_jax.physics import action, kernel
+from lior_jax.physics import action, hamiltonian, kernel
 from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.frames import Derived, follow
 from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import softplus_adjoint
-from lior_jax.physics.relaxation import restrain, restrain_adjoint
 from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
 from lior_jax.physics.retrieval import Couplings
+from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 FRAME_RATE = 0.01
@@ -54,7 +54,6 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     """Operators of all blocks, stacked like `params.blocks`, for sequences of `length` positions."""
     positive = jax.nn.softplus
     blocks = params.blocks
-    hamiltonian = blocks.hamiltonian
     by_lag = jax.vmap(partial(kernel.values, length=length))
     scores, mixing, long = terms.prepare(blocks.scores, params.carried.action, length, config), (), None
     if blocks.field is not None:
@@ -67,12 +66,7 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         key=_whiten_charts(params, blocks.key, config),
         value=blocks.value,
         output=blocks.output,
-        hamiltonian=Hamiltonian(
-            units=jax.vmap(restrain)(hamiltonian.units) if config.dynamics == "dissipative" else hamiltonian.units,
-            bias=hamiltonian.bias,
-            curvature=positive(hamiltonian.curvature),
-            inverse_mass=positive(hamiltonian.inverse_mass),
-        ),
+        hamiltonian=_prepare_hamiltonian(blocks.hamiltonian, config),
         couplings=Couplings(positive(blocks.inverse_temperature), scores, mixing),
         long_convolution=long,
         resilience=_prepare_resilience(blocks.resilience, config),
@@ -84,11 +78,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     blocks, couplings = params.blocks, cotangent.couplings
     metric_by_query, c_query = _whiten_charts_adjoint(params, blocks.query, cotangent.query, config)
     metric_by_key, c_key = _whiten_charts_adjoint(params, blocks.key, cotangent.key, config)
-    raw, c_hamiltonian = blocks.hamiltonian, cotangent.hamiltonian
     by_lag_adjoint = jax.vmap(kernel.values_adjoint)
-    c_units = c_hamiltonian.units
-    if config.dynamics == "dissipative":
-        c_units = jax.vmap(restrain_adjoint)(raw.units, c_units)
     c_long = c_field = None
     if blocks.long_convolution is not None:
         c_long = LongConvolution(
@@ -108,11 +98,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
         output=cotangent.output,
         metric=jax.tree.map(jnp.add, metric_by_query, metric_by_key),
         inverse_temperature=softplus_adjoint(blocks.inverse_temperature, couplings.inverse_temperature),
-        hamiltonian=c_hamiltonian._replace(
-            units=c_units,
-            curvature=softplus_adjoint(raw.curvature, c_hamiltonian.curvature),
-            inverse_mass=softplus_adjoint(raw.inverse_mass, c_hamiltonian.inverse_mass),
-        ),
+        hamiltonian=_prepare_hamiltonian_adjoint(blocks.hamiltonian, cotangent.hamiltonian, config),
         long_convolution=c_long,
         field=c_field,
         scores=terms.prepare_adjoint(blocks.scores, params.carried.action, couplings.scores, config),
@@ -138,6 +124,16 @@ def carry(params: Params, actions: Array, moment: Array | None, config: ModelCon
         tau = config.flow.steps * config.flow.step_size
         state = action.step(actions / tau, tau, state)
     return Carried(frame, state)
+
+
+def _prepare_hamiltonian(raw: Hamiltonian, config: ModelConfig) -> Hamiltonian:
+    potential, relaxes = POTENTIALS[config.flow.potential], config.dynamics == "dissipative"
+    return jax.vmap(lambda raw: hamiltonian.prepare(potential, raw, relaxes))(raw)
+
+
+def _prepare_hamiltonian_adjoint(raw: Hamiltonian, cotangent: Hamiltonian, config: ModelConfig) -> Hamiltonian:
+    potential, relaxes = POTENTIALS[config.flow.potential], config.dynamics == "dissipative"
+    return jax.vmap(lambda raw, c: hamiltonian.prepare_adjoint(potential, raw, relaxes, c))(raw, cotangent)
 
 
 def _block(config: ModelConfig) -> int | None:

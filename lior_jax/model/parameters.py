@@ -18,11 +18,12 @@ from lior_jax.physics import action
 from lior_jax.physics.action import ActionState
 from lior_jax.physics.frames import Derived, initial_derived
 from lior_jax.physics.geometry import Metric
-from lior_jax.physics.hamiltonian import Hamiltonian
+from lior_jax.physics.hamiltonian import Hamiltonian, init_hamiltonian
 from lior_jax.physics.kernel import Kernel
-from lior_jax.physics.numerics import softplus_inverse
+from lior_jax.physics.numerics import raw_positive
 from lior_jax.physics.resilience import Constitutive, Curvature
 from lior_jax.physics.rotor_planes import max_rotor_layers
+from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 
@@ -42,8 +43,8 @@ class FieldState(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Parameters of a block. `metric`, the kernels, `inverse_temperature` and the `curvature` and `inverse_mass` of
-    `hamiltonian` are raw (`operators.prepare`)."""
+    """Parameters of a block. `metric`, the kernels, `inverse_temperature` and `hamiltonian` are raw
+    (`operators.prepare`)."""
 
     taps: Array
     """`[τ, d]`."""
@@ -60,7 +61,7 @@ class Block(NamedTuple):
     inverse_temperature: Array
     """`[H]`, β by softplus."""
     hamiltonian: Hamiltonian
-    """`units` `[2, M, d]`, `bias` `[M]`, `curvature` `[]`, `inverse_mass` `[d]`."""
+    """Of the configured potential, and `inverse_mass` `[d]`."""
     long_convolution: LongConvolution | None
     field: FieldState | None
     scores: dict[str, Any]
@@ -109,11 +110,6 @@ def init(key: Array, config: ModelConfig) -> Params:
     )
 
 
-def _raw(value: float | np.ndarray, *shape: int) -> Array:
-    """What softplus makes `value` of."""
-    return jnp.broadcast_to(jnp.asarray(softplus_inverse(value), jnp.float32), shape or np.shape(value))
-
-
 def _init_block(key: Array, config: ModelConfig) -> Block:
     d, heads, n, rank, units = config.width, config.heads, config.geometry.chart_dim, config.geometry.rank, config.flow.units
     v = d // heads
@@ -133,19 +129,14 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
         output=normal(heads, v, d, scale=d**-0.5 * depth_scale),
         metric=Metric(
             # Not all equal, or every frame would be the same metric and the angles would have no gradient.
-            stiffness=_raw(np.geomspace(0.5, 2.0, n))[None].repeat(heads, 0),
-            scale=_raw(1.0, heads),
+            stiffness=raw_positive(np.geomspace(0.5, 2.0, n))[None].repeat(heads, 0),
+            scale=raw_positive(1.0, heads),
             angles=jnp.zeros((heads, rotor_layers(config), n // 2)),
             low_rank=normal(heads, n, rank, scale=n**-0.5),
-            low_rank_stiffness=_raw(0.1, heads, rank),
+            low_rank_stiffness=raw_positive(0.1, heads, rank),
         ),
-        inverse_temperature=_raw(1.0, heads),
-        hamiltonian=Hamiltonian(
-            units=normal(2, units, d, scale=d**-0.5) * jnp.array([1.0, depth_scale])[:, None, None],
-            bias=jnp.zeros(units),
-            curvature=_raw(0.01),
-            inverse_mass=_raw(1.0, d),
-        ),
+        inverse_temperature=raw_positive(1.0, heads),
+        hamiltonian=init_hamiltonian(POTENTIALS[config.flow.potential], next(keys), d, units, depth_scale),
         long_convolution=_init_long_convolution(config) if config.convolution.long else None,
         # A gate of zero: the field state starts silent, and its kernel learns once the gate has moved.
         field=FieldState(terms.initial_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads))
@@ -200,7 +191,8 @@ def count(params: Params) -> int:
 def decay_mask(params: Params) -> Params:
     """True for the matrices that weight decay may shrink; False for metrics, kernels, gates, biases, taps and scalars."""
     mask = jax.tree.map(lambda _: False, params)
-    blocks = mask.blocks._replace(
-        query=True, key=True, value=True, output=True, hamiltonian=mask.blocks.hamiltonian._replace(units=True)
-    )
+    potential = mask.blocks.hamiltonian.potential
+    potential = potential._replace(**dict.fromkeys(potential.MATRICES, True))
+    hamiltonian = mask.blocks.hamiltonian._replace(potential=potential)
+    blocks = mask.blocks._replace(query=True, key=True, value=True, output=True, hamiltonian=hamiltonian)
     return mask._replace(embedding=True, blocks=blocks, readout=True)

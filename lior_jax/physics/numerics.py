@@ -1,4 +1,4 @@
-"""Shared arithmetic: contractions of a chosen precision, normalisation, gelu, positivity."""
+"""Shared arithmetic: contractions of a chosen precision, normalisation, gelu, broadcasting, positivity."""
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +79,19 @@ def masked(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask
 
 
+def like(vector: Array, x: Array) -> Array:
+    """`vector` `[d]` with leading axes of length one, to stand beside `x` `[..., d]`."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def softplus_inverse(y: np.ndarray | float) -> np.ndarray:
     """The raw value whose softplus is the constant `y > 0`: `y + ln(1 − e^−y)`."""
     return y + np.log(-np.expm1(-np.asarray(y)))
+
+
+def raw_positive(value: np.ndarray | float, *shape: int) -> Array:
+    """What softplus makes `value` of, float32, broadcast to `shape`."""
+    return jnp.broadcast_to(jnp.asarray(softplus_inverse(value), jnp.float32), shape or np.shape(value))
 
 
 def softplus_adjoint(raw: Array, cotangent: Array) -> Array:

@@ -53,7 +53,7 @@ def test_matrices_are_what_a_block_applies(whole):
     """Rows of a chart are its heads' rows, one head after another."""
     found = compression.matrices(whole)
     np.testing.assert_array_equal(found["query"][1, 8:], whole.blocks.query[1, 1])
-    np.testing.assert_array_equal(found["gates"][0], whole.blocks.hamiltonian.units[0, 1])
+    np.testing.assert_array_equal(found["gates"][0], whole.blocks.hamiltonian.potential.gates[0])
 
 
 def test_low_rank_is_found_and_pays(low):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lior_jax.analysis import conservation
-from lior_jax.physics.hamiltonian import energy
-from tests.oracles import normal, random_hamiltonian, small_config, trained_looking
+from lior_jax.physics.hamiltonian import energy, system
+from lior_jax.physics.integrators import VELOCITY_VERLET
+from tests.oracles import POTENTIALS, normal, random_hamiltonian, small_config, trained_looking
 
 H, STEPS, D = 0.3, 5, 4
 
@@ -18,6 +19,14 @@ H, STEPS, D = 0.3, 5, 4
 def start(float64):
     rng = np.random.default_rng(0)
     return normal(rng, 2, 3, D), normal(rng, 2, 3, D)
+
+
+def verlet(hamiltonian, step_size):
+    return conservation.step_of(system(POTENTIALS["gated"], hamiltonian), VELOCITY_VERLET, step_size)
+
+
+def energy_of(hamiltonian):
+    return partial(energy, POTENTIALS["gated"], hamiltonian)
 
 
 def damped(step, rate):
@@ -43,7 +52,7 @@ def exact_jacobian(flow, s, p):
 
 
 def test_jacobian_is_that_of_automatic_differentiation(start):
-    step = conservation.verlet(random_hamiltonian(D, 6), H)
+    step = verlet(random_hamiltonian(D, 6), H)
     expected = jax.jit(partial(exact_jacobian, step))(*start)
     np.testing.assert_allclose(jax.jit(partial(conservation.jacobian, step))(*start), expected, atol=1e-9)
 
@@ -52,22 +61,22 @@ def test_jacobian_in_float32():
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
         hamiltonian, s, p = random_hamiltonian(D, 6), normal(rng, 1, 2, D), normal(rng, 1, 2, D)
-        expected = np.asarray(exact_jacobian(conservation.verlet(hamiltonian, H), s, p))
+        expected = np.asarray(exact_jacobian(verlet(hamiltonian, H), s, p))
     hamiltonian, s, p = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float32), (hamiltonian, s, p))
-    actual = jax.jit(lambda s, p: conservation.jacobian(conservation.verlet(hamiltonian, H), s, p))(s, p)
+    actual = jax.jit(lambda s, p: conservation.jacobian(verlet(hamiltonian, H), s, p))(s, p)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_a_symplectic_flow_keeps_volume_and_finds_its_way_back(start):
     hamiltonian = random_hamiltonian(D, 6)
-    step, back = (conservation.verlet(hamiltonian, h) for h in (H, -H))
-    kept = jax.jit(lambda s, p: conservation.measure(step, back, partial(energy, hamiltonian), s, p, STEPS))(*start)
+    step, back = (verlet(hamiltonian, h) for h in (H, -H))
+    kept = jax.jit(lambda s, p: conservation.measure(step, back, energy_of(hamiltonian), s, p, STEPS))(*start)
     assert kept.energy.shape == kept.norm.shape == (STEPS + 1, 2, 3)
     np.testing.assert_allclose(kept.volume, 1, atol=1e-8)
     assert kept.symplectic_error.max() < 1e-8
     assert kept.reversibility.max() < 1e-13
-    np.testing.assert_allclose(kept.energy[0], energy(hamiltonian, *start), rtol=1e-12)
+    np.testing.assert_allclose(kept.energy[0], energy(POTENTIALS["gated"], hamiltonian, *start), rtol=1e-12)
     np.testing.assert_allclose(kept.norm[0], np.linalg.norm(start[0], axis=-1), rtol=1e-12)
 
 
@@ -76,8 +85,8 @@ def test_energy_is_kept_to_the_order_of_the_step(start):
     hamiltonian = random_hamiltonian(D, 6)
 
     def error(h, steps):
-        path = conservation.path(conservation.verlet(hamiltonian, h), *start, steps)
-        series = np.asarray(jax.vmap(partial(energy, hamiltonian))(*path))
+        path = conservation.path(verlet(hamiltonian, h), *start, steps)
+        series = np.asarray(jax.vmap(energy_of(hamiltonian))(*path))
         return np.abs(series - series[0]).max()
 
     coarse, fine = error(0.02, 20), error(0.01, 40)
@@ -87,8 +96,8 @@ def test_energy_is_kept_to_the_order_of_the_step(start):
 def test_friction_shrinks_volume_by_its_rate(start):
     rate = 0.1
     hamiltonian = random_hamiltonian(D, 6)
-    step = damped(conservation.verlet(hamiltonian, H), rate)
-    kept = conservation.measure(step, conservation.verlet(hamiltonian, -H), partial(energy, hamiltonian), *start, STEPS)
+    step = damped(verlet(hamiltonian, H), rate)
+    kept = conservation.measure(step, verlet(hamiltonian, -H), energy_of(hamiltonian), *start, STEPS)
     np.testing.assert_allclose(kept.volume, np.exp(-rate * D * STEPS), rtol=1e-7)
     assert kept.symplectic_error.min() > 0.1
     assert kept.reversibility.min() > 0.01

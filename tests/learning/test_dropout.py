@@ -12,13 +12,16 @@ from lior_jax.errors import UserError
 from lior_jax.model import dropout
 from lior_jax.physics import hamiltonian as h
 from lior_jax.physics import integrators
-from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.flow import flow
+from lior_jax.physics.numerics import RMS_EPSILON
 from lior_jax.training import loop
 from lior_jax.training.step import state_of
 from tests import implicit, oracles
 from tests.learning.test_echo import assert_is_the_gradient
 from tests.oracles import (
     EVERYTHING,
+    PARTS,
+    POTENTIALS,
     agreement,
     named_leaves,
     normal,
@@ -37,15 +40,19 @@ KEY = jax.random.key(7)
 CONFIGS = {
     "plain": small_config(DROP),
     "three steps": small_config(DROP, flow__steps=3, flow__step_size=0.5),
+    "hopfield": small_config(DROP, **PARTS["hopfield"]),
     "everything, momentum carried, in chunks": small_config(
         DROP | {"action_weight": 0.1, "chunk": 1}, **EVERYTHING["rotor_curvature_carry"]
     ),
 }
 PLAIN = CONFIGS["plain"]
-RELAXED = small_config(
-    DROP | {"rule": "equilibrium", "action_weight": 0.3, "chunk": 1},
-    **{"relaxation__steps": 32} | relaxing(EVERYTHING["derived_blocks_constitutive"]),
-)
+RELAXED = {
+    "everything": small_config(
+        DROP | {"rule": "equilibrium", "action_weight": 0.3, "chunk": 1},
+        **{"relaxation__steps": 32} | relaxing(EVERYTHING["derived_blocks_constitutive"]),
+    ),
+    "hopfield": small_config(DROP | {"rule": "equilibrium"}, relaxation__steps=32, **PARTS["hopfield"]),
+}
 
 
 def exact(params, batch, config, key=KEY):
@@ -98,14 +105,15 @@ def test_one_sided_echo_is_close():
     assert whole_agreement(estimate, gradient).relative_error < 2e-2
 
 
-def test_equilibrium_is_the_implicit_gradient_of_the_masked_loss():
+@pytest.mark.parametrize("config", RELAXED.values(), ids=RELAXED)
+def test_equilibrium_is_the_implicit_gradient_of_the_masked_loss(config):
     """Every leaf, of all parts at once, one sequence at a time; leaves that are a millionth of the whole excepted."""
-    params, batch = trained_looking(RELAXED.model), random_batch(RELAXED)
-    estimate, info = oracles.estimate(params, batch, config=RELAXED, key=KEY)
-    masks = oracles.dropout_masks(KEY, batch[0], RELAXED)
+    params, batch = trained_looking(config.model), random_batch(config)
+    estimate, info = oracles.estimate(params, batch, config=config, key=KEY)
+    masks = oracles.dropout_masks(KEY, batch[0], config)
     with jax.enable_x64(True):
-        cost, gradient = implicit.gradient(to64(params), *batch, RELAXED, masks=to64(masks))
-    np.testing.assert_allclose(info.loss + RELAXED.learning.action_weight * info.action.sum(), cost, rtol=1e-4)
+        cost, gradient = implicit.gradient(to64(params), *batch, config, masks=to64(masks))
+    np.testing.assert_allclose(info.loss + config.learning.action_weight * info.action.sum(), cost, rtol=1e-4)
     assert info.reversibility < 1e-4
     wrong = {k: x for k, x in agreement(estimate, gradient).items() if x.share > 1e-6 and x.cosine < 0.999}
     assert not wrong, wrong
@@ -129,43 +137,27 @@ def test_the_modes_that_hold_back_still_do():
 # --- the masked flow -------------------------------------------------------------------------------------------------
 
 
-def test_masked_flow_is_hamiltonian(float64):
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_masked_flow_is_hamiltonian(name, float64):
     """Its force is minus the slope of the masked potential, and its Jacobian symplectic."""
-    d, units = 5, 7
-    ham, rng = random_hamiltonian(d, units), np.random.default_rng(1)
+    d, units, potential = 5, 7, POTENTIALS[name]
+    ham, rng = random_hamiltonian(d, units, 0, name), np.random.default_rng(1)
     mask = jnp.asarray(1.5 * rng.integers(0, 2, units))
     point = normal(rng, 2 * d)
-    times = integrators.schedule(integrators.VELOCITY_VERLET, 3, 0.4)
-
-    def potential(s):
-        return h.potential(ham._replace(units=ham.units.at[1].multiply(mask[:, None])), s)  # masked by its gates
-
-    np.testing.assert_allclose(h.force(ham, point[:d], mask=mask), -jax.grad(potential)(point[:d]), rtol=1e-9)
-    np.testing.assert_allclose(h.potential(ham, point[:d], mask=mask), potential(point[:d]), rtol=1e-12)
+    system = h.system(potential, ham, mask=mask)
+    slope = jax.grad(lambda s: potential.energy(ham.potential, s, RMS_EPSILON, mask))(point[:d])
+    np.testing.assert_allclose(system.force(point[:d]), -slope, rtol=1e-9)
+    assert np.abs(slope + h.system(potential, ham).force(point[:d])).max() > 1e-2
 
     def move(point):
-        s, p, _ = integrators.flow(ham, *point.reshape(2, 1, 1, d), times, mask=mask[None, None])
+        everywhere = h.system(potential, ham, mask=mask[None, None])
+        times = integrators.schedule(integrators.VELOCITY_VERLET, 3, 0.4)
+        s, p, _ = flow(everywhere, *point.reshape(2, 1, 1, d), times)
         return jnp.concatenate([s, p], -1)[0, 0]
 
     jacobian = jax.jacfwd(move)(point)
     form = np.block([[np.zeros((d, d)), np.eye(d)], [-np.eye(d), np.zeros((d, d))]])
     np.testing.assert_allclose(jacobian.T @ form @ jacobian, form, atol=1e-12)
-
-
-def test_masked_contrast_is_the_literal_difference(float64):
-    """Of forces, and of what the masked potential's slope by the parameters is."""
-    ham, rng = random_hamiltonian(5, 7), np.random.default_rng(2)
-    mask, span = jnp.asarray(1.5 * rng.integers(0, 2, (2, 3, 7))), jnp.full((2, 3, 1), 0.1)
-    s = Pair(normal(rng, 2, 3, 5), normal(rng, 2, 3, 5))
-    plus, minus = s.ends(span)
-    forces, contrast = h.kick_contrast(ham, s, span, "float32", mask=mask)
-    slope = (h.force(ham, plus, mask=mask) - h.force(ham, minus, mask=mask)) / span
-    np.testing.assert_allclose(forces.slope, slope, rtol=1e-9, atol=1e-12)
-
-    def difference(ham):
-        return jnp.sum((h.potential(ham, plus, mask=mask) - h.potential(ham, minus, mask=mask)) / span[..., 0])
-
-    oracles.assert_trees_close(contrast, jax.grad(difference)(ham), 1e-9)
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------

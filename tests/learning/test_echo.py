@@ -32,10 +32,11 @@ from tests.oracles import (
 )
 
 PLAIN = small_config()
+HOPFIELD = small_config(flow__potential="hopfield", flow__integrator="yoshida4", flow__step_size=0.6, flow__carry_momentum=True)
 CARRY = small_config(flow__carry_momentum=True, flow__steps=2, flow__step_size=0.6)
 ACTION = {"action_weight": 0.1}
 ALL = {name: small_config(ACTION, **changes) for name, changes in EVERYTHING.items()}
-CONFIGS = {"plain": PLAIN, "carry": CARRY} | ALL
+CONFIGS = {"plain": PLAIN, "carry": CARRY, "hopfield, fourth order": HOPFIELD} | ALL
 BOTH = pytest.mark.parametrize("config", [PLAIN, CARRY], ids=["plain", "carry"])
 FOUR = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -74,6 +75,7 @@ def configs(draw):
     """All parts and shapes, with a weight for the action or without, and one way or the other with the momentum."""
     steps = draw(st.integers(1, 3))
     flow = {
+        "flow__integrator": draw(st.sampled_from(["verlet", "yoshida4"])),
         "flow__steps": steps,
         "flow__step_size": draw(st.sampled_from([0.3, 0.7, 1.0])) if steps < 3 else 0.5,
         "flow__carry_momentum": draw(st.booleans()),
@@ -133,7 +135,8 @@ def test_estimate_is_the_gradient_after_training(config):
     windows = jnp.stack([cycle[start : start + 8] for start in range(3)])
     batch = windows[:, :-1], windows[:, 1:]
     params = oracles.initial(config.model)
-    optimizer = learning.make_optimizer(replace(config, "optimizer", warmup_steps=5, learning_rate=1e-2))
+    rates = replace(config, "optimizer", warmup_steps=5, learning_rate=1e-2).optimizer
+    optimizer = learning.make_optimizer(rates, config.training.steps, config.learning)
     update, state = jax.jit(optimizer.update), optimizer.init(params)
     losses = []
     for _ in range(50):

@@ -51,11 +51,11 @@ def oracle(params, batch, config, cost=implicit.cross_entropy):
 # --- the estimate is the gradient ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plain", "action", *EVERYTHING])
+@pytest.mark.parametrize("name", ["plain", "action", "hopfield", *EVERYTHING])
 def test_estimate_is_the_implicit_gradient(name):
     """Every leaf in float32, of all parts at once too; leaves that are a millionth of the whole excepted."""
     weight = {} if name == "plain" else {"action_weight": 0.3}
-    config = config_of(EVERYTHING.get(name), **weight)
+    config = config_of((PARTS | EVERYTHING).get(name), **weight)
     params, batch = trained_looking(config.model), random_batch(config)
     estimate, info = oracles.estimate(params, batch, config=config)
     cost, gradient = oracle(params, batch, config)
@@ -223,9 +223,10 @@ def test_force_follows_the_state_in_the_last_block_alone(float64):
     s = free[0, 0]
     for _ in range(20):
         s = newton(s)
-    at_free, at_nudged = (jax.grad(implicit.energy)(own.hamiltonian, x, s_in[0, 0], push[0, 0]).bias for x in (free[0, 0], s))
+    slopes = (jax.grad(implicit.energy)(own.hamiltonian, x, s_in[0, 0], push[0, 0]) for x in (free[0, 0], s))
+    at_free, at_nudged = (slope.potential.bias for slope in slopes)
     difference = at_nudged - at_free
-    np.testing.assert_allclose(estimate.blocks.hamiltonian.bias[0], difference / epsilon, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(estimate.blocks.hamiltonian.potential.bias[0], difference / epsilon, rtol=1e-5, atol=1e-9)
 
 
 def to_target(params, s, targets):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from lior_jax.learning import nudge
-from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.pair import Pair
 from tests.oracles import normal
 
 

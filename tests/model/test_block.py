@@ -162,9 +162,9 @@ def test_observed_action_is_summed_over_the_flow(float64):
     (p, _), s, expected = kick(made, s, config=config), np.asarray(s), 0.0
     p, inverse_mass = np.asarray(p), np.asarray(made.hamiltonian.inverse_mass)
     for _ in range(3):
-        p = p + 0.25 * oracles.dense_force(made.hamiltonian, s)
+        p = p + 0.25 * oracles.dense_force(made.hamiltonian.potential, s)
         before, s = s, s + 0.5 * inverse_mass * p
-        p = p + 0.25 * oracles.dense_force(made.hamiltonian, s)
+        p = p + 0.25 * oracles.dense_force(made.hamiltonian.potential, s)
         expected += np.mean(action(made, before, s, config=config), (0, 1))
     np.testing.assert_allclose(observed.action, expected, rtol=1e-10)
 

@@ -31,7 +31,11 @@ ALL = {name: small_config(**changes) for name, changes in EVERYTHING.items()}
 CONFIGS = {"plain": CONFIG, "carry": CARRY, "rankless": RANKLESS} | ALL
 RELAXED = {
     name: small_config({"rule": "equilibrium"}, relaxation__steps=5, relaxation__momentum=0.4, **relaxing(changes))
-    for name, changes in {"relaxed": {}, "relaxed_curvature": EVERYTHING["rotor_curvature_carry"]}.items()
+    for name, changes in {
+        "relaxed": {},
+        "relaxed_hopfield": PARTS["hopfield"],
+        "relaxed_curvature": EVERYTHING["rotor_curvature_carry"],
+    }.items()
 }
 CONFIGS |= RELAXED
 ALONE = {name: small_config(**changes) for name, changes in PARTS.items()}
@@ -200,7 +204,7 @@ def number_of_parameters(c):
     head += ("tensor" in products) + (1 + m * m) * ("wedge" in products) + ("spinor" in products)
     head += {"unit": 0, "constitutive": 1, "curvature": g.curvature_terms * (n * n + m + 1)}[g.resilience]
     charts = 2 * h * n * d + 2 * d * d
-    potential = 2 * units * d + units + 1 + d
+    potential = {"gated": 2 * units * d + units + 1, "hopfield": units * d + 2}[c.flow.potential] + d
     return 2 * v * d + c.blocks * (c.convolution.taps * d + charts + h * head + potential + d * long)
 
 
@@ -286,13 +290,15 @@ def test_curvature_starts_as_that_of_a_constant_space(changes, float64):
     assert np.ptp(law.forms, axis=1).max() > 0.1  # the terms are not all alike, or they would stay so
 
 
-MATRICES = {f"blocks.{name}" for name in ("query", "key", "value", "output", "hamiltonian.units")} | {"embedding", "readout"}
+MATRICES = {f"blocks.{name}" for name in ("query", "key", "value", "output")} | {"embedding", "readout"}
+UNITS = {"gated": ("features", "gates"), "hopfield": ("patterns",)}
 
 
-@pytest.mark.parametrize("name", ["plain", *ALL])
+@pytest.mark.parametrize("name", ["plain", "relaxed_hopfield", *ALL])
 def test_decay_mask_is_the_matrices(name):
     """Neither metrics, kernels, gates and forms, nor what is carried."""
     params = jax.eval_shape(lambda: oracles.initial(CONFIGS[name].model))
     mask = model.decay_mask(params)
+    units = {f"blocks.hamiltonian.potential.{leaf}" for leaf in UNITS[CONFIGS[name].model.flow.potential]}
     assert jax.tree.structure(mask) == jax.tree.structure(params)
-    assert {leaf for leaf, decayed in oracles.named_leaves(mask).items() if decayed} == MATRICES
+    assert {leaf for leaf, decayed in oracles.named_leaves(mask).items() if decayed} == MATRICES | units

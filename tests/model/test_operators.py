@@ -58,13 +58,14 @@ def check_prepare_adjoint(changes):
     check_adjoint(function, adjoint, (params.blocks,))
 
 
-ALONE = ["block_rot", "learned_lowrank", "derived_blocks", "adaptive_order", "tensor", "relaxed"]
+RELAXED = {"relaxed": {"dynamics": "dissipative"}, "relaxed_hopfield": {"dynamics": "dissipative"} | PARTS["hopfield"]}
+ALONE = ["block_rot", "learned_lowrank", "derived_blocks", "adaptive_order", "tensor", "hopfield", *RELAXED]
 
 
 @pytest.mark.parametrize("name", [*ALONE, *EVERYTHING])
 def test_prepare_adjoint(name):
     """Of parts that share nothing with others, and of all at once."""
-    check_prepare_adjoint((PARTS | EVERYTHING | {"relaxed": {"dynamics": "dissipative"}})[name])
+    check_prepare_adjoint((PARTS | EVERYTHING | RELAXED)[name])
 
 
 @settings(max_examples=4)
@@ -78,7 +79,7 @@ def test_operators_are_positive():
     """Even from raw parameters that are far below zero."""
     config = small_config().model
     made = prepare(random_params(config, scale=5.0), length=LENGTH, config=config)
-    for leaf in (made.couplings.inverse_temperature, made.hamiltonian.curvature, made.hamiltonian.inverse_mass):
+    for leaf in (made.couplings.inverse_temperature, made.hamiltonian.potential.curvature, made.hamiltonian.inverse_mass):
         assert (np.asarray(leaf) > 0).all()
 
 

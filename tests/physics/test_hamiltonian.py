@@ -1,143 +1,77 @@
+"""The kinetic part of a Hamiltonian, and what a flow is given of both parts."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lior_jax.physics import hamiltonian as h
-from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.pair import Pair
 from tests import oracles
-from tests.oracles import assert_trees_close, normal, random_hamiltonian, to64
+from tests.oracles import POTENTIALS, assert_trees_close, check_adjoint, normal, random_hamiltonian, random_like
 
-SHAPES = [(2, 3, 5, 7), (1, 1, 2, 1), (2, 2, 6, 3)]  # B, L, d, M
-
-
-def random_state(batch, length, d, seed=0, scale=1.0):
-    return normal(np.random.default_rng(seed), batch, length, d, scale=scale)
+every_potential = pytest.mark.parametrize("name", POTENTIALS)
 
 
-def random_pair(batch, length, d, seed=0):
-    rng = np.random.default_rng(seed)
-    return Pair(normal(rng, batch, length, d), normal(rng, batch, length, d))
+def random_state(seed=0, d=5):
+    return normal(np.random.default_rng(seed), 2, 3, d)
 
 
-def total_potential(hamiltonian, s):
-    return jnp.sum(h.potential(hamiltonian, s))
-
-
-# --- energies and forces ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("batch", "length", "d", "units"), SHAPES)
-def test_energies_are_their_formulas(batch, length, d, units, float64):
-    ham, s, p = random_hamiltonian(d, units), random_state(batch, length, d), random_state(batch, length, d, seed=1)
-    potential = oracles.dense_potential(ham, np.asarray(s))
+@every_potential
+def test_energies_are_their_formulas(name, float64):
+    ham, s, p = random_hamiltonian(5, 7, 0, name), random_state(), random_state(1)
     kinetic = 0.5 * np.einsum("bld,d,bld->bl", p, ham.inverse_mass, p)
-    np.testing.assert_allclose(h.potential(ham, s), potential, atol=1e-12)
     np.testing.assert_allclose(h.kinetic(ham, p), kinetic, rtol=1e-12)
-    np.testing.assert_allclose(h.energy(ham, s, p), kinetic + potential, atol=1e-12)
-
-
-@pytest.mark.parametrize(("batch", "length", "d", "units"), SHAPES)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_force_is_the_negative_gradient_of_the_potential(batch, length, d, units, scale, float64):
-    ham, s = random_hamiltonian(d, units), random_state(batch, length, d, scale=scale)
-    gradient = jax.jit(jax.grad(total_potential, argnums=1))(ham, s)
-    np.testing.assert_allclose(h.force(ham, s), -gradient, rtol=1e-9, atol=1e-12 / scale)
-    np.testing.assert_allclose(oracles.dense_force(ham, np.asarray(s)), -gradient, rtol=1e-9, atol=1e-12 / scale)
+    expected = kinetic + oracles.dense_potential(ham.potential, np.asarray(s))
+    np.testing.assert_allclose(h.energy(POTENTIALS[name], ham, s, p), expected, atol=1e-12)
 
 
 def test_velocity_is_the_gradient_of_the_kinetic_energy(float64):
-    ham, p = random_hamiltonian(5, 3), random_state(2, 3, 5)
+    ham, p = random_hamiltonian(5, 3), random_state()
     gradient = jax.grad(lambda p: jnp.sum(h.kinetic(ham, p)))(p)
     np.testing.assert_allclose(h.velocity(ham, p), gradient, rtol=1e-12)
 
 
-def test_jacobian_of_the_force_is_symmetric(float64):
-    """What the echo rests on: the response to a push is the adjoint."""
-    ham = random_hamiltonian(6, 8)
-    jacobian = np.asarray(jax.jit(jax.jacfwd(lambda s: h.force(ham, s)))(random_state(1, 1, 6)[0, 0]))
-    assert np.abs(jacobian).max() > 0.1
-    np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-13)
+@every_potential
+def test_system_is_hamiltons_equations_and_their_contrasts(name, float64):
+    """Force and velocity, and the literal differences `[∂H/∂θ(+) − ∂H/∂θ(−)] / span` of kicks and drifts, with a mask."""
+    ham, potential = random_hamiltonian(5, 7, 0, name), POTENTIALS[name]
+    rng = np.random.default_rng(3)
+    span, mask = jnp.asarray(rng.uniform(0.05, 1.0, (2, 3, 1))), jnp.asarray(rng.integers(1, 3, (2, 3, 7)), jnp.float64)
+    s, p = (Pair(random_state(seed), random_state(seed + 1)) for seed in (4, 6))
+    system = h.system(potential, ham, mask=mask)
 
+    def energy(ham, s, p):
+        return h.kinetic(ham, p) + potential.energy(ham.potential, s, oracles.RMS_EPSILON, mask)
 
-def test_potential_sees_only_the_direction(float64):
-    """Without curvature: the same at every length of `s`, so the force is tangential and falls with the length."""
-    ham = random_hamiltonian(5, 7)._replace(curvature=jnp.asarray(0.0))
-    s = random_state(2, 3, 5, scale=30.0)
-    np.testing.assert_allclose(h.potential(ham, 5 * s), h.potential(ham, s), rtol=1e-5)
-    np.testing.assert_allclose(5 * h.force(ham, 5 * s), h.force(ham, s), rtol=1e-5)
-    np.testing.assert_allclose(jnp.sum(s * h.force(ham, s), -1), 0.0, atol=1e-6)
+    by_s, by_p = jax.jit(jax.grad(lambda s, p: jnp.sum(energy(ham, s, p)), (0, 1)))(s.mean, p.mean)
+    np.testing.assert_allclose(system.force(s.mean), -by_s, rtol=1e-9)
+    np.testing.assert_allclose(system.velocity(p.mean), by_p, rtol=1e-9)
 
-
-# --- contrasts -------------------------------------------------------------------------------------------------------
-
-
-def kick_oracle(ham, s, span):
-    """The literal difference of two runs: `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span`, and the two forces."""
-    s_plus, s_minus = s.mean + 0.5 * span * s.slope, s.mean - 0.5 * span * s.slope
-    forces = [-jax.grad(total_potential, argnums=1)(ham, x) for x in (s_plus, s_minus)]
+    (forces, by_kick), (velocities, by_drift) = system.kick_contrast(s, span), system.drift_contrast(p, span)
+    for pair, alone in ((forces, system.force), (velocities, system.velocity)):
+        expected = map(alone, (s if pair is forces else p).ends(span))
+        assert_trees_close(pair.ends(span), tuple(expected), 1e-11)
 
     def difference(ham):
-        return jnp.sum((h.potential(ham, s_plus) - h.potential(ham, s_minus)) / span[..., 0])
+        ends = (energy(ham, *end) for end in zip(s.ends(span), p.ends(span), strict=True))
+        return jnp.sum((next(ends) - next(ends)) / span[..., 0])
 
-    return Pair(0.5 * (forces[0] + forces[1]), (forces[0] - forces[1]) / span), jax.grad(difference)(ham)
-
-
-@pytest.mark.parametrize(("batch", "length", "d", "units"), SHAPES)
-def test_kick_contrast_is_the_literal_difference(batch, length, d, units, float64):
-    """At spans that are not small, and differ from position to position."""
-    ham, s = random_hamiltonian(d, units), random_pair(batch, length, d)
-    span = jnp.asarray(np.random.default_rng(2).uniform(0.05, 1.0, (batch, length, 1)))
-    forces, contrast = jax.jit(h.kick_contrast, static_argnums=3)(ham, s, span, "float32")
-    expected_forces, expected = jax.jit(kick_oracle)(ham, s, span)
-    assert_trees_close(forces, expected_forces, 1e-11)
-    assert_trees_close(contrast, expected, 1e-11)
-    assert not contrast.inverse_mass.any()
+    assert_trees_close(h.Hamiltonian(by_kick, by_drift), jax.jit(jax.grad(difference))(ham), 1e-10)
 
 
-def test_kick_contrast_of_a_small_span_is_a_derivative(float64):
-    """Against the forward derivative along the slope; the remainder is O(span²)."""
-    ham, s = random_hamiltonian(5, 7), random_pair(2, 3, 5)
-    forces, contrast = h.kick_contrast(ham, s, jnp.full((2, 3, 1), 1e-4), "float32")
+@every_potential
+@pytest.mark.parametrize("relaxes", [False, True], ids=["free", "restrained"])
+def test_prepare_adjoint(name, relaxes):
+    raw = random_like(random_hamiltonian(5, 7, 0, name))
 
-    @jax.jit
-    def oracle(ham, s):
-        force, response = jax.jvp(lambda x: h.force(ham, x), (s.mean,), (s.slope,))
-        gradient = jax.grad(total_potential)
-        return Pair(force, response), jax.jvp(lambda x: gradient(ham, x), (s.mean,), (s.slope,))[1]
+    def adjoint(raw, cotangent):
+        return (h.prepare_adjoint(POTENTIALS[name], raw, relaxes, cotangent),)
 
-    expected_forces, expected = oracle(ham, s)
-    assert_trees_close(forces, expected_forces, 1e-6)
-    assert_trees_close(contrast, expected, 1e-6)
+    check_adjoint(lambda raw: h.prepare(POTENTIALS[name], raw, relaxes), adjoint, (raw,), tol=1e-9)
 
 
-def test_kick_contrast_does_not_cancel_in_float32():
-    """Elementwise rounding of 6e-8 over a span of 1e-3 leaves an error of 1e-4, however many positions add up. The same sums
-    as `[h₊;−h₋]ᵀ[s₊;s₋]` err by 9e-4 here."""
-    batch, length, d, units = 8, 128, 16, 32
-    with jax.enable_x64(False):
-        ham, s = random_hamiltonian(d, units), random_pair(batch, length, d)
-        span = jnp.full((batch, length, 1), 1e-3)
-        forces, contrast = jax.jit(h.kick_contrast, static_argnums=3)(ham, s, span, "float32")
-    with jax.enable_x64(True):
-        expected_forces, expected = jax.jit(kick_oracle)(*to64((ham, s, span)))
-    assert_trees_close(forces, expected_forces, 3e-4)
-    assert_trees_close(contrast, expected, 3e-4)
-
-
-def test_drift_contrast_is_the_literal_difference(float64):
-    ham, p = random_hamiltonian(5, 3), random_pair(2, 3, 5)
-    span = jnp.asarray(np.random.default_rng(3).uniform(0.05, 1.0, (2, 3, 1)))
-
-    def difference(inverse_mass):
-        plus, minus = (h.kinetic(ham._replace(inverse_mass=inverse_mass), x) for x in p.ends(span))
-        return jnp.sum((plus - minus) / span[..., 0])
-
-    np.testing.assert_allclose(h.drift_contrast(p), jax.grad(difference)(ham.inverse_mass), rtol=1e-10)
-
-
-def test_pair_round_trip(float64):
-    plus, minus = random_state(2, 3, 5), random_state(2, 3, 5, seed=1)
-    span = jnp.asarray(np.random.default_rng(4).uniform(0.05, 1.0, (2, 3, 1)))
-    for actual, expected in zip(h.pair(plus, minus, span).ends(span), (plus, minus), strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-13)
+@every_potential
+def test_initial_mass_is_one(name):
+    prepared = h.prepare(POTENTIALS[name], h.init_hamiltonian(POTENTIALS[name], jax.random.key(0), 6, 4, 1.0), False)
+    np.testing.assert_allclose(prepared.inverse_mass, np.ones(6), rtol=1e-6)

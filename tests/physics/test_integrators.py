@@ -1,33 +1,16 @@
-from itertools import pairwise
+"""Integrators as data: palindromes, their schedules, and how large a step they take."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax.physics.hamiltonian import Pair, energy
-from lior_jax.physics.integrators import VELOCITY_VERLET, echo, flow, schedule
-from tests import oracles
-from tests.oracles import assert_trees_close, normal, random_hamiltonian
+from lior_jax.physics.integrators import VELOCITY_VERLET, YOSHIDA4, schedule, stability_limit
 
-# A second palindrome, with inner kicks, so that nothing rests on the shape of Verlet's. (McLachlan's two-stage scheme.)
+# Another palindrome with inner kicks, so that nothing rests on the shape of Verlet's. (McLachlan's two-stage scheme.)
 TWO_STAGE = (0.1931833, 0.5, 1 - 2 * 0.1931833, 0.5, 0.1931833)
+ALL = {"verlet": VELOCITY_VERLET, "yoshida4": YOSHIDA4, "two_stage": TWO_STAGE}
 
 
-def start(batch=2, length=3, d=5, seed=0):
-    rng = np.random.default_rng(seed)
-    return normal(rng, batch, length, d), normal(rng, batch, length, d)
-
-
-def run(hamiltonian, s, p, times):
-    """Schedules hold arrays, so they cannot be static arguments: one compilation for each call."""
-    return jax.jit(lambda *args: flow(*args, times)[:2])(hamiltonian, s, p)
-
-
-# --- schedules as data -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
+@pytest.mark.parametrize("coefficients", ALL.values(), ids=ALL)
 def test_integrators_are_palindromic_and_consistent(coefficients):
     assert coefficients == coefficients[::-1]
     assert len(coefficients) % 2 == 1
@@ -50,7 +33,7 @@ def test_two_stage_schedule_merges_neighbouring_kicks():
     np.testing.assert_allclose(times.final_kick, 2 * a)
 
 
-@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
+@pytest.mark.parametrize("coefficients", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_schedule_lasts_as_long_as_its_steps(coefficients, steps):
     times = schedule(coefficients, steps, 0.3)
@@ -65,223 +48,24 @@ def test_final_kick_is_left_out_on_request():
     np.testing.assert_array_equal(with_kick.drifts, without.drifts)
 
 
-# --- flows -----------------------------------------------------------------------------------------------------------
+def test_yoshida_is_three_steps_of_verlet():
+    """Their lengths `w` add up to one and their cubes to nothing, which is what makes the order four."""
+    lengths = np.array(YOSHIDA4[1::2])
+    np.testing.assert_allclose([lengths.sum(), (lengths**3).sum()], [1, 0], atol=1e-14)
+    np.testing.assert_allclose(YOSHIDA4[::2], np.convolve(lengths, [0.5, 0.5]), rtol=1e-14)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_flow_is_kick_drift_kick(steps, float64):
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    result = run(ham, s, p, schedule(VELOCITY_VERLET, steps, 0.3))
-    s, p, inverse_mass = (np.asarray(x) for x in (s, p, ham.inverse_mass))
-    for _ in range(steps):
-        p = p + 0.15 * oracles.dense_force(ham, s)
-        s = s + 0.3 * inverse_mass * p
-        p = p + 0.15 * oracles.dense_force(ham, s)
-    np.testing.assert_allclose(result[0], s, atol=1e-12)
-    np.testing.assert_allclose(result[1], p, atol=1e-12)
-
-
-def test_final_kick_moves_only_the_momentum(float64):
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    (s_with, p_with), (s_without, p_without) = (
-        run(ham, s, p, schedule(VELOCITY_VERLET, 2, 0.3, final_kick=x)) for x in (True, False)
-    )
-    np.testing.assert_allclose(s_with, s_without, rtol=1e-14)
-    np.testing.assert_allclose(p_with - p_without, 0.15 * oracles.dense_force(ham, np.asarray(s_with)), atol=1e-12)
-
-
-def test_positions_do_not_meet(float64):
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    times = schedule(VELOCITY_VERLET, 2, 0.3)
-    together, alone = run(ham, s, p, times), run(ham, s[:1, 1:2], p[:1, 1:2], times)
-    assert_trees_close(alone, jax.tree.map(lambda x: x[:1, 1:2], together), 1e-13)
-
-
-@pytest.mark.parametrize("coefficients", [VELOCITY_VERLET, TWO_STAGE])
-def test_time_reversal(coefficients, float64):
-    """Turn the momentum round, flow again: back at the start, the momentum reversed."""
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    times = schedule(coefficients, 5, 0.4)
-    s_end, p_end = run(ham, s, p, times)
-    s_back, p_back = run(ham, s_end, -p_end, times)
-    assert np.abs(s_end - s).max() > 0.5
-    np.testing.assert_allclose(s_back, s, atol=1e-10)
-    np.testing.assert_allclose(-p_back, p, atol=1e-10)
-
-
-def test_verlet_has_order_two(float64):
-    """Half the step, a quarter of the error."""
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-
-    def end(steps):
-        return np.concatenate(run(ham, s, p, schedule(VELOCITY_VERLET, steps, 1.0 / steps)))
-
-    reference = end(1024)
-    errors = [np.linalg.norm(end(steps) - reference) for steps in (8, 16, 32)]
-    for coarse, fine in pairwise(errors):
-        assert 3.6 < coarse / fine < 4.4, errors
-
-
-def test_energy_does_not_drift(float64):
-    """1000 steps: the error of the energy oscillates, and its means over the first and the last quarter agree."""
-    ham, (s, p) = random_hamiltonian(5, 7), start(batch=3)
-    times = schedule(VELOCITY_VERLET, 5, 0.02)
-    few_steps = jax.jit(lambda s, p: flow(ham, s, p, times)[:2])
-    measure = jax.jit(lambda s, p: energy(ham, s, p))
-    energies = [measure(s, p)]
-    for _ in range(200):
-        s, p = few_steps(s, p)
-        energies.append(measure(s, p))
-    energies = np.stack(energies)
-    error = energies - energies[0]
-    amplitude = np.abs(error).max(0)
-    trend = np.abs(error[-50:].mean(0) - error[:50].mean(0))
-    assert amplitude.max() < 0.02
-    assert (trend < 0.1 * amplitude).all()
-
-
-@pytest.mark.parametrize("final_kick", [True, False])
-def test_flow_is_symplectic(final_kick, float64):
-    """`JᵀΩJ = Ω` for the Jacobian of one position's flow."""
-    d = 4
-    ham, times = random_hamiltonian(d, 6), schedule(VELOCITY_VERLET, 3, 0.5, final_kick)
-
-    def map_(z):
-        s, p, _ = flow(ham, z[None, None, :d], z[None, None, d:], times)
-        return jnp.concatenate([s[0, 0], p[0, 0]])
-
-    jacobian = np.asarray(jax.jit(jax.jacfwd(map_))(normal(np.random.default_rng(1), 2 * d)))
-    omega = np.block([[np.zeros((d, d)), np.eye(d)], [-np.eye(d), np.zeros((d, d))]])
-    assert np.abs(jacobian - np.eye(2 * d)).max() > 0.5
-    np.testing.assert_allclose(jacobian.T @ omega @ jacobian, omega, atol=1e-12)
-
-
-@pytest.mark.parametrize("final_kick", [True, False])
-def test_what_is_observed_is_summed_over_the_drifts(final_kick, float64):
-    """Of the states before and after each of them; the kicks are not seen. It changes nothing of the flow."""
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    times = schedule(TWO_STAGE, 2, 0.4, final_kick)
-
-    def observe(before, after):
-        return {"ends": jnp.sum(before * after**2), "move": after - before}
-
-    *ends, observed = jax.jit(lambda *args: flow(*args, times, observe=observe))(ham, s, p)
-    assert_trees_close(tuple(ends), run(ham, s, p, times), 1e-14)
-    assert flow(ham, s, p, times)[2] is None
-
-    x, expected = np.asarray(s), 0.0
-    p = np.asarray(p)
-    for kick, drift in zip(times.kicks, times.drifts, strict=True):
-        p = p + kick * oracles.dense_force(ham, x)
-        before, x = x, x + drift * np.asarray(ham.inverse_mass) * p
-        expected += np.sum(before * x**2)
-    np.testing.assert_allclose(observed["ends"], expected, rtol=1e-12)
-    np.testing.assert_allclose(observed["move"], x - np.asarray(s), atol=1e-12)
-
-
-# --- echo ------------------------------------------------------------------------------------------------------------
-
-
-def echo_of(ham, s, p, times, c_s, c_p, size, source=None):
-    """Free run, push, echo. Returns the start as rebuilt, the cotangents of the Hamiltonian and of the start, and what the
-    source adds up."""
-
-    @jax.jit
-    def rollout(ham, s, p, span):
-        s_end, p_end, _ = flow(ham, s, p, times)
-        return echo(ham, Pair(s_end, -c_p), Pair(p_end, c_s), span, times, source=source)
-
-    # Every position has its own span.
-    span = size * jnp.asarray(np.random.default_rng(9).uniform(0.5, 2.0, (*s.shape[:2], 1)))
-    s_pair, p_pair, contrast, others = rollout(ham, s, p, span)
-    return (s_pair.mean, p_pair.mean), (contrast, p_pair.slope, -s_pair.slope), others
-
-
-def echo_case(times):
-    ham, (s, p), (c_s, c_p) = random_hamiltonian(5, 7), start(), start(seed=1)
-    expected = jax.jit(lambda *args: jax.vjp(lambda *args: flow(*args, times)[:2], *args)[1]((c_s, c_p)))(ham, s, p)
-    return ham, s, p, c_s, c_p, expected
-
-
-@pytest.mark.parametrize("final_kick", [True, False])
-@pytest.mark.parametrize(("coefficients", "steps"), [(VELOCITY_VERLET, 1), (VELOCITY_VERLET, 3), (TWO_STAGE, 2)])
-def test_echo_is_the_adjoint_of_the_flow(coefficients, steps, final_kick, float64):
-    times = schedule(coefficients, steps, 0.4, final_kick)
-    ham, s, p, c_s, c_p, expected = echo_case(times)
-    rebuilt, actual, others = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
-    assert_trees_close(actual, expected, 1e-6)
-    assert_trees_close(rebuilt, (s, p), 1e-6)
-    assert others is None
-
-
-def path_cost(weight, before, after):
-    """Not symmetric in the ends of a drift, not quadratic, and with a parameter of its own."""
-    return jnp.sum(jnp.sin(weight * after) * before + 0.3 * (after - 2 * before) ** 2)
-
-
-@pytest.mark.parametrize("final_kick", [True, False])
-@pytest.mark.parametrize(("coefficients", "steps"), [(VELOCITY_VERLET, 1), (VELOCITY_VERLET, 2), (TWO_STAGE, 3)])
-def test_echo_with_a_source_is_the_adjoint_of_flow_and_path(coefficients, steps, final_kick, float64):
-    """A cost of the end plus a cost of every drift: state, momentum, masses, potential, and the source's own parameter."""
-    times = schedule(coefficients, steps, 0.4, final_kick)
-    ham, (s, p), (c_s, c_p) = random_hamiltonian(5, 7), start(), start(seed=1)
-    weight = normal(np.random.default_rng(2), 1, 1, 5)
-
-    def cost(ham, s, p, weight):
-        s, p, path = flow(ham, s, p, times, observe=lambda *ends: path_cost(weight, *ends))
-        return jnp.sum(c_s * s + c_p * p) + path
-
-    def source(before, after):
-        c_weight, c_before, c_after = jax.grad(path_cost, (0, 1, 2))(weight, before, after)
-        return c_before, c_after, {"weight": c_weight}
-
-    *expected, c_weight = jax.jit(jax.grad(cost, (0, 1, 2, 3)))(ham, s, p, weight)
-    rebuilt, actual, others = echo_of(ham, s, p, times, c_s, c_p, 1e-4, source)
-    assert_trees_close(actual, tuple(expected), 1e-6)
-    assert_trees_close(others, {"weight": c_weight}, 1e-6)
-    assert_trees_close(rebuilt, (s, p), 1e-6)
-
-
-def test_a_path_alone_has_an_adjoint(float64):
-    """Without any push at the end. The span is then only the scale of the pushes on the way."""
-    times = schedule(VELOCITY_VERLET, 2, 0.4, final_kick=False)
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    zero, one = jnp.zeros_like(s), jnp.ones((1, 1, 5))
-
-    def cost(ham, s, p):
-        return flow(ham, s, p, times, observe=lambda *ends: path_cost(one, *ends))[2]
-
-    expected = jax.jit(jax.grad(cost, (0, 1, 2)))(ham, s, p)
-    source = jax.grad(path_cost, (1, 2))
-    _, actual, _ = echo_of(ham, s, p, times, zero, zero, 1e-4, lambda *ends: (*source(one, *ends), None))
-    assert_trees_close(actual, expected, 1e-6)
-
-
-def test_echo_has_order_two_in_the_span(float64):
-    """Centred: half the span, a quarter of the error."""
-    times = schedule(VELOCITY_VERLET, 2, 0.4)
-    ham, s, p, c_s, c_p, expected = echo_case(times)
-    errors = []
-    for size in (0.02, 0.01):
-        _, actual, _ = echo_of(ham, s, p, times, c_s, c_p, size)
-        errors.append(oracles.whole_agreement(actual, expected).relative_error)
-    assert 3.6 < errors[0] / errors[1] < 4.4, errors
-
-
-def test_echo_undoes_the_flow_exactly(float64):
-    """Without a push there is only the way back, however long: this is what a block without stored input relies on."""
-    times = schedule(VELOCITY_VERLET, 6, 0.4, final_kick=False)
-    ham, (s, p) = random_hamiltonian(5, 7), start()
-    zero = jnp.zeros_like(s)
-    rebuilt, (contrast, *cotangents), _ = echo_of(ham, s, p, times, zero, zero, 1e-3)
-    assert_trees_close(rebuilt, (s, p), 1e-12)
-    # Not exactly zero: the compiler may round the two runs differently, and 1e-16 over the span is 1e-13.
-    assert max(np.abs(x).max() for x in jax.tree.leaves((contrast, cotangents))) < 1e-10
-
-
-def test_echo_is_linear_in_the_push(float64):
-    times = schedule(VELOCITY_VERLET, 2, 0.4)
-    ham, s, p, c_s, c_p, _ = echo_case(times)
-    _, once, _ = echo_of(ham, s, p, times, c_s, c_p, 1e-4)
-    _, twice, _ = echo_of(ham, s, p, times, -2 * c_s, -2 * c_p, 1e-4)
-    assert_trees_close(twice, jax.tree.map(lambda x: -2 * x, once), 1e-6)
+@pytest.mark.parametrize(("coefficients", "limit"), [(VELOCITY_VERLET, 2.0), (YOSHIDA4, 1.5734)], ids=["verlet", "yoshida4"])
+def test_stability_limit_is_where_an_oscillation_begins_to_grow(coefficients, limit):
+    """Just below it a unit oscillator stays bounded over many steps, just above it does not."""
+    assert stability_limit(coefficients) == pytest.approx(limit, abs=2e-3)
+    largest = []
+    for size in (stability_limit(coefficients) - 0.01, stability_limit(coefficients) + 0.01):
+        s, p, path = 1.0, 0.3, []
+        for _ in range(2000):
+            for index, length in enumerate(coefficients):
+                s, p = (s, p - length * size * s) if index % 2 == 0 else (s + length * size * p, p)
+            path.append(abs(s))
+        largest.append(max(path))
+    assert largest[0] < 30
+    assert largest[1] > 1e6

@@ -5,57 +5,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax.physics import hamiltonian as h
 from lior_jax.physics import relaxation
-from lior_jax.physics.hamiltonian import Pair
+from lior_jax.physics.pair import Pair
 from lior_jax.physics.relaxation import SOFTNESS, Descent
-from lior_jax.settings import ModelConfig
 from tests import oracles
-from tests.oracles import assert_trees_close, check_adjoint, normal, random_hamiltonian, to64
+from tests.oracles import POTENTIALS, assert_trees_close, normal, random_hamiltonian, to64
 
 FLOW, HEAVY = Descent(60, 0.6, 0.0), Descent(60, 0.85, 0.15)
 WIDTH, UNITS = 5, 7
 
+every_potential = pytest.mark.parametrize("name", POTENTIALS)
 
-def well(seed=0):
+
+def well(seed=0, name="gated"):
     """A potential that the spring holds, and a block's input and kick."""
     rng = np.random.default_rng(seed)
-    ham = random_hamiltonian(WIDTH, UNITS, seed)
-    return ham._replace(units=relaxation.restrain(ham.units)), normal(rng, 2, 3, WIDTH), normal(rng, 2, 3, WIDTH, scale=0.5)
+    ham = random_hamiltonian(WIDTH, UNITS, seed, name)
+    restrained = POTENTIALS[name].prepare(ham.potential, True)._replace(curvature=ham.potential.curvature)
+    return ham._replace(potential=restrained), normal(rng, 2, 3, WIDTH), normal(rng, 2, 3, WIDTH, scale=0.5)
+
+
+def potential_of(ham):
+    return POTENTIALS[type(ham.potential).__name__.lower()]
+
+
+def block_energy(ham, s, s_in, push):
+    return relaxation.energy(potential_of(ham), ham, s, s_in, push)
 
 
 def slope_of_energy(ham, s, s_in, push):
-    return jax.grad(lambda s: jnp.sum(relaxation.energy(ham, s, s_in, push)))(s)
+    return jax.grad(lambda s: jnp.sum(block_energy(ham, s, s_in, push)))(s)
+
+
+def relax(ham, s_in, push, descent):
+    landscape = relaxation.landscape(potential_of(ham), ham, s_in, push)
+    return relaxation.relax(landscape, relaxation.anchor(ham, s_in, push), descent)
 
 
 # --- the energy ------------------------------------------------------------------------------------------------------
 
 
-def test_energy_is_its_formula(float64):
+@every_potential
+def test_energy_is_its_formula(name, float64):
     """`½ Σ M (s − s_in − f / M)²` and the potential of the soft direction."""
-    ham, s_in, push = well()
+    ham, s_in, push = well(name=name)
     s = normal(np.random.default_rng(1), 2, 3, WIDTH)
     mass, (s_in_, push_) = 1 / np.asarray(ham.inverse_mass), (np.asarray(s_in), np.asarray(push))
     expected = 0.5 * np.sum(mass * (np.asarray(s) - s_in_ - push_ / mass) ** 2, -1) + oracles.dense_potential(
-        ham, np.asarray(s), SOFTNESS
+        ham.potential, np.asarray(s), SOFTNESS
     )
-    np.testing.assert_allclose(relaxation.energy(ham, s, s_in, push), expected, rtol=1e-12)
+    np.testing.assert_allclose(block_energy(ham, s, s_in, push), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_soft_force_is_the_negative_gradient_of_the_soft_potential(scale, float64):
-    ham, s, _ = well()
-    s = scale * s
-    gradient = jax.grad(lambda s: jnp.sum(h.potential(ham, s, SOFTNESS)))(s)
-    np.testing.assert_allclose(h.force(ham, s, softness=SOFTNESS), -gradient, rtol=1e-9, atol=1e-14)
-    np.testing.assert_allclose(oracles.dense_force(ham, np.asarray(s), SOFTNESS), -gradient, rtol=1e-9, atol=1e-14)
-
-
-def test_energy_is_bounded_below(float64):
+@every_potential
+def test_energy_is_bounded_below(name, float64):
     """The potential stays within a band however far the state goes, and the spring outgrows it."""
-    ham, s_in, push = well()
-    ham = ham._replace(units=50 * ham.units)
-    far = relaxation.energy(ham, jnp.stack([10.0**k * s_in for k in range(2, 6)]), s_in[None], push[None])
+    ham, s_in, push = well(name=name)
+    larger = {matrix: 50 * getattr(ham.potential, matrix) for matrix in ham.potential.MATRICES}
+    ham = ham._replace(potential=ham.potential._replace(**larger))
+    far = block_energy(ham, jnp.stack([10.0**k * s_in for k in range(2, 6)]), s_in[None], push[None])
     assert (np.diff(far, axis=0) > 0).all()
     assert (far[-1] > 0).all()
 
@@ -64,12 +72,13 @@ def test_energy_is_bounded_below(float64):
 
 
 @pytest.mark.parametrize("descent", [FLOW, HEAVY], ids=["flow", "heavy_ball"])
-def test_relaxation_ends_in_a_minimum(descent, float64):
+@every_potential
+def test_relaxation_ends_in_a_minimum(name, descent, float64):
     """No slope is left, and every direction goes up."""
-    ham, s_in, push = well()
-    s, residuals = relaxation.relax(ham, s_in, push, descent)
+    ham, s_in, push = well(name=name)
+    s, residuals = relax(ham, s_in, push, descent)
     assert np.abs(slope_of_energy(ham, s, s_in, push)).max() < 1e-9
-    curvature = jax.jit(jax.vmap(jax.hessian(relaxation.energy, argnums=1), (None, 0, 0, 0)))
+    curvature = jax.jit(jax.vmap(jax.hessian(block_energy, argnums=1), (None, 0, 0, 0)))
     flat = [x.reshape(-1, WIDTH) for x in (s, s_in, push)]
     assert (np.linalg.eigvalsh(curvature(ham, *flat)) > 0.1).all()
     assert residuals.shape == (descent.steps,)
@@ -78,59 +87,38 @@ def test_relaxation_ends_in_a_minimum(descent, float64):
 def test_gradient_flow_never_climbs(float64):
     """From the anchor down, step after step; and it moves."""
     ham, s_in, push = well()
-    energies = [
-        relaxation.energy(ham, relaxation.relax(ham, s_in, push, FLOW._replace(steps=steps))[0], s_in, push)
-        for steps in range(1, 8)
-    ]
+    energies = [block_energy(ham, relax(ham, s_in, push, FLOW._replace(steps=steps))[0], s_in, push) for steps in range(1, 8)]
     assert (np.diff(energies, axis=0) < 1e-12).all()
-    start = relaxation.energy(ham, relaxation.anchor(ham, s_in, push), s_in, push)
+    start = block_energy(ham, relaxation.anchor(ham, s_in, push), s_in, push)
     assert (energies[0] < start - 1e-3).all()
 
 
 def test_without_a_potential_the_anchor_is_the_minimum_and_curvature_draws_it_to_zero(float64):
     """In one step of rate 1: the preconditioner is the whole inverse curvature. `M (s − a) + κ s = 0`."""
     ham, s_in, push = well()
-    ham = ham._replace(units=jnp.zeros_like(ham.units))
-    s, _ = relaxation.relax(ham, s_in, push, Descent(1, 1.0, 0.0))
+    ham = ham._replace(potential=ham.potential._replace(gates=jnp.zeros_like(ham.potential.gates)))
+    s, _ = relax(ham, s_in, push, Descent(1, 1.0, 0.0))
     mass = 1 / np.asarray(ham.inverse_mass)
-    expected = (mass * np.asarray(s_in) + np.asarray(push)) / (mass + np.asarray(ham.curvature))
+    expected = (mass * np.asarray(s_in) + np.asarray(push)) / (mass + np.asarray(ham.potential.curvature))
     np.testing.assert_allclose(s, expected, rtol=1e-12)
 
 
 def test_residual_is_the_relative_size_of_the_preconditioned_slope(float64):
     ham, s_in, push = well()
     for steps in (1, 4):
-        _, residuals = relaxation.relax(ham, s_in, push, HEAVY._replace(steps=steps))
-        before, _ = relaxation.relax(ham, s_in, push, HEAVY._replace(steps=steps - 1))
+        _, residuals = relax(ham, s_in, push, HEAVY._replace(steps=steps))
+        before, _ = relax(ham, s_in, push, HEAVY._replace(steps=steps - 1))
         update = np.asarray(slope_of_energy(ham, before, s_in, push)) / (
-            1 / np.asarray(ham.inverse_mass) + float(ham.curvature)
+            1 / np.asarray(ham.inverse_mass) + float(ham.potential.curvature)
         )
         np.testing.assert_allclose(residuals[-1], np.linalg.norm(update) / np.linalg.norm(before), rtol=1e-9)
-
-
-@pytest.mark.parametrize("size", [0.3, 1.0, 3.0, 30.0])
-def test_a_dozen_steps_settle_whatever_the_parameters_grow_to(size):
-    """The default descent, far below the residual at which an estimate is not to be trusted. Without the restraint it fails,
-    and without its momentum, by a full step, it has not settled."""
-    model = ModelConfig()
-    descent = Descent(12, model.relaxation.rate, model.relaxation.momentum)
-    raw, (_, s_in, push) = random_hamiltonian(WIDTH, UNITS), well()
-    raw = raw._replace(units=size * raw.units)
-    _, residuals = relaxation.relax(raw._replace(units=relaxation.restrain(raw.units)), s_in, push, descent)
-    assert residuals[-1] < 3e-4
-    if size == 1:
-        _, full_step = relaxation.relax(raw._replace(units=relaxation.restrain(raw.units)), s_in, push, Descent(12, 1.0, 0.0))
-        assert full_step[-1] > 1e-3
-    if size > 1:
-        _, unrestrained = relaxation.relax(raw, s_in, push, descent)
-        assert unrestrained[-1] > 1e-2
 
 
 def test_positions_relax_by_themselves(float64):
     """Any leading shape: one position alone does what it does among the others."""
     ham, s_in, push = well()
-    together, _ = relaxation.relax(ham, s_in, push, HEAVY)
-    alone, _ = relaxation.relax(ham, s_in[1, 2], push[1, 2], HEAVY)
+    together, _ = relax(ham, s_in, push, HEAVY)
+    alone, _ = relax(ham, s_in[1, 2], push[1, 2], HEAVY)
     np.testing.assert_allclose(alone, together[1, 2], rtol=1e-12)
 
 
@@ -147,18 +135,17 @@ def cost(s):
 
 @pytest.mark.parametrize("anew", [False, True], ids=["held_fast", "anew"])
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
-def test_both_ends_are_minima_of_the_nudged_energy(sides, anew, float64):
+@every_potential
+def test_both_ends_are_minima_of_the_nudged_energy(name, sides, anew, float64):
     """`∂E/∂s + β ε ∂C/∂s = 0` at each, at nudges that are not small and differ from position to position."""
-    ham, s_in, push = well()
-    free, _ = relaxation.relax(ham, s_in, push, HEAVY)
+    ham, s_in, push = well(name=name)
+    free, _ = relax(ham, s_in, push, HEAVY)
     epsilon = jnp.asarray(np.random.default_rng(3).uniform(0.05, 0.3, (2, 3, 1)))
     linear = jax.grad(lambda s: jnp.sum(cost(s)))
     pull = linear if anew else lambda s: linear(free)
     sides = tuple(jnp.full((2, 1, 1), side) for side in sides)
-    held = relaxation.anchor(ham, s_in, push)
-    pair, residuals = jax.jit(
-        lambda: relaxation.relax_pair(ham, held, free, pull, sides, epsilon, HEAVY._replace(steps=100), "float32")
-    )()
+    landscape = relaxation.landscape(potential_of(ham), ham, s_in, push)
+    pair, residuals = jax.jit(lambda: relaxation.relax_pair(landscape, free, pull, sides, epsilon, HEAVY._replace(steps=100)))()
     ends = pair.ends((sides[0] - sides[1]) * epsilon)
     for side, end in zip(sides, ends, strict=True):
         rest = slope_of_energy(ham, end, s_in, push) + side * epsilon * pull(end)
@@ -171,72 +158,53 @@ def test_both_ends_are_minima_of_the_nudged_energy(sides, anew, float64):
 def test_slope_of_a_small_nudge_solves_the_linear_system(float64):
     """`H δ = −λ` with the Hessian of the energy."""
     ham, s_in, push = well()
-    free, _ = relaxation.relax(ham, s_in, push, HEAVY._replace(steps=200))
+    free, _ = relax(ham, s_in, push, HEAVY._replace(steps=200))
     pull = normal(np.random.default_rng(4), 2, 3, WIDTH)
     sides, epsilon = (jnp.ones((2, 1, 1)), -jnp.ones((2, 1, 1))), jnp.full((2, 3, 1), 1e-4)
-    held = relaxation.anchor(ham, s_in, push)
-    pair, _ = relaxation.relax_pair(ham, held, free, lambda s: pull, sides, epsilon, HEAVY._replace(steps=200), "float32")
+    landscape = relaxation.landscape(potential_of(ham), ham, s_in, push)
+    pair, _ = relaxation.relax_pair(landscape, free, lambda s: pull, sides, epsilon, HEAVY._replace(steps=200))
     flat = [x.reshape(-1, WIDTH) for x in (free, s_in, push)]
-    hessian = jax.vmap(jax.hessian(relaxation.energy, argnums=1), (None, 0, 0, 0))(ham, *flat)
+    hessian = jax.vmap(jax.hessian(block_energy, argnums=1), (None, 0, 0, 0))(ham, *flat)
     expected = -np.linalg.solve(hessian, pull.reshape(-1, WIDTH, 1))[..., 0]
     np.testing.assert_allclose(pair.slope.reshape(-1, WIDTH), expected, rtol=1e-5, atol=1e-6)
 
 
 def contrast_oracle(ham, pair, s_in, push, span):
-    """The literal difference of the energy's derivatives at both ends."""
+    """The literal differences of the energy's derivatives at both ends: by the state, and by all that the energy depends on."""
 
     def difference(ham, s_in, push):
-        plus, minus = (relaxation.energy(ham, s, s_in, push) for s in pair.ends(span))
+        plus, minus = (block_energy(ham, s, s_in, push) for s in pair.ends(span))
         return jnp.sum((plus - minus) / span[..., 0])
 
     by_ham, by_input, by_push = jax.grad(difference, argnums=(0, 1, 2))(ham, s_in, push)
-    return relaxation.Contrast(by_input, by_push, by_ham)
+    slopes = tuple(slope_of_energy(ham, s, s_in, push) for s in pair.ends(span))
+    return slopes, relaxation.BlockContrast(by_input, by_push, by_ham)
 
 
-def test_contrast_is_the_literal_difference(float64):
-    """Of the energy's derivatives by input, kick and all parameters, at spans that are not small."""
-    ham, s_in, push = well()
+def contrast(ham, pair, s_in, push, span):
+    slopes, local = relaxation.landscape(potential_of(ham), ham, s_in, push).contrast(pair, span)
+    return slopes.ends(span), local
+
+
+@every_potential
+def test_contrast_is_the_literal_difference(name, float64):
+    """Of the energy's derivatives by state, input, kick and all parameters, at spans that are not small."""
+    ham, s_in, push = well(name=name)
     rng = np.random.default_rng(5)
     pair, span = Pair(normal(rng, 2, 3, WIDTH), normal(rng, 2, 3, WIDTH)), jnp.asarray(rng.uniform(0.05, 1.0, (2, 3, 1)))
-    actual = relaxation.contrast(ham, pair, s_in, span, "float32")
+    actual = contrast(ham, pair, s_in, push, span)
     assert_trees_close(actual, contrast_oracle(ham, pair, s_in, push, span), 1e-10)
 
 
-def test_contrast_does_not_cancel_in_float32():
+@every_potential
+def test_contrast_does_not_cancel_in_float32(name):
     """Over a span of 1e-3, where rounding of 6e-8 leaves an error of 1e-4 in the elementwise functions and adds none."""
     shape = 8, 64, WIDTH
     with jax.enable_x64(False):
-        ham, rng = well()[0], np.random.default_rng(6)
+        ham, rng = well(name=name)[0], np.random.default_rng(6)
         s_in, push, *ends = (normal(rng, *shape) for _ in range(4))
         pair, span = Pair(*ends), jnp.full((*shape[:2], 1), 1e-3)
-        actual = relaxation.contrast(ham, pair, s_in, span, "float32")
+        actual = contrast(ham, pair, s_in, push, span)
     with jax.enable_x64(True):
         expected = contrast_oracle(*to64((ham, pair, s_in, push, span)))
     assert_trees_close(actual, expected, 3e-4)
-
-
-# --- restraint -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
-def test_restraint_is_by_the_singular_values(size):
-    units = size * np.asarray(random_hamiltonian(WIDTH, UNITS).units)
-    norms = np.sum(np.linalg.svd(units, compute_uv=False) ** 8, -1) ** 0.125
-    restrained = np.asarray(relaxation.restrain(jnp.asarray(units, jnp.float32)))
-    np.testing.assert_allclose(restrained[0], units[0], rtol=1e-6)
-    np.testing.assert_allclose(restrained[1], units[1] / (1 + norms[1] * (norms[0] + norms[0] ** 2 / 3) / 2), rtol=1e-4)
-    largest = np.linalg.svd(restrained, compute_uv=False)[:, 0]
-    assert largest.prod() < 2
-    assert largest[0] * largest.prod() < 6
-
-
-@pytest.mark.parametrize("size", [0.1, 1.0, 30.0])
-def test_restrain_adjoint(size):
-    units = size * random_hamiltonian(WIDTH, UNITS).units
-    check_adjoint(relaxation.restrain, lambda *args: (relaxation.restrain_adjoint(*args),), (units,), tol=1e-9)
-
-
-def test_units_of_zero_have_no_norm_and_a_finite_adjoint():
-    zero = jnp.zeros((2, UNITS, WIDTH))
-    np.testing.assert_array_equal(relaxation.restrain(zero), zero)
-    np.testing.assert_array_equal(relaxation.restrain_adjoint(zero, jnp.ones_like(zero)), np.ones((2, UNITS, WIDTH)))

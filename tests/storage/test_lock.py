@@ -25,18 +25,25 @@ with lock.held(Path(sys.argv[1])):
 """
 
 
-def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path):
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock."""
     command = [sys.executable, "-c", HOLDS, tmp_path]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError) as raised, lock.held(tmp_path):
-            pass
-        assert str(raised.value) == (
-            f"{tmp_path} is being written by process {process.pid} on {socket.gethostname()}; wait for it, or choose another "
-            "run.directory."
-        )
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        yield process
+        process.kill()
+
+
+def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path, holder):
+    with pytest.raises(UserError) as raised, lock.held(tmp_path):
+        pass
+    assert str(raised.value) == (
+        f"{tmp_path} is being written by process {holder.pid} on {socket.gethostname()}; wait for it, or choose another "
+        "run.directory."
+    )
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
     with lock.held(tmp_path):
         assert (tmp_path / lock.HOLDER).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
     with lock.held(tmp_path):

@@ -1,0 +1,28 @@
+"""Two nudged runs as mean and slope, in which no difference of large numbers is ever taken."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+
+class Pair(NamedTuple):
+    """Two nudged runs, kept as `mean = (x₊ + x₋) / 2` and `slope = (x₊ − x₋) / span`: arrays, or trees of them.
+
+    Linear maps act on mean and slope alike, so they lose nothing to cancellation however small the nudge is and
+    however coarse the matrix products are; only the elementwise non-linear functions form `x₊` and `x₋`.
+    """
+
+    mean: Any
+    slope: Any
+
+    def ends(self, span: Array) -> tuple[Any, Any]:
+        """`x₊` and `x₋`; `span` broadcasts to every array."""
+        half = jax.tree.map(lambda slope: 0.5 * span * slope, self.slope)
+        return jax.tree.map(lambda x, h: x + h, self.mean, half), jax.tree.map(lambda x, h: x - h, self.mean, half)
+
+
+def pair(plus: Any, minus: Any, span: Array) -> Pair:
+    """The `Pair` of `x₊` and `x₋`."""
+    mean = jax.tree.map(lambda x, y: 0.5 * (x + y), plus, minus)
+    return Pair(mean, jax.tree.map(lambda x, y: (x - y) / span, plus, minus))

@@ -42,6 +42,7 @@ RECURRENCE, SAMPLING, ENGINE = "model/test_recurrence.py", "inference/test_sampl
 MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_remembering.py"
 EXPORT = "inference/test_export.py"
 FILES = "storage/test_files.py"
+EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learning/test_layer.py"
 BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
@@ -514,9 +515,63 @@ MUTATIONS = [
     Mutation(
         "training/loop.py", "nats, owes_evaluation = None, True", "nats, owes_evaluation = None, False", f"{SIGNALS} -k due"
     ),
-    Mutation("training/loop.py", "leaving = self.stop.requested\n                progress", "progress", f"{SIGNALS} -k sample"),
-    Mutation("training/loop.py", "checkpoints.set_aside(after=step)", "", f"{RESUME} -k aside"),
-    Mutation("training/loop.py", "if saved.forced or saved", "if False and saved", f"{RESUME} -k by_force"),
+    Mutation(
+        "training/loop.py",
+        "None, yes, None\n                leaving = self.stop.requested",
+        "None, yes, None",
+        f"{SIGNALS} -k sample",
+    ),
+    Mutation(
+        "training/loop.py",
+        "self.checkpoints.wait()\n            self.report_saves(last",
+        "self.report_saves(last",
+        f"{EVENTS} -k disk",
+    ),
+    Mutation(
+        "training/loop.py",
+        "self.checkpoints.wait()\n        self.report_saves()\n",
+        "",
+        f"{EVENTS} -k rhythm",
+    ),
+    Mutation("training/run.py", "checkpoints.set_aside(after=step)", "pass", f"{RESUME} -k aside"),
+    Mutation("training/run.py", "if saved.forced or saved", "if False and saved", f"{RESUME} -k by_force"),
+    Mutation(
+        "training/events.py",
+        "if index not in self._failed:\n                    failing",
+        "if True:\n                    failing",
+        f"{EVENTS} -k once",
+    ),
+    Mutation(
+        "training/events.py", "isinstance(event, SubscriberFailed) and index in self._failed", "False", f"{EVENTS} -k once"
+    ),
+    Mutation("training/reporting.py", "self._writer.write(kind, event.step, values)", "pass", f"{EVENTS} -k disk"),
+    Mutation("training/reporting.py", "        stop.check()\n", "", f"{SIGNALS} -k evaluation"),
+    Mutation(
+        "training/step.py",
+        "stepped.replace(params=stepped.params._replace(carried=info.carried))",
+        "stepped",
+        "training/test_loop.py -k estimate_then_optimizer",
+    ),
+    Mutation("training/step.py", "@cache\n", "", f"{EVENTS} -k same_optimizer"),
+    Mutation("learning/layer.py", "cotangent, jnp.zeros_like(cotangent))", "jnp.zeros_like(cotangent), cotangent)", LAYER),
+    Mutation("learning/layer.py", "p=kept.p_out, ", "", LAYER),
+    Mutation("cli/output.py", 'errors="backslashreplace"', 'errors="strict"', f"{OUTPUT} -k escaped"),
+    Mutation(
+        "cli/output.py",
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())",
+        "pass",
+        f"{OUTPUT} -k full_standard_output",
+    ),
+    Mutation(
+        "cli/progress.py", "            self.close()\n            raise", "            raise", f"{OUTPUT} -k costs_no_sentence"
+    ),
+    Mutation("cli/sentences.py", "RULES[config.learning.rule]", 'RULES["echo"]', f"{OUTPUT} -k names_its_rule"),
+    Mutation(
+        "analysis/report.py",
+        'RULES[_record(run)["learning"]["rule"]]',
+        'RULES["echo"]',
+        "analysis/test_report.py -k learned_by",
+    ),
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),

@@ -14,6 +14,7 @@ from lior_jax.training import events
 from tests.runs import TINY
 from tests.training.test_loop import saved_leaves
 
+ROOT = Path(__file__).parents[2]
 FULL = Path("/dev/full")
 
 
@@ -25,7 +26,7 @@ def command(tmp_path):
     settings = [f"data.path={tmp_path}/corpus.txt", f"run.directory={tmp_path}/run", "data.tokenizer=byte"]
     settings += ["training.steps=4", "training.save_every=2", "training.eval_every=2", "model.field.evolution=off"]
     words = [word for setting in settings for word in ("--set", setting)]
-    return [sys.executable, "train.py", "--config", str(tmp_path / "tiny.yaml"), *words]
+    return [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "tiny.yaml"), *words]
 
 
 def assert_done(status, said, run):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.physics.numerics import Precision, contract
-from lior_jax.physics.retrieval import geodesic_cost
+from lior_jax.physics.retrieval import geodesic_length
 
 _SCORES_AT_ONCE = 2**18
 """Queries times keys of a block: 1 MiB, which stays in the cache of a core."""
@@ -121,7 +121,7 @@ def nearest(
     known = (place >= jnp.repeat(begin[chosen], chunk, axis=-1)) & (place < present)
     squared = jnp.where(known, jnp.sum((keys[place] - queries[:, None]) ** 2, -1), jnp.inf)
     best, order = lax.top_k(-squared, count)
-    cost = geodesic_cost(-best)
+    cost = geodesic_length(-best)
     return jnp.where(jnp.isfinite(cost), jnp.take_along_axis(place, order, -1), -1), cost
 
 
@@ -151,7 +151,7 @@ def _stream(
         highest, total, sums = seen
         begin = index * block
         near, place = _cut(keys, begin, block)
-        cost = geodesic_cost(_squared(queries, near - origin, precision))
+        cost = geodesic_length(_squared(queries, near - origin, precision))
         scores = jnp.where(((place >= begin) & (place < present))[:, None], scale * cost, -jnp.inf)
         raised = jnp.maximum(highest, jnp.max(scores, 0))
         weight, fade = jnp.exp(scores - raised[None]), jnp.exp(highest - raised)

@@ -146,14 +146,19 @@ def _tile_and_adjoint(
     return retrieved, (c_queries, c_keys, c_values, c_resilience, c_couplings)
 
 
+def geodesic_length(squared: Array) -> Array:
+    """`sqrt(g + ε)`: the length of a displacement, smooth at zero."""
+    return jnp.sqrt(squared + COST_EPSILON)
+
+
 def geodesic_cost(squared: Array, resilience: Array) -> Array:
-    """`R sqrt(g + ε)`: the length of the displacement, smooth at zero, weighed by the query's resilience `[B, T, H]`."""
-    return _of_queries(resilience) * jnp.sqrt(squared + COST_EPSILON)
+    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighed by the query's resilience `[B, T, H]`."""
+    return _of_queries(resilience) * geodesic_length(squared)
 
 
 def geodesic_cost_adjoint(squared: Array, resilience: Array, cotangent: Array) -> tuple[Array, Array]:
     """Adjoint of `geodesic_cost`: cotangents of `squared` `[B, H, T, L]` and of the resilience."""
-    length = jnp.sqrt(squared + COST_EPSILON)
+    length = geodesic_length(squared)
     c_resilience = jnp.sum(cotangent * length, -1).transpose(0, 2, 1)
     return 0.5 * (_of_queries(resilience) * cotangent / length), c_resilience
 

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     backend.start()
     from lior_jax import training
     from lior_jax.analysis import plots
-    from lior_jax.training import dry_run, metrics, signals
+    from lior_jax.training import dry_run, memory, metrics, signals
 
     if config is None:
         config = training.resume_config(resumes_from, arguments.set)
@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(dry_run.report(config))
         return
-    with signals.watched() as stop:
+    memory.check(config)
+    with memory.explained(config), signals.watched() as stop:
         try:
             summary = training.train(config, bool(arguments.resume), arguments.stop_after, force=arguments.force, stop=stop)
         except signals.StoppedError as stopped:

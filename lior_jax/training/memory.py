@@ -1,0 +1,89 @@
+"""The memory of a training step: whether it can be there at all, and what would fit, before anything is compiled."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import jax
+
+from lior_jax import config as configuration
+from lior_jax import model
+from lior_jax.errors import UserError
+from lior_jax.settings import Config
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+_MARGIN = 4
+"""Compiled steps were seen to take 1.4 to 6 times what `least` says; what is suggested leaves so much room."""
+
+
+def there() -> int | None:
+    """Bytes of the device that computes, or, on a CPU, of the machine or the container; None if nobody says."""
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _of_the_host()
+    return limit or None
+
+
+def _of_the_host() -> int | None:
+    limits = []
+    with suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # no container, or `max`
+        limits.append(int(_CGROUP.read_text()))
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def least(config: Config) -> int:
+    """Bytes that a step cannot do without: parameters, their gradient and two moments, and of the activations the states
+    between blocks and one block's units, scores and logits of the sequences that are nudged at once."""
+    shapes, batch = config.model, config.training.batch_size
+    if shapes.vocab_size is None:
+        shapes = configuration.replace(config, "model", vocab_size=2).model
+    parameters = model.count(jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0)))
+    kept = 0 if shapes.flow.carry_momentum else shapes.blocks
+    position = (kept + 2) * shapes.width
+    nudged = 2 * shapes.flow.units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
+    nudged += shapes.vocab_size
+    numbers = 4 * parameters + batch * shapes.context * position + (config.learning.chunk or batch) * shapes.context * nudged
+    return 4 * numbers
+
+
+def check(config: Config) -> None:
+    """Raise `UserError`, with what would fit, if a step needs more memory than there is."""
+    limit = there()
+    if limit is not None and least(config) > limit:
+        raise UserError(f"A step needs more than {size(least(config))}, and there are {size(limit)}; {advice(config)}.")
+
+
+def advice(config: Config) -> str:
+    """What would fit, with some room."""
+    batch, limit = config.training.batch_size, there() or 0
+    while batch > 1:
+        batch //= 2
+        # Its own chunk, too: a chunk must divide the batch.
+        changed = configuration.replace(config, "learning", chunk=None)
+        if _MARGIN * least(configuration.replace(changed, "training", batch_size=batch)) <= limit:
+            chunk = config.learning.chunk
+            return f"training.batch_size={batch} should fit" + (
+                " (with learning.chunk=null)" if chunk and batch % chunk else ""
+            )
+    return "take a smaller model.context, model.width or model.blocks; no training.batch_size is small enough"
+
+
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Make a `UserError`, with what would fit, of an allocation that failed inside."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as problem:
+        text = str(problem)
+        if isinstance(problem, jax.errors.JaxRuntimeError) and not any(sign in text for sign in _SIGNS):
+            raise
+        reason = (text.splitlines() or ["no memory left"])[0][:200].rstrip(". ")
+        raise UserError(f"There is not enough memory for a step ({reason}); {advice(config)}.") from None
+
+
+def size(count: int) -> str:
+    """A number of bytes as it is read best."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

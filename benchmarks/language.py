@@ -43,7 +43,7 @@ from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import block, dropout, network, operators
 from lior_jax.settings import Config
 from lior_jax.training import loop
-from lior_jax.training.step import State, dropout_key, initial_state
+from lior_jax.training.step import State, initial_state, step_key
 
 MODEL = """
 data: {tokenizer: char}
@@ -259,8 +259,8 @@ def _masks(state: State, tokens: jax.Array, config: Config) -> dropout.Masks:
     rate, model = config.learning.dropout, config.model
     if not rate:
         return dropout.KEEP_ALL
-    key = dropout_key(state.step, config)
-    keys, length = dropout.keys(key, model.blocks, tokens.shape[0]), tokens.shape[1]
+    key = step_key(state.step, config)
+    keys, length = dropout.keys(rate, key, model.blocks, tokens.shape[0]), tokens.shape[1]
     blocks = jax.vmap(lambda own: dropout.block_masks(own, length, rate, model))(keys.blocks)
     return dropout.Masks(dropout.embedding_mask(keys.embedding, length, rate, model), blocks)
 

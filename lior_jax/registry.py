@@ -74,7 +74,7 @@ class Rule:
     residual_limit: float
     """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` says otherwise."""
     estimate: Callable[..., Any] | str
-    """`estimate(params, batch, model, learning, keys) -> (gradient, Info)`, or where to import it from."""
+    """`estimate(params, batch, model, learning, key) -> (gradient, Info)`, or where to import it from."""
     residual: str = "residual"
     """What `Info.reversibility` measures, as the axis of a figure says it."""
     nudges: tuple[str, ...] = ("centred", "one_sided")

@@ -43,7 +43,7 @@ MEMORY, REMEMBERING = "inference/test_memory_bank.py", "inference/test_rememberi
 EXPORT = "inference/test_export.py"
 FILES = "storage/test_files.py"
 EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learning/test_layer.py"
-BAD_STEPS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
+BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
@@ -506,12 +506,12 @@ MUTATIONS = [
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
     # --- runs that cannot be lost ------------------------------------------------------------------------------------
     Mutation(
-        "learning/soundness.py", "info.reversibility <= residual_limit(learning)]", "True]", f"{BAD_STEPS} -k passed_over"
+        "learning/soundness.py", "info.reversibility <= residual_limit(learning)]", "True]", f"{BAD_DRAWS} -k passed_over"
     ),
-    Mutation("learning/soundness.py", "(info.loss, info.gradient_norm,", "(info.loss,", f"{BAD_STEPS} -k infinite"),
-    Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_STEPS} -k passed_over"),
-    Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_STEPS} -k never_trains"),
-    Mutation("training/loop.py", "self.bad_steps.in_a_row = 0", "pass", f"{BAD_STEPS} -k too_many"),
+    Mutation("learning/soundness.py", "(info.loss, info.gradient_norm,", "(info.loss,", f"{BAD_DRAWS} -k infinite"),
+    Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_DRAWS} -k passed_over"),
+    Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_DRAWS} -k never_trains"),
+    Mutation("training/loop.py", "self.bad_steps.in_a_row = 0", "pass", f"{BAD_DRAWS} -k too_many"),
     Mutation(
         "training/loop.py", "nats, owes_evaluation = None, True", "nats, owes_evaluation = None, False", f"{SIGNALS} -k due"
     ),
@@ -755,11 +755,11 @@ MUTATIONS = [
         "stored.kicked, model)",
         f"{DROPOUT} -k implicit",
     ),
-    Mutation("training/step.py", "_DROPOUT), step)", "_DROPOUT), 0)", f"{DROPOUT} -k each_applied"),
+    Mutation("training/step.py", "_DRAWS), step)", "_DRAWS), 0)", f"{DROPOUT} -k each_applied"),
     Mutation(
         "training/step.py",
-        "jax.random.key(config.run.seed), _DROPOUT",
-        "jax.random.key(0), _DROPOUT",
+        "jax.random.key(config.run.seed), _DRAWS",
+        "jax.random.key(0), _DRAWS",
         f"{DROPOUT} -k each_applied",
     ),
 ]

@@ -131,7 +131,8 @@ def _autodiff(
 
 def dropout_masks(key: Array, tokens: Array, config: Config) -> Masks:
     """All masks of a step, of every sequence at once."""
-    keys, rate, length = dropout.keys(key, config.model.blocks, len(tokens)), config.learning.dropout, tokens.shape[1]
+    rate, length = config.learning.dropout, tokens.shape[1]
+    keys = dropout.keys(rate, key, config.model.blocks, len(tokens))
     blocks = [dropout.block_masks(own, length, rate, config.model) for own in keys.blocks]
     return Masks(
         dropout.embedding_mask(keys.embedding, length, rate, config.model), jax.tree.map(lambda *x: jnp.stack(x), *blocks)

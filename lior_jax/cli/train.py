@@ -97,10 +97,11 @@ def train(config, arguments: argparse.Namespace) -> None:
     """Train, show how it goes, and say what came of it."""
     from lior_jax import training
     from lior_jax.cli.progress import Bar, Sentences
-    from lior_jax.training import signals
+    from lior_jax.training import memory, signals
 
+    memory.check(config)
     bar = Bar()
-    with signals.watched(output.complain_at_once) as stop:
+    with memory.explained(config), signals.watched(output.complain_at_once) as stop:
         try:
             summary = training.train(
                 config,

@@ -37,7 +37,7 @@ def estimate(
     batch: tuple[Array, Array],
     model: ModelConfig,
     learning: LearningConfig,
-    keys: dropout.Keys = dropout.NO_KEYS,
+    key: Array | None = None,
 ) -> tuple[Params, Info]:
     """Contrastive estimate of the gradient of `model.loss`, without automatic differentiation.
 
@@ -48,7 +48,7 @@ def estimate(
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         model, learning: static.
-        keys: of the dropout's masks.
+        key: of the dropout's masks; needed only with dropout.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.
@@ -57,6 +57,7 @@ def estimate(
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
     operators = prepare(params, tokens.shape[1], model)
+    keys = dropout.keys(learning.dropout, key, model.blocks, tokens.shape[0])
     kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
     s_first = network.embed(params.embedding, tokens, kept)
     (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)

@@ -52,7 +52,7 @@ def estimate(
     batch: tuple[Array, Array],
     model: ModelConfig,
     learning: LearningConfig,
-    keys: dropout.Keys = dropout.NO_KEYS,
+    key: Array | None = None,
 ) -> tuple[Params, Info]:
     """As `learning.estimate`, by equilibrium propagation. With `learning.update: geometry` or another `learning.pull` than
     the loss's it is what these say, and no gradient of the loss."""
@@ -60,6 +60,7 @@ def estimate(
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
     operators = prepare(params, tokens.shape[1], model)
+    keys = dropout.keys(learning.dropout, key, model.blocks, tokens.shape[0])
     kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
     s_first = network.embed(params.embedding, tokens, kept)
     s_last, (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)

@@ -1,10 +1,8 @@
-"""The learning rules by their names in the configuration."""
+"""The one estimate: that of the learning rule which the configuration names (`registry.RULES`, to which users may add)."""
 
 from jax import Array
 
-from lior_jax.errors import UserError
 from lior_jax.learning.info import Info
-from lior_jax.model import dropout
 from lior_jax.model.parameters import Params
 from lior_jax.registry import RULES, resolve
 from lior_jax.settings import LearningConfig, ModelConfig
@@ -22,7 +20,7 @@ def estimate(
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         model, learning: static.
-        key: from `jax.random.key`, what `learning.dropout` draws its masks from. Without dropout it is not needed.
+        key: from `jax.random.key`, of what the rule draws: `learning.dropout`'s masks. Without dropout it is not needed.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.
@@ -30,12 +28,4 @@ def estimate(
     Raises:
         UserError: `learning.dropout` without a key.
     """
-    rate, keys = learning.dropout, dropout.NO_KEYS
-    if rate:
-        if key is None:
-            raise UserError(
-                f"learning.dropout: {rate} draws its masks from a key; give `learning.estimate` one, such as "
-                "key=jax.random.key(step), or set learning.dropout: 0."
-            )
-        keys = dropout.keys(key, model.blocks, batch[0].shape[0])
-    return resolve(RULES[learning.rule].estimate)(params, batch, model, learning, keys)
+    return resolve(RULES[learning.rule].estimate)(params, batch, model, learning, key)

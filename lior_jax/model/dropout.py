@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lior_jax.errors import UserError
 from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
@@ -45,8 +46,19 @@ class Keys(NamedTuple):
 NO_KEYS = Keys()
 
 
-def keys(key: Array, blocks: int, sequences: int) -> Keys:
-    """Keys of all masks of a step, from one key."""
+def keys(rate: float, key: Array | None, blocks: int, sequences: int) -> Keys:
+    """Keys of all masks of a step, from one key; none for a rate of zero.
+
+    Raises:
+        UserError: something is to be dropped, and there is no key.
+    """
+    if not rate:
+        return NO_KEYS
+    if key is None:
+        raise UserError(
+            f"learning.dropout: {rate} draws its masks from a key; give `learning.estimate` one, such as "
+            "key=jax.random.key(step), or set learning.dropout: 0."
+        )
     below = jax.random.split(key, (1 + blocks, sequences))
     return Keys(below[0], below[1:])
 

@@ -15,8 +15,8 @@ from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import Params
 from lior_jax.settings import Config
 
-_DROPOUT = 0xD809
-"""Folded into the seed's key, which the parameters are drawn from, for one that the masks are drawn from."""
+_DRAWS = 0xD809
+"""Folded into the seed's key, which the parameters are drawn from, for one that each step draws from."""
 
 
 class State(train_state.TrainState):
@@ -51,7 +51,7 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
         proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
             know yet, it keeps the state of a bad step for the host to look at.
     """
-    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, dropout_key(state.step, config))
+    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
     stepped = state.apply_gradients(grads=gradient)
     stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))
     sound = soundness.is_sound(info, config.learning)
@@ -61,11 +61,9 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     return state, Report(info, sound, jnp.asarray(learning_rate))
 
 
-def dropout_key(step: Array, config: Config) -> Array | None:
-    """The key of a step's masks. It depends on the seed and the applied steps alone, so that a resumed run draws them again."""
-    if not config.learning.dropout:
-        return None
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _DROPOUT), step)
+def step_key(step: Array, config: Config) -> Array:
+    """The key of what a step draws. It follows from the seed and the applied steps, so that a resumed run draws it again."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _DRAWS), step)
 
 
 def initial_state(key: Array, config: Config) -> State:

@@ -167,7 +167,7 @@ def test_masked_flow_is_hamiltonian(name, float64):
 def test_masks_keep_their_share_and_scale_it(rate):
     """Zeros are a binomial share of `rate`, everything else is `1 / (1 − rate)`, rounded to 2⁻¹⁶: the mean is 1."""
     shape = small_config(width=62, flow__units=31).model
-    keys = dropout.keys(KEY, 1, 8)
+    keys = dropout.keys(0.5, KEY, 1, 8)
     embedded = dropout.embedding_mask(keys.embedding, 64, rate, shape)
     masks = [np.asarray(x) for x in (*dropout.block_masks(keys.blocks[0], 64, rate, shape), embedded)]
     assert [x.shape for x in masks] == [(8, 64, 62), (8, 64, 31), (8, 64, 62)]
@@ -182,9 +182,9 @@ def test_masks_keep_their_share_and_scale_it(rate):
 def test_sequences_positions_blocks_and_keys_have_masks_of_their_own():
     """Uncorrelated with each other: two masks agree in as many elements as chance would have it."""
     shape, rate = small_config(width=64, flow__units=64).model, 0.5
-    keys = dropout.keys(KEY, 2, 2)
+    keys = dropout.keys(0.5, KEY, 2, 2)
     first, second = (dropout.block_masks(own, 64, rate, shape) for own in keys.blocks)
-    other = dropout.block_masks(dropout.keys(jax.random.key(8), 2, 2).blocks[0], 64, rate, shape)
+    other = dropout.block_masks(dropout.keys(0.5, jax.random.key(8), 2, 2).blocks[0], 64, rate, shape)
     embedded = dropout.embedding_mask(keys.embedding, 64, rate, shape)
     pairs = {
         "sequences": (first.units[0], first.units[1]),

@@ -15,7 +15,7 @@ from lior_jax.physics.numerics import RMS_EPSILON, masked, project, project_back
 from lior_jax.physics.pair import Pair, pair
 from lior_jax.physics.potential import Potential
 from lior_jax.physics.potential.direction import directions, state_force, well
-from lior_jax.training.loop import initial_state, train_step
+from lior_jax.training.step import initial_state, train_step
 
 KAPPA = 0.01
 

@@ -20,7 +20,8 @@ from lior_jax.registry import INTEGRATORS, POTENTIALS, RULES, SCORE_TERMS, Dynam
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions, no changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The text below a key is its description: the reference of options is made of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _tuple(value: Any) -> Any:
@@ -264,7 +265,7 @@ class ModelConfig(Section):
 class LearningConfig(Section):
     """How parameters learn from two phases (docs/design.md section 4)."""
 
-    rule: str = "echo"
+    rule: Annotated[str, RULES] = "echo"
     """`echo`: the Hamiltonian echo, of symplectic dynamics; `equilibrium`: free and nudged relaxation, of dissipative dynamics;
     or a rule that was registered. The model's dynamics follow from it."""
     nudge: Literal["centred", "one_sided", "random_sign"] = "centred"
@@ -294,8 +295,6 @@ class LearningConfig(Section):
 
     @model_validator(mode="after")
     def _keys_mean_something(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule: {self.rule!r} is no learning rule; there are {', '.join(RULES)}")
         rule = RULES[self.rule]
         default = LearningConfig.model_fields
         unknown = [key for key in rule.ignores if getattr(self, key) != default[key].default]

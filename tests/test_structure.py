@@ -19,7 +19,7 @@ FLOORS = [
     {"physics"},
     {"settings", "kernels"},
     {"storage"},
-    {"config"},
+    {"config", "options"},
     {"parallel"},
     {"model"},
     {"learning"},

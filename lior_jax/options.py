@@ -81,6 +81,12 @@ def page() -> str:
     return _HEAD + "".join(f"\n## {group.name}\n\n{group.meaning}\n\n{_table(group)}" for group in groups())
 
 
+def written(value: Any) -> str:
+    """A setting's value as YAML has it, in one line."""
+    words = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return words.removesuffix("...\n").strip()
+
+
 _HEAD = """# Options
 
 Every key of a configuration, with its default, what it may be and what it does. In a YAML file sections are nested; on the
@@ -111,9 +117,7 @@ def _within(found: list[Group], name: str) -> list[Group]:
 
 
 def _option(key: str, field: FieldInfo) -> Option:
-    default = yaml.safe_dump(_plain(field.default), default_flow_style=True, allow_unicode=True)
-    default = default.removesuffix("...\n").strip()
-    return Option(key, default, _allowed(field.annotation, field.metadata), _line(field.description or ""))
+    return Option(key, written(field.default), _allowed(field.annotation, field.metadata), _line(field.description or ""))
 
 
 def _allowed(kind: Any, metadata: list[Any]) -> str:

@@ -77,7 +77,7 @@ def look() -> Session:
             "cores": _cores(),
             "memory_bytes": _memory(),
         },
-        "devices": dict(Counter(f"{device.platform}: {device.device_kind}" for device in jax.devices())),
+        "devices": dict(Counter(_kind(device) for device in jax.devices())),
         "source": commit(_SOURCE),
     }
 
@@ -98,6 +98,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _kind(device: jax.Device) -> str:
+    """A CPU calls itself `cpu: cpu`."""
+    platform, kind = device.platform, device.device_kind
+    return platform if platform == kind else f"{platform}: {kind}"
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:

@@ -30,8 +30,8 @@ def loss_over(curves: Mapping[str, Curve], title: str = "") -> Figure:
                 panel.plot(getattr(curve, coordinate), curve.nats, marker="o", markersize=3, label=name, **style)
             panel.set_xlabel(label)
             panel.set_xlim(left=0)
-            panel.xaxis.set_major_formatter(EngFormatter())
             panel.grid(alpha=0.25)
+        axes[1].xaxis.set_major_formatter(EngFormatter())
         axes[0].set_ylabel("validation loss (nats per character)")
         handles, labels = axes[0].get_legend_handles_labels()
         if handles:

@@ -138,7 +138,7 @@ def test_the_page_fits_a_phone_and_the_dark(page):
     assert "prefers-color-scheme: dark" in page
     assert page.count('<table class="figures">') == page.count('<div class="scroll"><table class="figures">') > 0
     line = {"kind": "train", "step": 1, "loss": 1.0, "reversibility": 1e-7, "nudge": [1.0], "gradient_norm": 1.0}
-    several, single = html.picture(plots.echo_health([line]), "three"), html.picture(plots.loss_curve([line]), "one")
+    several, single = html.picture(plots.health([line]), "three"), html.picture(plots.loss_curve([line]), "one")
     assert re.search(r'<div class="scroll wide"><img [^>]* style="min-width: 6\d\dpx">', several)
     assert "min-width" not in single
 

@@ -1,9 +1,8 @@
 """The reference of all configuration keys, rendered from the settings themselves, for a terminal and as a page.
 
-`python -m lior_jax.options > docs/options.md` writes the page again, once a setting has changed.
+`python -m lior_jax.cli.options > docs/options.md` writes the page again, once a setting has changed.
 """
 
-import sys
 import textwrap
 import types
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ _HEAD = """# Options
 Every key of a configuration, with its default, what it may be and what it does. In a YAML file sections are nested; on the
 command line a key is given as `--set model.flow.units=512`. `python train.py --options model.flow` shows a section of this
 page in the terminal. The page is made from the settings, where its texts are edited, by
-`python -m lior_jax.options > docs/options.md`.
+`python -m lior_jax.cli.options > docs/options.md`.
 """
 
 
@@ -126,7 +125,7 @@ def _allowed(kind: Any, metadata: list[Any]) -> str:
         return _allowed(kind.__origin__, [*kind.__metadata__, *metadata])
     for one in metadata:
         if isinstance(one, Registry):
-            return _choices(list(one))
+            return ("list of " if get_origin(kind) is tuple else "") + _choices(list(one))
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return _choices(arguments)
@@ -205,8 +204,3 @@ def _table(group: Group) -> str:
 
 def _cell(words: str) -> str:
     return words.replace("|", r"\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")
-    sys.stdout.write(page())

@@ -59,13 +59,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Settings annotated with the table take the names in it, those included that are registered later."""
+        """Settings annotated with the table take a name in it, or a tuple of such, those included that are registered later."""
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
-    def _known(self, name: str) -> str:
-        if name not in self._entries:
-            raise ValueError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}")
-        return name
+    def _known(self, chosen: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (chosen,) if isinstance(chosen, str) else chosen:
+            if name not in self._entries:
+                raise ValueError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}")
+        return chosen
 
 
 Dynamics = Literal["symplectic", "dissipative"]

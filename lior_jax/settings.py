@@ -153,7 +153,7 @@ class RetrievalConfig(Section):
     """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
     fractional_order: float = Field(0.5, gt=0, lt=1)
     """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
-    products: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    products: Annotated[tuple[str, ...], BeforeValidator(_tuple), SCORE_TERMS] = ()
     """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
     registered."""
     tile: int | None = Field(128, ge=1, le=2**20)
@@ -163,9 +163,6 @@ class RetrievalConfig(Section):
     def _terms_fit(self):
         if self.adaptive_order and not self.lag_prior:
             raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
-        for name in self.products:
-            if name not in SCORE_TERMS:
-                raise ValueError(f"products: {name!r} is no {SCORE_TERMS.kind}; there are {', '.join(SCORE_TERMS)}")
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
         return self

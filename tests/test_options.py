@@ -26,6 +26,8 @@ class Inner(Section):
     lines."""
     pairs: tuple[tuple[float, ...], ...] = ((1.0, 2.5),)
     """Pairs."""
+    colours: Annotated[tuple[str, ...], COLOURS] = ("red",)
+    """Several."""
     parts: tuple[Literal["a", "b", "c"], ...] = ()
     """Parts, a | b."""
 
@@ -56,6 +58,7 @@ def test_types_ranges_choices_and_defaults_are_in_words():
     assert inner.options == [
         ("top.inner.bits", "null", "integer, at least 1, below 2^20, or null", "Bits of `x`, in two lines."),
         ("top.inner.pairs", "[[1.0, 2.5]]", "list of lists of numbers", "Pairs."),
+        ("top.inner.colours", "[red]", "list of `red` or `blue`", "Several."),
         ("top.inner.parts", "[]", "list of `a`, `b` or `c`", "Parts, a | b."),
     ]
 
@@ -75,6 +78,20 @@ def test_every_key_is_there_with_its_own_default_and_a_meaning():
 def test_defaults_as_shown_can_be_set():
     shown = [f"{option.key}={option.default}" for group in options.groups() for option in group.options]
     assert configuration.parse("", "nothing", shown) == Config()
+
+
+def test_a_registered_name_is_taken_and_another_is_refused():
+    table = Registry("colour", {"red": 1})
+
+    class Paint(Section):
+        one: Annotated[str, table] = "red"
+        several: Annotated[tuple[str, ...], table] = ()
+
+    table.register("green", 2)
+    assert Paint(one="green", several=("red", "green")).several == ("red", "green")
+    for wrong in ({"one": "mauve"}, {"several": ("red", "mauve")}):
+        with pytest.raises(ValueError, match="'mauve' is no colour; there are red, green"):
+            Paint(**wrong)
 
 
 def test_registered_names_are_choices():
@@ -103,7 +120,7 @@ def test_another_name_is_refused_with_what_there_is(name, hint):
 
 
 def test_the_page_is_current():
-    assert PAGE.read_text(encoding="utf-8") == options.page(), "python -m lior_jax.options > docs/options.md"
+    assert PAGE.read_text(encoding="utf-8") == options.page(), "python -m lior_jax.cli.options > docs/options.md"
 
 
 def test_a_cell_of_the_page_stays_one():

@@ -94,10 +94,10 @@ def commit(folder: Path) -> dict[str, Any] | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, errors="replace", timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return answer.strip()
 
 
 def _kind(device: jax.Device) -> str:

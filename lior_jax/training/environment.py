@@ -10,7 +10,8 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,31 @@ def end(run: Path, step: int) -> None:
     sessions = read(run)
     if sessions:
         _write(run, [*sessions[:-1], sessions[-1] | {"end": _now(), "to_step": step}])
+
+
+@contextmanager
+def recorded(run: Path, step: int, reached: Callable[[], int], complain: Callable[[str], object]) -> Iterator[None]:
+    """Keep the record of a session that begins at a step, however it ends; a record that cannot be kept does not end it.
+
+    Args:
+        reached: the step at which the session ends, asked for at its end.
+        complain: called with a sentence if the record cannot be written.
+    """
+    kept = _kept(complain, begin, run, step)
+    try:
+        yield
+    finally:
+        if kept:
+            _kept(complain, end, run, reached())
+
+
+def _kept(complain: Callable[[str], object], write: Callable[[Path, int], None], run: Path, step: int) -> bool:
+    try:
+        write(run, step)
+    except (UserError, OSError) as problem:
+        complain(f"What the run is trained with could not be recorded ({problem}).")
+        return False
+    return True
 
 
 def read(run: Path) -> list[Session]:

@@ -105,3 +105,33 @@ def test_a_disk_that_is_full_leaves_the_record_as_it_was(tmp_path, monkeypatch):
         environment.end(tmp_path, 3)
     assert (tmp_path / environment.FILE).read_text() == before
     assert json.loads(before)["sessions"][0]["end"] is None
+
+
+def test_a_session_is_recorded_however_it_ends(tmp_path):
+    said, seen = [], []
+
+    def session_that_is_stopped():
+        with environment.recorded(tmp_path, 3, lambda: 5, said.append):
+            seen.extend(environment.read(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session_that_is_stopped()
+    assert [one["end"] for one in seen] == [None]
+    (session,) = environment.read(tmp_path)
+    assert (session["from_step"], session["to_step"]) == (3, 5)
+    assert session["end"]
+    assert said == []
+
+
+def test_a_record_that_cannot_be_kept_ends_no_session(tmp_path):
+    (tmp_path / environment.FILE).write_text("{")
+    said = []
+    with environment.recorded(tmp_path, 0, lambda: 1, said.append):
+        pass
+    assert len(said) == 1
+    assert "could not be recorded" in said[0]
+    assert (tmp_path / environment.FILE).read_text() == "{"
+    with environment.recorded(tmp_path / "none", 0, lambda: 1, said.append):
+        pass
+    assert len(said) == 2

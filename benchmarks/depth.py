@@ -29,7 +29,13 @@ SETTINGS = {
     "step 1/√48": [],
     "step 1/√48, halved in two": ["model.flow.step_size=0.072", "model.flow.steps=2"],
 }
-COLOURS = ("#4477aa", "#228833", "#ee6677", "#aa3377")
+STYLES = (
+    {"color": "#4477aa", "linewidth": 1.3},
+    {"color": "#228833", "linewidth": 1.3},
+    {"color": "#f5a3ad", "linewidth": 4.5},
+    {"color": "#7a1f5c", "linewidth": 1.1, "linestyle": (0, (4, 2))},
+)
+"""The last two lie on each other: a dashed line within a broad one."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,16 +117,16 @@ def _print(results: dict[str, dict]) -> None:
 def figure(results: dict[str, dict]) -> plt.Figure:
     """Residual and loss over training."""
     drawn, (health, learning) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for (name, row), colour in zip(results.items(), COLOURS, strict=False):
+    for (name, row), style in zip(results.items(), STYLES, strict=False):
         width = max(1, len(row["losses"]) // 20)
         smooth = np.convolve(row["losses"], np.ones(width) / width, "valid")
-        health.semilogy(row["residuals"], color=colour, label=name, linewidth=1)
-        learning.plot(np.arange(len(smooth)) + width, smooth, color=colour, label=name)
+        health.semilogy(row["residuals"], label=name, **style)
+        learning.plot(np.arange(len(smooth)) + width, smooth, label=name, **style)
     health.set(xlabel="step", ylabel="relative distance of the rebuilt input", title="The way back through all blocks")
     learning.set(xlabel="step", ylabel="training loss, nats/char (running mean)", title="Learning")
     health.grid(alpha=0.3)
     learning.grid(alpha=0.3)
-    learning.legend(frameon=False)
+    learning.legend(frameon=False, handlelength=3)
     return drawn
 
 

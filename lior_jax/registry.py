@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, Literal, TypeVar
 
+from pydantic_core import core_schema
+
 from lior_jax.errors import UserError
 
 T = TypeVar("T")
@@ -22,7 +24,7 @@ def resolve(reference: Any) -> Any:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Values by name.
+    """Values by name. A setting that chooses one is annotated with the table: `rule: Annotated[str, RULES]`.
 
     Args:
         kind: what an entry is, for messages.
@@ -55,6 +57,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Settings annotated with the table take a name in it, or a tuple of such, those included that are registered later."""
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, chosen: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (chosen,) if isinstance(chosen, str) else chosen:
+            if name not in self._entries:
+                raise ValueError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}")
+        return chosen
 
 
 Dynamics = Literal["symplectic", "dissipative"]

@@ -18,7 +18,8 @@ REQUIRED = "required"
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions but of notation, no changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The text below a key is its description: the reference of options is made of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

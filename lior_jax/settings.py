@@ -127,7 +127,7 @@ class RetrievalConfig(Section):
     """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
     fractional_order: float = Field(0.5, gt=0, lt=1)
     """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
-    products: tuple[str, ...] = ()
+    products: Annotated[tuple[str, ...], SCORE_TERMS] = ()
     """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
     registered."""
     tile: int | None = Field(128, ge=1, le=2**20)
@@ -137,9 +137,6 @@ class RetrievalConfig(Section):
     def _terms_fit(self):
         if self.adaptive_order and not self.lag_prior:
             raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
-        for name in self.products:
-            if name not in SCORE_TERMS:
-                raise ValueError(f"products: {name!r} is no {SCORE_TERMS.kind}; there are {', '.join(SCORE_TERMS)}")
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
         return self
@@ -160,12 +157,12 @@ class FieldConfig(Section):
 class FlowConfig(Section):
     """The block's Hamiltonian flow, which takes the place of a feed-forward layer."""
 
-    potential: str = "gated"
+    potential: Annotated[str, POTENTIALS] = "gated"
     """What shapes the states: `gated` units, as of a gated feed-forward layer; the modern `hopfield` energy, whose units are
     patterns that states are drawn to; or a potential that was registered."""
     units: int = Field(256, ge=1, le=2**20)
     """Units `M` of the potential."""
-    integrator: str = "verlet"
+    integrator: Annotated[str, INTEGRATORS] = "verlet"
     """How the flow is followed: by `verlet`, second order, one force a step; by `yoshida4`, fourth order, three forces a step;
     or by an integrator that was registered."""
     steps: int = Field(1, ge=1, le=2**12)
@@ -178,9 +175,6 @@ class FlowConfig(Section):
 
     @model_validator(mode="after")
     def _is_stable(self):
-        for key, table in (("potential", POTENTIALS), ("integrator", INTEGRATORS)):
-            if getattr(self, key) not in table:
-                raise ValueError(f"{key}: {getattr(self, key)!r} is no {table.kind}; there are {', '.join(table)}")
         limit = stability_limit(INTEGRATORS[self.integrator])
         if self.step_size >= limit:
             raise ValueError(
@@ -239,7 +233,7 @@ class ModelConfig(Section):
 class LearningConfig(Section):
     """How parameters learn from two phases (docs/design.md section 4)."""
 
-    rule: str = "echo"
+    rule: Annotated[str, RULES] = "echo"
     """`echo`: the Hamiltonian echo, of symplectic dynamics; `equilibrium`: free and nudged relaxation, of dissipative dynamics;
     or a rule that was registered. The model's dynamics follow from it."""
     nudge: Literal["centred", "one_sided", "random_sign"] = "centred"
@@ -269,8 +263,6 @@ class LearningConfig(Section):
 
     @model_validator(mode="after")
     def _keys_mean_something(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule: {self.rule!r} is no learning rule; there are {', '.join(RULES)}")
         rule = RULES[self.rule]
         default = LearningConfig.model_fields
         unknown = [key for key in rule.ignores if getattr(self, key) != default[key].default]

@@ -501,8 +501,15 @@ MUTATIONS = [
         "np.asarray(getattr(potential, potential.MATRICES[0]))",
         "analysis/test_compression.py -k go_back",
     ),
+    Mutation("analysis/pairs.py", "bool), -1)", "bool), 0)", "analysis/test_pairs.py -k past"),
+    Mutation("analysis/pairs.py", "1 - left / np.var", "left / np.var", "analysis/test_pairs.py -k decides"),
+    Mutation("analysis/pairs.py", "cost - (np.where", "cost + (np.where", "analysis/test_pairs.py -k past"),
+    Mutation("analysis/compare.py", "np.diff(ends) * pace", "pace", "analysis/test_compare.py -k speeds"),
+    Mutation("analysis/compare.py", "steps - ends[-1], 0)", "steps, 0)", "analysis/test_compare.py -k speeds"),
     Mutation("analysis/page.py", "<pre>{html.escape(text)}", "<pre>{text}", "analysis/test_report.py"),
     Mutation("analysis/plots/geometry.py", "bool), 1)", "bool), 0)", "analysis/test_plots.py -k future"),
+    Mutation("analysis/plots/geometry.py", "axes.T @ covariance @ axes", "covariance", "analysis/test_plots.py -k correlation"),
+    Mutation("analysis/plots/geometry.py", "(scale[:, None] * scale)", "scale", "analysis/test_plots.py -k correlation"),
     Mutation("analysis/plots/geometry.py", "circle[0] / stretch[0]", "circle[0] * stretch[0]", "analysis/test_plots.py"),
     # --- runs that cannot be lost ------------------------------------------------------------------------------------
     Mutation(
@@ -574,6 +581,17 @@ MUTATIONS = [
     ),
     Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
+    Mutation(
+        "training/environment.py", '"clean": not changes', '"clean": bool(changes)', "training/test_environment.py -k commit"
+    ),
+    Mutation("training/environment.py", "[*sessions[:-1], ", "[*sessions, ", "training/test_environment.py -k own_entry"),
+    Mutation("options.py", '"above {}"', '"at least {}"', "test_options.py -k words"),
+    Mutation(
+        "registry.py",
+        "if name not in self._entries:\n                raise ValueError",
+        "if False:\n                raise ValueError",
+        "test_options.py -k refused",
+    ),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
@@ -806,7 +824,7 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")
-        for name in ("lior_jax", "tests"):
+        for name in ("lior_jax", "tests", "docs"):
             shutil.copytree(ROOT / name, tree / name, ignore=ignored)
         for name in ("pyproject.toml", "train.py", "infer.py"):
             shutil.copy(ROOT / name, tree / name)

@@ -20,7 +20,7 @@ FLOORS = [
     {"sections"},
     {"settings", "kernels"},
     {"storage"},
-    {"config"},
+    {"config", "options"},
     {"parallel"},
     {"model"},
     {"learning"},

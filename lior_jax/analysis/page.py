@@ -8,27 +8,49 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: #1c2733; --pale: #55636f; --line: #d5dde6; --paper: #fff; --block: #f4f6f9; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #d5dde6; }
-p.note, figcaption { color: #55636f; }
+h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
+p.note, figcaption { color: var(--pale); }
+figcaption { margin-top: .3rem; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; }
+div.scroll { overflow-x: auto; }
+img { display: block; width: auto; height: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
-th { color: #55636f; font-weight: 600; white-space: nowrap; }
-table.figures td { text-align: right; }
-table.figures tr:first-child th { text-align: right; border-bottom: 1px solid #d5dde6; }
-pre { background: #f4f6f9; padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
+th { color: var(--pale); font-weight: 600; }
+table.names td { overflow-wrap: anywhere; }
+table.figures td { text-align: right; white-space: nowrap; }
+table.figures tr:first-child th { text-align: right; vertical-align: bottom; border-bottom: 1px solid var(--line); }
+pre { background: var(--block); padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  table.names th, table.names td { display: block; padding-right: 0; }
+  table.names td { padding-bottom: .5rem; }
+  div.wide + figcaption::before { content: "↔ scrolls sideways. "; }
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dde4ea; --pale: #9aa8b5; --line: #35424e; --paper: #14191f; --block: #1e262e; }
+  img { filter: brightness(.9); border-radius: 4px; }
+}
 """
+
+_LEAST = 0.62
+"""Of its size, to which a picture is made smaller at most, if that is wider than `_PHONE`; a narrower page scrolls it sideways,
+so that what is written in a picture of several panels stays legible."""
+_PHONE = 500
+"""Pixels."""
+_DPI = 110
 
 
 def page(title: str, sections: Iterable[str]) -> str:
     """The whole page of its sections, which are HTML already; the title is text."""
     title, body = html.escape(title), "\n".join(sections)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -51,7 +73,8 @@ def verbatim(text: str) -> str:
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Names and what they stand for."""
     cells = ((html.escape(name), html.escape(text)) for name, text in rows)
-    return "<table>" + "".join(f"<tr><th>{name}</th><td>{text}</td></tr>\n" for name, text in cells) + "</table>"
+    body = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>\n" for name, text in cells)
+    return f'<table class="names">{body}</table>'
 
 
 def figures(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -60,13 +83,16 @@ def figures(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     def row(cells: tuple[str, ...], kind: str) -> str:
         return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
 
-    return '<table class="figures">' + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
+    body = row(head, "th") + "".join(row(cells, "td") for cells in rows)
+    return f'<div class="scroll"><table class="figures">{body}</table></div>'
 
 
 def picture(figure: Figure, caption: str) -> str:
-    """A figure and its caption."""
+    """A figure, on white also where the page is dark, and its caption."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=_DPI)
     data = base64.b64encode(file.getvalue()).decode("ascii")
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    text, least = html.escape(caption), round(_LEAST * figure.get_figwidth() * _DPI)
+    kind, size = ("scroll wide", f' style="min-width: {least}px"') if least > _PHONE else ("scroll", "")
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}"{size}>'
+    return f'<figure><div class="{kind}">{image}</div><figcaption>{text}</figcaption></figure>'

@@ -2,9 +2,7 @@
 
 import json
 import math
-import platform
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import yaml
 
 from lior_jax import model
-from lior_jax.analysis import compression, conservation, plots, probe
+from lior_jax.analysis import compression, conservation, plots, probe, sessions
 from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
@@ -31,7 +29,6 @@ _TOKENS = 32
 """Of a sample's beginning, that is looked at."""
 _PROBED = 4
 """Of its positions, at which Jacobians are measured."""
-_LIBRARIES = ("lior-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 
 
 def write(run: str | Path) -> Path:
@@ -208,12 +205,7 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
 def _settings(run: Path) -> Iterator[str]:
     yield heading("Configuration")
     yield verbatim(yaml.safe_dump(_record(run), sort_keys=False, allow_unicode=True))
-    yield heading("Environment of this page")
-    rows = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    rows |= {name: metadata.version(name) for name in _LIBRARIES}
-    rows["devices"] = ", ".join(sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}))
-    yield table(rows.items())
-    yield note("Where the page was written; a run does not record where it was trained.")
+    yield from sessions.sections(run)
 
 
 def _text(run: Path, lines: list[dict[str, Any]]) -> str:

@@ -22,6 +22,22 @@ from lior_jax.training import events
 
 FILE = "metrics.jsonl"
 
+_TAGS = {
+    ("train", "loss"): "loss/train",
+    ("validation", "nats_per_token"): "loss/validation",
+    ("validation", "nats_per_character"): "loss/validation_nats_per_character",
+    ("validation", "bits_per_character"): "loss/validation_bits_per_character",
+    ("train", "learning_rate"): "optimizer/learning_rate",
+    ("train", "gradient_norm"): "optimizer/gradient_norm",
+    ("train", "action"): "physics/action",
+    ("train", "fractional_order"): "physics/fractional_order",
+    ("train", "reversibility"): "soundness/reversibility",
+    ("train", "residual"): "soundness/residual",
+    ("train", "nudge"): "soundness/nudge",
+    ("train", "tokens_per_second"): "speed/tokens_per_second",
+}
+"""What TensorBoard calls figures, which it shows by group in the order of the alphabet: the loss first."""
+
 
 def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
     """Kind and values of what is written down of an event, None for nothing."""
@@ -93,13 +109,14 @@ class _Board:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
+            tag = _TAGS.get((kind, name), f"{kind}/{name}")
             if isinstance(value, str):
-                self._event(step, summary.text(f"{kind}/{name}", value))
+                self._event(step, summary.text(tag, value))
             elif isinstance(value, list):
                 for index, element in enumerate(value):
-                    self._event(step, summary.scalar(f"{kind}/{name}/{index}", element))
+                    self._event(step, summary.scalar(f"{tag}/{index}", element))
             else:
-                self._event(step, summary.scalar(f"{kind}/{name}", value))
+                self._event(step, summary.scalar(tag, value))
         self._writer.flush()
 
     def _event(self, step: int, content: Any) -> None:

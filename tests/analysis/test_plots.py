@@ -96,10 +96,24 @@ def test_ellipses_lie_at_metric_distance_one():
     np.testing.assert_allclose(stretches.lines[0].get_ydata(), [2, 1, 0.5])
 
 
-def test_frames_and_priors():
-    frame = np.eye(3)[::-1]
-    figure = plots.frames({"one": np.eye(3), "two": frame})
-    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), frame)
+def test_a_frame_of_principal_axes_leaves_the_keys_without_correlation():
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    covariance = turn @ np.diag([4.0, 0.25]) @ turn.T
+    chart, frame, turned = (axes.images[0].get_array() for axes in plots.frame_of_keys(covariance, turn).axes[:3])
+    np.testing.assert_allclose(chart[0, 1], covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+    np.testing.assert_array_equal(frame, turn)
+    np.testing.assert_allclose(turned, np.eye(2), atol=1e-12)
+
+
+def test_pair_maps_are_centred_and_blank_where_nothing_is_known():
+    image = np.array([[1.0, -3.0], [np.nan, 0.5]])
+    axes = plots.pair_maps({"one": image}, ["a", " "], "cost").axes[0]
+    assert axes.images[0].get_clim() == (-3.0, 3.0)
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.masked_invalid(axes.images[0].get_array())), np.isnan(image))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "␣"]
+
+
+def test_lag_priors_are_relative_to_their_largest():
     log_priors = np.log(np.array([[[2.0, 1.0, 0.5]], [[1.0, 1.0, 4.0]]]))
     figure = plots.lag_priors(log_priors)
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 0.5, 0.25])

@@ -5,13 +5,15 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from lior_jax import training
-from lior_jax.analysis import report
+from lior_jax.analysis import page as html
+from lior_jax.analysis import plots, report
 from lior_jax.errors import UserError
 from lior_jax.registry import RULES
-from lior_jax.training import metrics
+from lior_jax.training import environment, metrics
 
 
 class Page(HTMLParser):
@@ -104,3 +106,44 @@ def test_samples_are_text_and_no_html(finished_run, tmp_path):
 def test_no_run_no_page(tmp_path):
     with pytest.raises(UserError, match="There is no run"):
         report.write(tmp_path / "none")
+
+
+def test_the_page_shows_every_session(tmp_path, finished_run):
+    shutil.copy(finished_run / "config.yaml", tmp_path / "config.yaml")
+    assert "no record of where it was trained" in " ".join(Page(report.render(tmp_path)).texts)
+    first = {
+        "begin": "2026-01-01T10:00:00Z",
+        "end": "2026-01-01T10:30:00Z",
+        "from_step": 0,
+        "to_step": 1200,
+        "devices": {"gpu: H200": 4},
+        "source": {"commit": "0123456789abcdef", "clean": False},
+    }
+    host = {"processor": "a <processor>", "cores": 2, "memory_bytes": 3 * 2**30, "system": "Linux"}
+    second = {"begin": "2026-01-02T10:00:00Z", "end": None, "from_step": 1200, "command": ["train.py", "<b>"], "host": host}
+    (tmp_path / environment.FILE).write_text(json.dumps({"sessions": [first, second]}))
+    parsed = Page(report.render(tmp_path))
+    cells = ["2026-01-01 10:00:00", "30.0", "0 – 1,200", "4 × gpu: H200", "0123456789, changed since"]
+    place = parsed.texts.index(cells[0])
+    assert parsed.texts[place : place + 5] == cells
+    assert "train.py <b>" in parsed.texts
+    assert "a <processor>, 2 cores, 3.0 GiB of memory, Linux" in parsed.texts
+    (tmp_path / environment.FILE).write_text("{")
+    assert "environment.json is damaged" in report.render(tmp_path)
+
+
+def test_the_page_fits_a_phone_and_the_dark(page):
+    """What is wider than a narrow page scrolls by itself, so that the page does not."""
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert "prefers-color-scheme: dark" in page
+    assert page.count('<table class="figures">') == page.count('<div class="scroll"><table class="figures">') > 0
+    line = {"kind": "train", "step": 1, "loss": 1.0, "reversibility": 1e-7, "nudge": [1.0], "gradient_norm": 1.0}
+    several, single = html.picture(plots.health([line]), "three"), html.picture(plots.loss_curve([line]), "one")
+    assert re.search(r'<div class="scroll wide"><img [^>]* style="min-width: 6\d\dpx">', several)
+    assert "min-width" not in single
+
+
+@pytest.mark.parametrize("figure", [plots.loss_curve([]), plots.by_token({"a": np.ones(2)}, list("ab"), "R")])
+def test_pictures_are_on_white(figure):
+    """Black writing on nothing could not be read on a dark page."""
+    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)

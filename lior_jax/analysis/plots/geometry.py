@@ -93,16 +93,51 @@ def metric_ellipses(metrics: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
-def frames(axes_of: dict[str, np.ndarray], title: str = "") -> Figure:
-    """Frames `Q` `[n, n]` by name: columns are the frame's axes, rows the chart's coordinates."""
-    with sheet(1, len(axes_of), 3.4 * len(axes_of), 3.4, title) as (figure, (axes,)):
-        for panel, (name, frame) in zip(axes, axes_of.items(), strict=True):
-            heat(panel, np.asarray(frame), "component", cmap=DIVERGING, vmin=-1, vmax=1)
+def frame_of_keys(covariance: np.ndarray, axes: np.ndarray, title: str = "") -> Figure:
+    """What a head's frame does: correlations of its keys in the chart's coordinates, the frame, and their correlations in it.
+
+    Args:
+        covariance: `[n, n]`, `E[zzᵀ]` of the head's keys in the chart's coordinates.
+        axes: `[n, n]`, the frame `Q`, its axes in columns.
+    """
+    panels = {
+        "keys, in the chart's coordinates": (_correlation(covariance), "coordinate", "coordinate"),
+        "the frame": (axes, "axis of the frame", "coordinate"),
+        "keys, in the frame": (_correlation(axes.T @ covariance @ axes), "axis of the frame", "axis of the frame"),
+    }
+    with sheet(1, 3, 11.5, 3.6, title) as (figure, (row,)):
+        for panel, (name, (image, columns, rows)) in zip(row, panels.items(), strict=True):
+            label = "component" if name == "the frame" else "correlation"
+            heat(panel, image, label, cmap=DIVERGING, vmin=-1, vmax=1)
             panel.set_title(name, fontsize=10)
-            panel.set_xlabel("axis of the frame")
-            panel.set_xticks(range(len(frame)))
-            panel.set_yticks(range(len(frame)))
-        axes[0].set_ylabel("chart coordinate")
+            panel.set_xlabel(columns)
+            panel.set_ylabel(rows)
+            panel.set_xticks(range(len(axes)))
+            panel.set_yticks(range(len(axes)))
+    return figure
+
+
+def _correlation(covariance: np.ndarray) -> np.ndarray:
+    scale = np.sqrt(np.diagonal(covariance))
+    return covariance / (scale[:, None] * scale)
+
+
+def pair_maps(maps: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "") -> Figure:
+    """Something of every pair of tokens, side by side, around zero; white where nothing is known.
+
+    Args:
+        maps: by name, `[A, A]` of query tokens (rows) and key tokens.
+        tokens: the `A` tokens.
+        label: of the colours.
+    """
+    with sheet(1, len(maps), 5.2 * len(maps), 4.5, title) as (figure, (axes,)):
+        for panel, (name, image) in zip(axes, maps.items(), strict=True):
+            limit = np.nanmax(np.abs(image))
+            heat(panel, image, label, cmap=DIVERGING, vmin=-limit, vmax=limit)
+            panel.set_title(name, fontsize=10)
+            name_tokens(panel, tokens, tokens)
+            panel.set_xlabel("key: past token")
+        axes[0].set_ylabel("query: token")
     return figure
 
 

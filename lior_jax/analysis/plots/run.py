@@ -42,7 +42,8 @@ def loss_curve(metrics: Lines, title: str = "") -> Figure:
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("cross-entropy (nats per token)")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        if train.size or validation.size:
+            axes.legend(frameon=False)
     return figure
 
 
@@ -84,7 +85,7 @@ def action_over_training(metrics: Lines, title: str = "") -> Figure:
         axes.set_ylabel("LIoR action of the flow\n(metric length, heads added up)")
         axes.grid(alpha=0.25)
         if 0 < blocks <= 8:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

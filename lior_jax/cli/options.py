@@ -1,0 +1,15 @@
+"""Write the page of all options: python -m lior_jax.cli.options > docs/options.md"""
+
+import sys
+
+from lior_jax import options
+
+
+def main() -> None:
+    """Print the page, as UTF-8 whatever the terminal's encoding is."""
+    sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdout.write(options.page())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What a run was trained with: `RUN/environment.json`, with an entry for each session, in the order of their beginning.
+
+An entry has the times of its begin and end (UTC; `end` is null while it runs, and stays so if it was cut off), the steps
+between them, the command line, versions, host and devices, and the commit of the source with whether it was changed since.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lior_jax.errors import UserError
+from lior_jax.storage import files
+
+FILE = "environment.json"
+
+_PACKAGES = (
+    *("lior-jax", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "numpy", "optax", "orbax-checkpoint"),
+    *("pydantic", "safetensors", "tokenizers"),
+)
+_SOURCE = Path(__file__).resolve().parents[1]
+
+Session = dict[str, Any]
+
+
+def begin(run: Path, step: int, environment: Session | None = None) -> None:
+    """Add an entry for a session that begins at a step, `look()` by default.
+
+    Raises:
+        UserError: the record is damaged.
+        OSError: it cannot be written.
+    """
+    session = {"begin": _now(), "end": None, "from_step": step, "to_step": None, **(environment or look())}
+    _write(run, [*read(run), session])
+
+
+def end(run: Path, step: int) -> None:
+    """Note that the newest session, if there is a record of one, ended at a step; raises as `begin` does."""
+    sessions = read(run)
+    if sessions:
+        _write(run, [*sessions[:-1], sessions[-1] | {"end": _now(), "to_step": step}])
+
+
+@contextmanager
+def recorded(run: Path, step: int, reached: Callable[[], int], complain: Callable[[str], object]) -> Iterator[None]:
+    """Keep the record of a session that begins at a step, however it ends; a record that cannot be kept does not end it.
+
+    Args:
+        reached: the step at which the session ends, asked for at its end.
+        complain: called with a sentence if the record cannot be written.
+    """
+    kept = _kept(complain, begin, run, step)
+    try:
+        yield
+    finally:
+        if kept:
+            _kept(complain, end, run, reached())
+
+
+def _kept(complain: Callable[[str], object], write: Callable[[Path, int], None], run: Path, step: int) -> bool:
+    try:
+        write(run, step)
+    except (UserError, OSError) as problem:
+        complain(f"What the run is trained with could not be recorded ({problem}).")
+        return False
+    return True
+
+
+def read(run: Path) -> list[Session]:
+    """All entries of a run, none if it has no record. Raises `UserError` for a damaged one."""
+    path = Path(run) / FILE
+    if not path.exists():
+        return []
+    try:
+        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        if not all(isinstance(session, dict) and isinstance(session.get("begin"), str) for session in sessions):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; mend or remove it.") from None
+    return sessions
+
+
+def look() -> Session:
+    """What this process runs with."""
+    return {
+        "command": list(sys.argv),
+        "python": platform.python_version(),
+        "packages": _versions(_PACKAGES),
+        "variables": {name: text for name, text in sorted(os.environ.items()) if name.startswith(("JAX_", "XLA_"))},
+        "host": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": _cores(),
+            "memory_bytes": _memory(),
+        },
+        "devices": dict(Counter(_kind(device) for device in jax.devices())),
+        "source": commit(_SOURCE),
+    }
+
+
+def commit(folder: Path) -> dict[str, Any] | None:
+    """The commit that a package's folder is checked out at, and whether the repository is as committed; None if its files
+    are in no repository, as those that were installed, or there is no git."""
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # a repository may lie around an installed package, and not be its own
+    name, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    return None if name is None or changes is None else {"commit": name, "clean": not changes}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, errors="replace", timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.strip()
+
+
+def _kind(device: jax.Device) -> str:
+    """A CPU calls itself `cpu: cpu`."""
+    platform, kind = device.platform, device.device_kind
+    return platform if platform == kind else f"{platform}: {kind}"
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _cores() -> int | None:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+
+
+def _processor() -> str | None:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _write(run: Path, sessions: list[Session]) -> None:
+    text = json.dumps({"sessions": sessions}, indent=2, ensure_ascii=False)
+    files.write_atomically(Path(run) / FILE, text + "\n")

@@ -26,6 +26,8 @@ def sentence(event: events.Event) -> str | None:
             return "\n".join("    " + line for line in text.splitlines())
         case events.SaveFailed(problem):
             return f"{problem} Training goes on."
+        case events.EnvironmentNotRecorded(problem):
+            return problem
         case events.FiguresNotWritten(step, problem):
             return f"The figures of step {step} could not be written ({problem}); they will be as soon as they can."
         case events.SubscriberFailed(subscriber, problem):

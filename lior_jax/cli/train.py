@@ -53,12 +53,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
     )
+    parser.add_argument(
+        "--compare",
+        metavar="RUN",
+        type=reading.path,
+        nargs="+",
+        help="do not train, but set runs side by side: table and picture",
+    )
+    parser.add_argument(
+        "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
+    )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
-    if arguments.report and any(alone):
-        parser.error("--report RUN goes with no other option")
-    if not (arguments.config or isinstance(arguments.resume, str) or arguments.report):
-        parser.error("give --config FILE, --resume RUN, or --report RUN")
+    shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
+    if shown and (any(alone) or len(shown) > 1):
+        parser.error(f"--{shown[0]} goes with no other option")
+    if not (arguments.config or isinstance(arguments.resume, str) or shown):
+        parser.error("give --config FILE, --resume RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
     if arguments.stop_after is not None and arguments.stop_after < 1:
@@ -68,6 +79,17 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked for."""
+    if arguments.options is not None:
+        from lior_jax import options
+
+        print(options.text(arguments.options or None), flush=True)
+        return
+    if arguments.compare:
+        from lior_jax.analysis import compare
+
+        table, picture = compare.compare(arguments.compare)
+        print(f"{table}\n\n{picture}: the curves over steps, tokens and seconds", flush=True)
+        return
     if arguments.report:
         from lior_jax.analysis import report
 

@@ -113,6 +113,13 @@ class FiguresNotWritten(Event):
 
 
 @dataclass(frozen=True)
+class EnvironmentNotRecorded(Event):
+    """`environment.json` could not be written, which does not end the run."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Scoring(Event):
     """A long pass over a text, between its first (0 done) and its last batch (all done)."""
 

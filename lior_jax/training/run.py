@@ -17,7 +17,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import events, run_folder
+from lior_jax.training import environment, events, run_folder
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.reporting import Reporter, watched_pass
@@ -105,8 +105,16 @@ def _train(session: _Session) -> tuple[int, int]:
     training = config.training
     last_step = min(training.steps, stop_after or training.steps)
     report(events.Started(run, config, _size(config)))
-    with checkpoint.Checkpoints(run, training.keep, training.keep_every) as checkpoints:
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(run, training.keep, training.keep_every))
         state, step = _restore(checkpoints, session) if saved else (_start(config), 0)
+
+        def reached(begin: int = step) -> int:
+            return begin if checkpoints.latest is None else checkpoints.latest
+
+        stack.enter_context(
+            environment.recorded(run, step, reached, lambda sentence: report(events.EnvironmentNotRecorded(sentence)))
+        )
         owes_evaluation = saved is not None and checkpoints.owes_evaluation(step)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)

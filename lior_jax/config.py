@@ -14,8 +14,7 @@ import pydantic
 import yaml
 
 from lior_jax.errors import UserError
-from lior_jax.sections import Section, is_text
-from lior_jax.settings import DERIVED, Config, ModelConfig
+from lior_jax.settings import DERIVED, Config, ModelConfig, Section, is_text
 from lior_jax.storage import files
 
 _S = TypeVar("_S", bound=Section)

@@ -17,7 +17,6 @@ FLOORS = [
     {"errors"},
     {"registry"},
     {"physics"},
-    {"sections"},
     {"settings", "kernels"},
     {"storage"},
     {"config", "options"},
@@ -32,7 +31,7 @@ FLOORS = [
 ]
 
 # Storage takes plain values: arrays, text, dictionaries.
-NOT_BY_STORAGE = {"registry", "physics", "sections", "settings", "kernels"}
+NOT_BY_STORAGE = {"registry", "physics", "settings", "kernels"}
 
 # Libraries that differentiate, or pass on what JAX offers.
 DIFFERENTIATORS = {"jax", "flax", "optax", "chex", "equinox", "haiku", "jaxopt", "optimistix", "diffrax", "torch", "autograd"}

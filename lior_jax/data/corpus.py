@@ -9,8 +9,7 @@ from lior_jax.data import tokenizer as tokenizers
 from lior_jax.data.text import read_text
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
-from lior_jax.sections import REQUIRED
-from lior_jax.settings import Config
+from lior_jax.settings import REQUIRED, Config
 from lior_jax.storage import sums
 from lior_jax.storage.checkpoint import Metadata
 

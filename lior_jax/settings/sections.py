@@ -70,3 +70,8 @@ def _path(value: str) -> str:
 
 PathText = Annotated[str, AfterValidator(_path)]
 """A path of a file or folder."""
+
+
+def off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value

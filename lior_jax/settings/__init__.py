@@ -1,0 +1,104 @@
+"""The sections of a configuration: every key with its default, its range and its meaning.
+
+Every section is immutable and hashable, so it can be a static argument of `jax.jit`. `config` reads them from YAML.
+"""
+
+from typing import Any
+
+from pydantic import model_validator
+
+from lior_jax.registry import RULES
+from lior_jax.settings.model import (
+    DERIVED,
+    ConvolutionConfig,
+    FieldConfig,
+    FlowConfig,
+    GeometryConfig,
+    ModelConfig,
+    RelaxationConfig,
+    RetrievalConfig,
+)
+from lior_jax.settings.run import DataConfig, LearningConfig, OptimizerConfig, RunConfig, SampleConfig, TrainingConfig
+from lior_jax.settings.sections import REQUIRED, Section, is_text
+
+__all__ = [
+    "DERIVED",
+    "REQUIRED",
+    "Config",
+    "ConvolutionConfig",
+    "DataConfig",
+    "FieldConfig",
+    "FlowConfig",
+    "GeometryConfig",
+    "LearningConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RelaxationConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "SampleConfig",
+    "Section",
+    "TrainingConfig",
+    "is_text",
+]
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    learning: LearningConfig = LearningConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample: SampleConfig = SampleConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dynamics_follow_the_rule(cls, values: Any) -> Any:
+        """The model's section stands by itself, so it is told what the learning rule needs."""
+        if not isinstance(values, dict):
+            return values
+        model, learning = values.get("model", {}), values.get("learning", {})
+        rule = learning.get("rule", "echo") if isinstance(learning, dict) else getattr(learning, "rule", None)
+        if not isinstance(rule, str) or rule not in RULES:
+            return values  # which the rule's own section complains of
+        dynamics = RULES[rule].dynamics
+        if isinstance(model, dict):
+            if model.get("dynamics", dynamics) != dynamics:
+                raise ValueError(
+                    f"model.dynamics: it follows from learning.rule: {rule} has {dynamics} ones; leave the key out"
+                )
+            return values | {"model": model | {"dynamics": dynamics}}
+        if isinstance(model, ModelConfig):
+            return values | {"model": model.model_copy(update={"dynamics": dynamics})}
+        return values
+
+    @model_validator(mode="after")
+    def _model_and_rule_fit(self):
+        flow, learning = self.model.flow, self.learning
+        if self.model.dynamics == "dissipative":
+            for key in ("carry_momentum", "steps", "integrator"):
+                if getattr(flow, key) != FlowConfig.model_fields[key].default:
+                    raise ValueError(f"model.flow.{key}: a relaxation has no momentum and no integrator; leave the key out")
+            if learning.action_weight and not learning.learns_all:
+                raise ValueError(
+                    "learning.action_weight: it has no say unless learning.update is all and learning.pull is not off"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_fit(self):
+        chunk = self.learning.chunk
+        if chunk is not None and self.training.batch_size % chunk:
+            raise ValueError(f"learning.chunk: {chunk} does not divide training.batch_size, {self.training.batch_size}")
+        stride = self.training.eval_stride
+        if stride is not None and stride > self.model.context:
+            raise ValueError(f"training.eval_stride: {stride} is longer than a window, model.context = {self.model.context}")
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} steps of warm-up leave nothing of the "
+                f"{self.training.steps} in training.steps"
+            )
+        return self

@@ -1,0 +1,191 @@
+"""The model's section: shapes and physics of the network."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lior_jax.errors import UserError
+from lior_jax.physics.base_geometry import Geometry, base_metric, precompute
+from lior_jax.physics.integrators import stability_limit
+from lior_jax.physics.precision import Precision
+from lior_jax.physics.rotor_planes import max_rotor_layers
+from lior_jax.registry import INTEGRATORS, POTENTIALS, SCORE_TERMS, Dynamics
+from lior_jax.settings.sections import Section, off
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+class GeometryConfig(Section):
+    """The charts' metric: how distances between queries and keys, and along the flow, are measured."""
+
+    chart_dim: int = Field(16, ge=2, le=2**12)
+    """Dimension `n` of each head's chart, in which queries and keys are points."""
+    metric: Literal["diag_rot", "block_rot"] = "diag_rot"
+    """Whether the metric's frame turns all chart coordinates together, or blocks of them, which costs less."""
+    block: int = Field(2, ge=2, le=2**12)
+    """Coordinates in a block of `block_rot`; even, and divides `chart_dim`."""
+    rank: int = Field(2, ge=0, le=2**12)
+    """Rank `r` of the low-rank part of the metric."""
+    base_metric: Rows | None = None
+    """The metric `g₀` that the learned one is measured in: `chart_dim` rows of a symmetric positive definite matrix; null for
+    the identity."""
+    frame: Literal["rotor", "derived", "learned_lowrank"] = "derived"
+    """Axes of the metric: learned `rotor` angles; `derived` from the running covariance of the keys; or the coordinate axes,
+    with `learned_lowrank` directions as the only ones that are not axes."""
+    rotor_layers: int = Field(4, ge=0, le=2**12)
+    """Layers of Givens planes in the rotor frame of `diag_rot`; 0 keeps the coordinate axes. A block of `block_rot` has all
+    its layers."""
+    resilience: Literal["unit", "constitutive", "curvature"] = "unit"
+    """What weighs geodesic costs and the action: nothing; the state's magnitude at the query; or its scalar curvature."""
+    curvature_terms: int = Field(4, ge=1, le=2**8)
+    """Terms `C` of the structured curvature tensor."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self):
+        if self.rotor_layers > max_rotor_layers(self.chart_dim):
+            raise ValueError(
+                f"rotor_layers: {max_rotor_layers(self.chart_dim)} layers already turn every plane of a "
+                f"{self.chart_dim}-dimensional chart; {self.rotor_layers} is too many"
+            )
+        if self.metric == "block_rot" and (self.block % 2 or self.chart_dim % self.block):
+            raise ValueError(f"block: blocks of {self.block} coordinates must be even and divide chart_dim, {self.chart_dim}")
+        if self.frame == "learned_lowrank" and self.rank == 0:
+            raise ValueError("rank: the frame learned_lowrank needs directions to learn; give at least 1")
+        if self.frame == "learned_lowrank" and self.metric == "block_rot":
+            raise ValueError("metric: block_rot has nothing to turn in the frame learned_lowrank; choose diag_rot")
+        try:
+            base_metric(self.chart_dim, self.base_metric)
+        except UserError as problem:
+            raise ValueError(f"base_metric: {problem}") from None
+        return self
+
+    @property
+    def base(self) -> Geometry:
+        """What follows from the base metric."""
+        return precompute(base_metric(self.chart_dim, self.base_metric))
+
+    @property
+    def whitened_dim(self) -> int:
+        """Dimension `m = n + r` of whitened chart points."""
+        return self.chart_dim + self.rank
+
+
+class ConvolutionConfig(Section):
+    """What a position's queries, keys and values are made of, beside itself: causal depthwise convolutions."""
+
+    taps: int = Field(8, ge=1, le=2**12)
+    """Lags `τ` of the short convolution, the position itself included."""
+    long: bool = False
+    """Add the LIoR kernel's convolution over all earlier positions."""
+
+
+class RetrievalConfig(Section):
+    """What scores of retrieval (attention) are made of, beside the geodesic distance."""
+
+    lag_prior: bool = True
+    """Weigh retrieval by a LIoR kernel of the lag."""
+    adaptive_order: bool = False
+    """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
+    fractional_order: float = Field(0.5, gt=0, lt=1)
+    """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
+    products: Annotated[tuple[str, ...], SCORE_TERMS] = ()
+    """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
+    registered."""
+    tile: int | None = Field(128, ge=1, le=2**20)
+    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
+
+    @model_validator(mode="after")
+    def _terms_fit(self):
+        if self.adaptive_order and not self.lag_prior:
+            raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
+        if len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
+        return self
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of all score terms, in the order in which retrieval has them."""
+        return ("lag_prior",) * self.lag_prior + self.products
+
+
+class FieldConfig(Section):
+    """The prompt's field state, read beside retrieval (linear attention with decay)."""
+
+    evolution: Annotated[Literal["kernel", "off"], BeforeValidator(off)] = "kernel"
+    """How the field moves on from token to token: as the LIoR `kernel` propagates it; or `off`, without a field."""
+
+
+class FlowConfig(Section):
+    """The block's Hamiltonian flow, which takes the place of a feed-forward layer."""
+
+    potential: Annotated[str, POTENTIALS] = "gated"
+    """What shapes the states: `gated` units, as of a gated feed-forward layer; the modern `hopfield` energy, whose units are
+    patterns that states are drawn to; or a potential that was registered."""
+    units: int = Field(256, ge=1, le=2**20)
+    """Units `M` of the potential."""
+    integrator: Annotated[str, INTEGRATORS] = "verlet"
+    """How the flow is followed: by `verlet`, second order, one force a step; by `yoshida4`, fourth order, three forces a step;
+    or by an integrator that was registered."""
+    steps: int = Field(1, ge=1, le=2**12)
+    """Steps `T` of the integrator in each block."""
+    step_size: float = Field(1.0, gt=0)
+    """Length `h` of one step, in units of the flow's time; below 2 for `verlet` and 1.57 for `yoshida4`, which become unstable
+    there at unit frequency."""
+    carry_momentum: bool = False
+    """Keep the momentum from block to block; then no activation at all is stored for learning."""
+
+    @model_validator(mode="after")
+    def _is_stable(self):
+        limit = stability_limit(INTEGRATORS[self.integrator])
+        if self.step_size >= limit:
+            raise ValueError(
+                f"step_size: {self.integrator} is unstable at {self.step_size:g} for unit frequency; give less than "
+                f"{limit:.4g}, and more steps"
+            )
+        return self
+
+
+class RelaxationConfig(Section):
+    """The block's relaxation to a minimum of its energy, which the dissipative dynamics have in the flow's place."""
+
+    steps: int = Field(12, ge=1, le=2**12)
+    """Steps of each block's relaxation."""
+    rate: float = Field(0.85, gt=0, lt=2)
+    """Length of a step, in units where a block without potential settles in one."""
+    momentum: float = Field(0.15, ge=0, lt=1)
+    """Share of the last step that a step goes on with (heavy ball); 0 for gradient flow."""
+
+
+DERIVED: dict[str, Any] = {"derived": True}
+"""Marks a value that follows from others and is no key of a configuration."""
+
+
+class ModelConfig(Section):
+    """Shapes and physics of the network (docs/design.md section 2)."""
+
+    vocab_size: int | None = Field(None, ge=2, le=2**20)
+    """Vocabulary `V`; training takes it from the tokenizer, so leave it out."""
+    context: int = Field(128, ge=2, le=2**20)
+    """Positions `L` of a training window."""
+    width: int = Field(128, ge=2, le=2**16)
+    """Dimension `d` of the state of a position."""
+    blocks: int = Field(4, ge=1, le=2**12)
+    """Number of blocks."""
+    heads: int = Field(4, ge=1, le=2**12)
+    """Retrieval heads `H`; must divide `width`."""
+    precision: Precision = "float32"
+    """Of the matrix products: `float32`, `tf32` (the backend's default) or `bfloat16`; states stay float32."""
+    geometry: GeometryConfig = GeometryConfig()
+    convolution: ConvolutionConfig = ConvolutionConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    field: FieldConfig = FieldConfig()
+    flow: FlowConfig = FlowConfig()
+    relaxation: RelaxationConfig = RelaxationConfig()
+    dynamics: Dynamics = Field("symplectic", json_schema_extra=DERIVED)
+    """What follows a block's kick. It is that of `learning.rule`, and not set by hand."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        return self

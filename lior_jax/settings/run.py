@@ -1,0 +1,140 @@
+"""The sections beside the model's: run, data, learning, optimiser, samples, training."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lior_jax.registry import RULES
+from lior_jax.settings.sections import PathText, Section, off
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    directory: PathText = Field("runs/default", min_length=1)
+    """Folder of the run: checkpoints, metrics, samples, figures."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the initial parameters, the order of the data and the samples."""
+
+
+class DataConfig(Section):
+    """What is read, and how it becomes tokens."""
+
+    path: PathText | None = Field(None, min_length=1)
+    """UTF-8 file, folder or glob; null for the embedded corpus, `pydoc_data.topics`; `required` for a configuration that has to
+    be given one."""
+    tokenizer: str = "char"
+    """`byte`, `char`, or `bpe:N` with N the size of the vocabulary."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the text, from its end, that is never trained on."""
+
+    @model_validator(mode="after")
+    def _tokenizer_is_known(self):
+        if not re.fullmatch(r"byte|char|bpe:[1-9][0-9]{0,8}", self.tokenizer):
+            raise ValueError(f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048)")
+        if self.tokenizer.startswith("bpe:") and not 257 <= int(self.tokenizer[4:]) <= 2**20:
+            raise ValueError(f"tokenizer: {self.tokenizer!r} must have room for the 256 bytes, and at most {2**20} tokens")
+        return self
+
+
+class LearningConfig(Section):
+    """How parameters learn from two phases (docs/design.md section 4)."""
+
+    rule: Annotated[str, RULES] = "echo"
+    """`echo`: the Hamiltonian echo, of symplectic dynamics; `equilibrium`: free and nudged relaxation, of dissipative dynamics;
+    or a rule that was registered. The model's dynamics follow from it."""
+    nudge: Literal["centred", "one_sided", "random_sign"] = "centred"
+    """`centred`: two runs pushed to both sides; `one_sided`: one pushed run against the free one, bias O(ε); `random_sign`
+    (equilibrium): one pushed run, to a side drawn for each sequence, so that the bias averages out over sequences."""
+    nudge_size: float = Field(1e-3, gt=0, le=0.3)
+    """Size ε₀ of the push relative to the state. It need not follow the precision: products see mean and slope of the
+    two runs, so their rounding is not amplified by 1 / ε."""
+    nudged_steps: int | None = Field(None, ge=1, le=2**12)
+    """Steps of a nudged relaxation (equilibrium); null for as many as the free one, `model.relaxation.steps`."""
+    pull: Annotated[Literal["cross_entropy", "force", "target_embedding", "off"], BeforeValidator(off)] = "cross_entropy"
+    """What pulls on the last block's nudged state: the loss's force on its free state; that force anew at every step of the
+    relaxation (equilibrium); the target's embedding (equilibrium); or nothing, and then nothing changes (equilibrium)."""
+    update: Literal["all", "geometry"] = "all"
+    """What learns: all parameters; or (equilibrium) the metrics and their rotors alone, from the difference of the LIoR action
+    between the nudged phases."""
+    action_weight: float = Field(0.0, ge=0)
+    """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
+    chunk: int | None = Field(None, ge=1)
+    """Sequences whose nudged runs go at once; fewer need less memory and fit a CPU's cache. By default all."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of embedded channels, of kicks' channels and of potentials' units that a training step leaves out, at every
+    position others, the same in both phases; what is kept is divided by one minus it."""
+    residual_limit: float | None = Field(None, gt=0)
+    """A step whose residual (the echo's reversibility, a relaxation's largest) is above this is not applied; null for
+    the rule's own limit."""
+
+    @model_validator(mode="after")
+    def _keys_mean_something(self):
+        rule = RULES[self.rule]
+        default = LearningConfig.model_fields
+        unknown = [key for key in rule.ignores if getattr(self, key) != default[key].default]
+        unknown += ["nudge"] if self.nudge not in rule.nudges else []
+        for key in unknown:
+            raise ValueError(f"{key}: {getattr(self, key)} is nothing for {rule.name}; set learning.rule: equilibrium too")
+        return self
+
+    @property
+    def learns_all(self) -> bool:
+        """Whether anything but geometry changes."""
+        return self.update == "all" and self.pull != "off"
+
+
+class OptimizerConfig(Section):
+    """AdamW after clipping, with linear warm-up and cosine decay."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up."""
+    final_fraction: float = Field(0.05, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled decay of matrices; biases, scalars and metric parameters have none."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient estimate."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay of the second moment."""
+
+
+class SampleConfig(Section):
+    """The text that training shows at every evaluation."""
+
+    prompt: str | None = Field(None, min_length=1)
+    """Beginning of the sample; null for the first characters of the text."""
+    tokens: int = Field(160, ge=0)
+    """Length of the sample; 0 for none."""
+    temperature: float = Field(0.8, ge=0)
+    """Boltzmann temperature; 0 takes the most probable token."""
+
+
+class TrainingConfig(Section):
+    """Length and rhythm of a run."""
+
+    steps: int = Field(1000, ge=1, le=10**9)
+    """Optimiser steps."""
+    batch_size: int = Field(16, ge=1, le=2**16)
+    """Windows per step."""
+    eval_every: int = Field(250, ge=1)
+    """Steps between evaluations."""
+    eval_windows: int | None = Field(64, ge=1)
+    """Windows, evenly spaced over the validation text, of an evaluation; null for all of them."""
+    eval_stride: int | None = Field(None, ge=1)
+    """Targets scored per validation window, the rest of it being history; null scores the whole window."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics."""
+    save_every: int = Field(250, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Latest checkpoints to keep, beside the best."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep the checkpoints of steps that this divides, too; null for none."""
+    patience: int = Field(5, ge=1)
+    """Steps in a row with bad numbers, none of which is applied, after which the run stops."""

@@ -86,7 +86,6 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
     """Read and validate a YAML configuration.
 
     Args:
-        path: the file.
         overrides: `section.key=value` strings, the value in YAML; that of a text is taken as it stands, in quotes or without,
             and `null` is nothing.
 

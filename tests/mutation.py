@@ -592,6 +592,13 @@ MUTATIONS = [
         "if False:\n                raise ValueError",
         "test_options.py -k refused",
     ),
+    Mutation("training/run_folder.py", "if _saves(run):", "if False:", f"{RESUME} -k worth_keeping"),
+    Mutation("training/run_folder.py", "lock.FILE not in names or ", "", f"{RESUME} -k worth_keeping"),
+    Mutation("training/signals.py", "signal.getsignal(number) != signal.SIG_IGN", "True", f"{SIGNALS} -k nohup"),
+    Mutation("training/memory.py", "4 * parameters + batch", "batch", "training/test_memory.py -k do_without"),
+    Mutation("training/memory.py", "return 4 * numbers", "return 16 * numbers", "training/test_memory.py -k do_without"),
+    Mutation("data/text.py", '"utf-8-sig"', '"utf-8"', "data/test_corpus.py -k every_reader_keeps"),
+    Mutation("inference/export.py", "    _check_vacant(folder)", "    pass", f"{EXPORT} -k no_export_wrote"),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"

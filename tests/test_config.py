@@ -11,6 +11,7 @@ from lior_jax import config as configuration
 from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.registry import RULES
+from lior_jax.sections import REQUIRED
 from lior_jax.settings import Config
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
@@ -36,6 +37,11 @@ def test_shipped_models_have_the_promised_size(name, low, high):
     shapes = configuration.load(f"configs/{name}.yaml", ["model.vocab_size=65"]).model
     params = jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0))
     assert low <= model.count(params) <= high
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "gpu"])
+def test_configurations_for_a_text_of_ones_own_require_it(name):
+    assert configuration.load(f"configs/{name}.yaml").data.path == REQUIRED
 
 
 def test_unknown_key_is_named_with_its_path_the_nearest_spelling_and_what_is_allowed():

@@ -18,7 +18,13 @@ def config_of(*overrides: str):
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("training.batch_size=64", "learning.chunk=4"), ("model.width=128", "model.flow.carry_momentum=true")]
+    "overrides",
+    [
+        (),
+        ("training.batch_size=64", "learning.chunk=4"),
+        ("model.width=128", "model.flow.carry_momentum=true"),
+        ("model.width=256", "training.batch_size=1"),
+    ],
 )
 def test_no_step_takes_less_than_what_it_cannot_do_without(overrides):
     """Or a step that fits would be refused. The compiler knows what it takes."""

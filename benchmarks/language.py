@@ -191,7 +191,7 @@ def _transformer_row(net: transformer.Transformer, config: Config, rate: float) 
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
-            make_schedule(configuration.replace(config, "optimizer", learning_rate=rate)),
+            make_schedule(settings.model_copy(update={"learning_rate": rate}), config.training.steps),
             b1=settings.beta1,
             b2=settings.beta2,
             weight_decay=settings.weight_decay,

@@ -29,7 +29,7 @@ def test_every_package_that_is_imported_is_required():
                 imported.add(node.module)
     top = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"lior_jax"}
     providers = metadata.packages_distributions()
-    assert not [name for name in top if not required & {provider.lower() for provider in providers[name]}]
+    assert not [name for name in top if not required & {name.lower().replace("_", "-") for name in providers[name]}]
 
 
 def test_the_license_is_named_and_there():

@@ -22,8 +22,8 @@ def held(run: Path) -> Iterator[None]:
 
     The files stay when the lock is gone, and keep nobody out. Raises `UserError` if another process is writing.
     """
-    # No lock that consists in a file being there: it would outlive a process that was killed.
-    lock = FileLock(run / FILE, timeout=0, fallback_to_soft=False)
+    # The file is kept on Windows too, and no lock taken that consists in its being there: it would outlive a killed process.
+    lock = FileLock(run / FILE, timeout=0, preserve_lock_file=True)
     try:
         lock.acquire()
     except Timeout:
@@ -35,11 +35,6 @@ def held(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def is_left_behind(name: str) -> bool:
-    """Whether a file of this name is what a start leaves in a run's folder that was killed before it wrote anything else."""
-    return name in (FILE, HOLDER) or name.startswith(files.SAVING)
 
 
 def _holder(run: Path) -> str:

@@ -65,11 +65,3 @@ def test_a_disk_without_locks_is_told_and_no_other_kind_of_lock_is_taken(tmp_pat
     with pytest.raises(UserError, match=r"cannot be locked \(Function not implemented\); put run.directory on a local disk"):
         lock.held(tmp_path).__enter__()
     assert issubclass(filelock.Timeout, OSError)  # which is why it is caught first
-
-
-def test_what_is_left_behind_is_known_by_its_name(tmp_path):
-    with lock.held(tmp_path):
-        (tmp_path / ".saving-0123abcd-config.yaml").touch()
-        assert all(lock.is_left_behind(path.name) for path in tmp_path.iterdir())
-    assert not lock.is_left_behind("config.yaml")
-    assert not lock.is_left_behind("checkpoints")

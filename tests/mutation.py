@@ -46,6 +46,7 @@ EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learni
 BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
+SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
@@ -357,9 +358,10 @@ MUTATIONS = [
     # --- learning ----------------------------------------------------------------------------------------------------
     Mutation("learning/nudge.py", '"centred": (1.0, -1.0)', '"centred": (-1.0, 1.0)', NUDGE),  # harmless, but not as documented
     Mutation("learning/nudge.py", '"centred": (1.0, -1.0)', '"centred": (1.0, 0.0)', f"{ECHO} -k order"),
-    Mutation("learning/nudge.py", "Pair(s - shift * c_p, -c_p)", "Pair(s + shift * c_p, c_p)", GRADIENT_AT_INIT),
-    Mutation("learning/nudge.py", "Pair(p + shift * c_s, c_s)", "Pair(p - shift * c_s, c_s)", f"{ECHO} -k one_sided"),
-    Mutation("learning/nudge.py", "return x.mean - middle", "return x.mean + middle", NUDGE),
+    Mutation("learning/nudge.py", "jax.tree.map(jnp.negative, c_p)", "c_p", GRADIENT_AT_INIT),
+    Mutation("learning/nudge.py", "s - shift * c, s", "s + shift * c, s", NUDGE),
+    Mutation("learning/nudge.py", "p + shift * c, p", "p - shift * c, p", f"{ECHO} -k one_sided"),
+    Mutation("learning/nudge.py", "mean - shift * slope", "mean + shift * slope", NUDGE),
     Mutation("learning/nudge.py", "jnp.maximum(push, tiny**0.5)", "push", f"{ECHO} -k pull"),
     Mutation("learning/nudge.py", "pull * pull for pull in pulls)", "pull * pull for pull in pulls[:1])", NUDGE),
     Mutation("learning/echo.py", "p_pair.slope, -s_pair.slope", "p_pair.slope, s_pair.slope", GRADIENT_AT_INIT),
@@ -376,6 +378,24 @@ MUTATIONS = [
     Mutation("learning/optimizer.py", "mask=decay_mask", "mask=None", OPTIMIZER),
     Mutation("learning/optimizer.py", "optax.clip_by_global_norm(optimizer.clip_norm),", "", OPTIMIZER),
     Mutation("learning/optimizer.py", "optimizer.learning_rate * optimizer.final_fraction", "0.0", f"{OPTIMIZER} -k schedule"),
+    Mutation("learning/systems.py", "c_s=p_pair.slope", "c_s=s_pair.slope", f"{SYSTEMS} -k echo_is"),
+    Mutation("learning/systems.py", "jax.tree.map(jnp.negative, s_pair.slope)", "s_pair.slope", f"{SYSTEMS} -k echo_is"),
+    Mutation("learning/systems.py", "jax.tree.map(jnp.add, *contrast)", "contrast[0]", f"{SYSTEMS} -k echo_is"),
+    Mutation("learning/systems.py", "kinetic_statistic or still", "still", f"{SYSTEMS} -k echo_is"),
+    Mutation(
+        "learning/systems.py",
+        "if path_cost else None, middle, along",
+        "if path_cost else None, 0.0, along",
+        f"{SYSTEMS} -k order",
+    ),
+    Mutation("learning/systems.py", "_norm((c_s, c_p)) + path_pull", "_norm((c_s, c_p))", f"{SYSTEMS} -k share"),
+    Mutation("learning/systems.py", "(plus - minus) * epsilon", "plus * epsilon", f"{SYSTEMS} -k equilibrium_is"),
+    Mutation(
+        "physics/flow.py",
+        "along), reverse=True)",
+        "jax.tree.map(lambda x: x[::-1], along)), reverse=True)",
+        f"{SYSTEMS} -k echo_is",
+    ),
     # --- structure ---------------------------------------------------------------------------------------------------
     Mutation("learning/echo.py", "from jax import Array, lax", "from jax import Array, lax, vjp", "test_structure.py"),
     Mutation(

@@ -67,3 +67,11 @@ def test_own_potential_is_one(float64):
     assert_trees_close(local, jax.tree.map(lambda x, y: (x - y) / 0.3, *by_own), 1e-10)
     assert_trees_close(forces.ends(span), tuple(-x for x in by_s), 1e-10)
     np.testing.assert_allclose(own_potential.force(own, plus), -by_s[0], rtol=1e-9)
+
+
+def test_own_system_is_learned_with_the_gradient_of_autodiff(output):
+    printed = output(ROOT / "examples" / "own_system.py")
+    losses, off = (np.array(re.findall(rf"{name} (\S+)", printed), float) for name in ("loss", "jax.grad"))
+    assert len(losses) == len(off) > 5
+    assert losses[-1] < 1e-3 * losses[0]
+    assert off.max() < 1e-4

@@ -64,16 +64,16 @@ def estimate(
     c_action = learning.action_weight / tokens.size
     loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
 
-    def echo_block(end: PhasePoint, scanned):
+    def back(end: PhasePoint, scanned):
         operators, stored, keys = scanned
         if stored is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
-        echo = partial(_echo_block, operators, c_action=c_action, model=model, learning=learning)
-        start, gradient, health = in_chunks(echo, learning.chunk, end, stored, keys)
+        run = partial(echo_block, operators, c_action=c_action, model=model, learning=learning)
+        start, gradient, health = in_chunks(run, learning.chunk, end, stored, keys)
         return start, (gradient, Health(jnp.max(health.reversibility), jnp.mean(health.nudge)))
 
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
-    start, (c_operators, health) = lax.scan(echo_block, end, (operators, stored, keys.blocks), reverse=True)
+    start, (c_operators, health) = lax.scan(back, end, (operators, stored, keys.blocks), reverse=True)
     reversibility = jnp.max(health.reversibility)
     if stored is None:
         reversibility = _rms(start.s - s_first) / _rms(s_first)
@@ -112,7 +112,7 @@ class Health(NamedTuple):
     nudge: Array
 
 
-def _echo_block(
+def echo_block(
     operators: Operators,
     end: PhasePoint,
     stored: Stored | None,
@@ -121,7 +121,13 @@ def _echo_block(
     model: ModelConfig,
     learning: LearningConfig,
 ) -> tuple[PhasePoint, Operators, Health]:
-    """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators."""
+    """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators.
+
+    Args:
+        stored: of the free phase, or `None` if the block's input and first momentum are to be rebuilt.
+        keys: of the block's dropout masks, one per sequence.
+        c_action: cotangent of the block's actions, summed over positions.
+    """
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     sides = nudge.SIDES[learning.nudge]
     system = block.system(operators, model, masks)

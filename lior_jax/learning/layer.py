@@ -38,7 +38,7 @@ def apply_adjoint(
         own, kept = scanned
         if kept is not None:
             end = end._replace(p=kept.p_out, c_p=jnp.zeros_like(end.p))
-        run = partial(echo._echo_block, own, c_action=0.0, model=model, learning=learning)
+        run = partial(echo.echo_block, own, c_action=0.0, model=model, learning=learning)
         start, gradient, _ = in_chunks(run, learning.chunk, end, kept, None)
         return start, gradient
 

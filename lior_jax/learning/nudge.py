@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.physics.flow import State
 from lior_jax.physics.numerics import rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.pair import Pair
 
@@ -50,11 +51,13 @@ def strength(size: float, s: Array, *pulls: Array) -> Array:
 
 
 def nudged_pair(
-    s: Array, p: Array, c_s: Array, c_p: Array, epsilon: Array, sides: tuple[float, float]
+    s: State, p: State, c_s: State, c_p: State, epsilon: Array, sides: tuple[float, float]
 ) -> tuple[Pair, Pair, Array]:
     """The two nudged end points `(s ∓ β ε λ_p, p ± β ε λ_s)`, as pairs, and their span `(β₊ − β₋) ε`."""
     shift = middle(epsilon, sides)
-    return Pair(s - shift * c_p, -c_p), Pair(p + shift * c_s, c_s), (sides[0] - sides[1]) * epsilon
+    s_mean = jax.tree.map(lambda s, c: s - shift * c, s, c_p)
+    p_mean = jax.tree.map(lambda p, c: p + shift * c, p, c_s)
+    return Pair(s_mean, jax.tree.map(jnp.negative, c_p)), Pair(p_mean, c_s), (sides[0] - sides[1]) * epsilon
 
 
 def middle(epsilon: Array, sides: tuple[float, float]) -> Array:
@@ -62,6 +65,7 @@ def middle(epsilon: Array, sides: tuple[float, float]) -> Array:
     return 0.5 * (sides[0] + sides[1]) * epsilon
 
 
-def without_nudge(x: Pair, epsilon: Array, sides: tuple[float, float]) -> Array:
+def without_nudge(x: Pair, epsilon: Array, sides: tuple[float, float]) -> State:
     """The run without a push, from a nudged pair: exact if one side is free, else the mean, right to O(ε²)."""
-    return x.mean - middle(epsilon, sides) * x.slope
+    shift = middle(epsilon, sides)
+    return jax.tree.map(lambda mean, slope: mean - shift * slope, x.mean, x.slope)

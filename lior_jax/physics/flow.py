@@ -36,31 +36,40 @@ class System(NamedTuple):
     drift_contrast: Contrast
 
 
-Observe = Callable[[State, State], Any]
-"""Of the states before and after a drift, a tree of what is summed over all drifts."""
+Observe = Callable[..., Any]
+"""Of the states before and after a drift, and the drift's own entries of what lies along the path, a tree of what is summed
+over all drifts."""
 
-Source = Callable[[State, State], tuple[State, State, Any]]
-"""A cost's part in one drift: from the states before and after it, the cotangents of both, and a tree of others that is
-summed over all drifts."""
+Source = Callable[..., tuple[State, State, Any]]
+"""A cost's part in one drift: from what `Observe` gets, the cotangents of both states, and a tree of others that is summed
+over all drifts."""
 
 
 def flow(
-    system: System, s: State, p: State, times: Schedule, observe: Observe = lambda before, after: None
+    system: System,
+    s: State,
+    p: State,
+    times: Schedule,
+    observe: Observe = lambda before, after, *along: None,
+    along: tuple[Any, ...] = (),
 ) -> tuple[State, State, Any]:
     """Follow the Hamiltonian flow from `(s, p)`.
+
+    Args:
+        along: trees of arrays `[drifts, ...]`, of which `observe` gets every drift's own entries.
 
     Returns:
         State and momentum at the end, and the sum of what `observe` returned.
     """
 
-    def step(state, lengths):
+    def step(state, scanned):
         s, p = state
-        kick, drift = lengths
+        (kick, drift), own = scanned
         p = _move(p, kick, system.force(s))
         after = _move(s, drift, system.velocity(p))
-        return (after, p), observe(s, after)
+        return (after, p), observe(s, after, *own)
 
-    (s, p), observed = lax.scan(step, (s, p), _lengths(times, s))
+    (s, p), observed = lax.scan(step, (s, p), (_lengths(times, s), along))
     if times.final_kick:
         p = _move(p, times.final_kick, system.force(s))
     return s, p, _sum(observed)
@@ -74,6 +83,7 @@ def echo(
     times: Schedule,
     source: Source | None = None,
     middle: Array | float = 0.0,
+    along: tuple[Any, ...] = (),
 ) -> tuple[Pair, Pair, tuple[Any, Any], Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
@@ -83,6 +93,7 @@ def echo(
         times: as given to `flow`.
         source: a cost along the path; it nudges the pair again before and after every drift.
         middle: the nudge of the pair's mean, like `span`; 0 if the two runs are pushed to opposite sides.
+        along: as given to `flow`, for the source.
 
     Returns:
         The pair at the start; `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks, and over all drifts; and the sum of
@@ -103,13 +114,13 @@ def echo(
     if times.final_kick:
         p, by_kicks = unkick(s, p, by_kicks, times.final_kick)
 
-    def step(state, lengths):
+    def step(state, scanned):
         s, p, by_kicks, by_drifts = state
-        kick, drift = lengths
+        (kick, drift), own = scanned
         others = None
         if source is not None:
             before = _move(s.mean, -drift, system.velocity(p.mean))
-            c_before, c_after, others = source(before, s.mean)
+            c_before, c_after, others = source(before, s.mean, *own)
             p = push(p, c_after)
         velocities, local = system.drift_contrast(p, span)
         s, by_drifts = _move(s, -drift, velocities), _move(by_drifts, drift, local)
@@ -119,7 +130,7 @@ def echo(
         return (s, p, by_kicks, by_drifts), others
 
     start = s, p, by_kicks, by_drifts
-    (s, p, *contrast), others = lax.scan(step, start, _lengths(times, s), reverse=True)
+    (s, p, *contrast), others = lax.scan(step, start, (_lengths(times, s), along), reverse=True)
     return s, p, tuple(contrast), _sum(others)
 
 

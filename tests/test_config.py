@@ -6,13 +6,12 @@ import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lior_jax.sections import REQUIRED
 
 from lior_jax import config as configuration
 from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.registry import RULES
-from lior_jax.settings import Config
+from lior_jax.settings import REQUIRED, Config
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def score(engine: Engine, path: str) -> None:
 def chat(engine: Engine, arguments: argparse.Namespace) -> None:
     """Talk in turns."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401 - gives `input` its line editing and history
+        with suppress(ImportError):  # which Windows does without
+            import readline  # noqa: F401 - gives `input` its line editing and history
     else:  # what is no UTF-8 is refused by the tokenizer, and the talk goes on
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 

@@ -119,7 +119,7 @@ def _shipped(path: Path) -> Path | None:
 
 
 def parse(text: str, source: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """As `load`, from the text of a YAML document; `source` names it in messages."""
+    """Read and validate the text of a YAML document like `load`; `source` names it in messages."""
     values = _mapping(text, source)
     for override in overrides:
         _apply(values, override)

@@ -35,7 +35,7 @@ class Option(NamedTuple):
     key: str
     """From the top, such as `model.flow.units`."""
     default: str
-    """As YAML has it."""
+    """The default in YAML's notation."""
     allowed: str
     """Type, range or choices."""
     meaning: str

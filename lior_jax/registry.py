@@ -82,7 +82,7 @@ class Rule:
     title: str
     """By which reports, plots and messages name it."""
     dynamics: Dynamics
-    """Of the model that it trains."""
+    """Dynamics of the model that it trains."""
     residual_limit: float
     """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` says otherwise."""
     estimate: Callable[..., Any] | str

@@ -32,11 +32,11 @@ class Run(NamedTuple):
     name: str
     config: Config
     lines: list[dict[str, Any]]
-    """Of its metrics."""
+    """Lines of its metrics."""
     summary: dict[str, Any]
     """Empty if the run has not come to its end."""
     sessions: list[dict[str, Any]]
-    """Of its environment."""
+    """Entries of its environment."""
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == kind]

@@ -26,11 +26,11 @@ TOLERANCE = 0.01
 LEAST_SAVING = 0.02
 """Share of the model's numbers that must be saved for a compression to pay."""
 SHARES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
-"""Of the energy `Σσ²` of each matrix, that `auto` tries to keep, the smallest first."""
+"""Shares of the energy `Σσ²` of each matrix that `auto` tries to keep, the smallest first."""
 _CHARTS = ("query", "key", "value", "output")
 
 Ranks = dict[str, list[int | None]]
-"""Of each kind of matrix, one for every block; None where it stays whole."""
+"""Ranks of each kind of matrix, one for every block; None where it stays whole."""
 
 
 class Compression(NamedTuple):
@@ -43,7 +43,7 @@ class Compression(NamedTuple):
     """Mean nats per token."""
     loss_after: float
     numbers_before: int
-    """Of the whole model."""
+    """Numbers of the whole model."""
     numbers_after: int
     """The same, a truncated matrix counted as its two factors."""
 
@@ -66,7 +66,7 @@ def with_matrices(params: Params, changed: dict[str, np.ndarray]) -> Params:
 
 
 def spectra(params: Params, energy: float = 0.99) -> dict[str, list[Spectrum]]:
-    """Of every matrix by kind, one for every block."""
+    """Spectrum of every matrix by kind, one for every block."""
     return {name: [analyse(matrix, energy) for matrix in stack] for name, stack in matrices(params).items()}
 
 

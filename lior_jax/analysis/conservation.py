@@ -26,7 +26,7 @@ Flow = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Conservation(NamedTuple):
-    """Of every position, `[...]` being `[B, L]`."""
+    """What is conserved at every position, `[...]` being `[B, L]`."""
 
     energy: Array
     """`[T + 1, ...]`, of the start and after each step."""

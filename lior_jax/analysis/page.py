@@ -38,8 +38,8 @@ pre { background: var(--block); padding: .7rem .9rem; white-space: pre-wrap; ove
 """
 
 _LEAST = 0.62
-"""Of its size, to which a picture is made smaller at most, if that is wider than `_PHONE`; a narrower page scrolls it sideways,
-so that what is written in a picture of several panels stays legible."""
+"""Share of its size to which a picture is made smaller at most, if that is wider than `_PHONE`; a narrower page scrolls it
+sideways, so that what is written in a picture of several panels stays legible."""
 _PHONE = 500
 """Pixels."""
 _DPI = 110

@@ -20,8 +20,8 @@ from lior_jax.settings import ModelConfig
 
 
 class View(NamedTuple):
-    """Of every block, with a leading axis `N`. `[i, j]` is the query at `i` and the key at `j`; above the diagonal, where no
-    query looks, a cost means nothing."""
+    """What every block sees, with a leading axis `N`. `[i, j]` is the query at `i` and the key at `j`; above the diagonal,
+    where no query looks, a cost means nothing."""
 
     state: Array
     """`[B, L, d]`, entering the block."""

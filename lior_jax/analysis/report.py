@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: everything is inside it, and it asks nothing of a network."""
+"""One self-contained HTML page of a run: everything is inside it, and it works offline."""
 
 import json
 import math
@@ -26,9 +26,9 @@ from lior_jax.training.run_folder import RECORD, existing_folder
 
 FILE = "report.html"
 _TOKENS = 32
-"""Of a sample's beginning, that is looked at."""
+"""Number of tokens of a sample's beginning that are looked at."""
 _PROBED = 4
-"""Of its positions, at which Jacobians are measured."""
+"""Number of its positions at which Jacobians are measured."""
 
 
 def write(run: str | Path) -> Path:

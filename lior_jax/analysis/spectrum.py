@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Spectrum(NamedTuple):
-    """Of one matrix `[a, b]`."""
+    """The spectrum of one matrix `[a, b]`."""
 
     singular_values: np.ndarray
     """`[min(a, b)]`, falling."""

@@ -27,7 +27,7 @@ class Corpus:
     """`[T']` int32."""
     tokenizer: Tokenizer
     characters_per_token: float
-    """Of the validation text; turns nats per token into nats per character."""
+    """Ratio of characters to tokens in the validation text; turns nats per token into nats per character."""
     fingerprint: str
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
     beginning: str

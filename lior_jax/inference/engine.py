@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
-    """Of a text, its first token excepted, which nothing precedes."""
+    """How well a text is predicted, its first token excepted, which nothing precedes."""
 
     tokens: int
     nats_per_token: float
@@ -55,7 +55,7 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Of a token: how many equally probable ones would be as hard to guess."""
+        """Perplexity of a token: how many equally probable ones would be as hard to guess."""
         return float(np.exp(self.nats_per_token))
 
 

@@ -19,7 +19,7 @@ class Recollection(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Of the `T` tokens that continue a prompt, in a text of `S` tokens."""
+    """What the `T` tokens that continue a prompt were retrieved from, in a text of `S` tokens."""
 
     tokens: list[str]
     """The text, token by token: the prompt and its continuation."""

@@ -13,7 +13,8 @@ class Sampling(NamedTuple):
     """How the next token is chosen. Applied in this order: penalty, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.8
-    """Of the Boltzmann distribution `p ∝ exp(logits / temperature)`; at 0 the most probable token is taken (greedy)."""
+    """Temperature of the Boltzmann distribution `p ∝ exp(logits / temperature)`; at 0 the most probable token is taken
+    (greedy)."""
     top_k: int = 0
     """Keep the so many most probable tokens; 0 keeps all."""
     top_p: float = 1.0

@@ -106,7 +106,7 @@ class PhasePoint(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Of one block's echo: relative distance of the rebuilt input, and mean strength of the push; `[]` each."""
+    """Health of one block's echo: relative distance of the rebuilt input, and mean strength of the push; `[]` each."""
 
     reversibility: Array
     nudge: Array

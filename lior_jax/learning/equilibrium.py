@@ -41,7 +41,7 @@ class End(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Of one block's nudged relaxation: residual of the slope, and mean strength of the push; `[]` each."""
+    """Health of one block's nudged relaxation: residual of the slope, and mean strength of the push; `[]` each."""
 
     residual: Array
     nudge: Array
@@ -54,8 +54,8 @@ def estimate(
     learning: LearningConfig,
     key: Array | None = None,
 ) -> tuple[Params, Info]:
-    """As `learning.estimate`, by equilibrium propagation. With `learning.update: geometry` or another `learning.pull` than
-    the loss's it is what these say, and no gradient of the loss."""
+    """The estimate of `learning.estimate` by equilibrium propagation. With `learning.update: geometry` or another
+    `learning.pull` than the loss's it is what these say, and no gradient of the loss."""
     tokens, targets = batch
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])

@@ -29,7 +29,7 @@ def sides_of(mode: str, tokens: Array) -> tuple[Array, Array]:
 def target_embedding_adjoint(embedding: Array, s: Array, targets: Array) -> Array:
     """Cotangent of `s` `[B, L, d]` of `½ mean ‖ŝ − ê‖²`, over targets and channels: the audit's pull to the target's embedding.
 
-    `ê` is the normalised embedding `[V, d]` of each of `targets` `[B, L]`, held fast.
+    `ê` is the normalised embedding `[V, d]` of each of `targets` `[B, L]`, treated as constant.
     """
     (direction, inverse), (target, _) = rms_normalize(s), rms_normalize(embedding[targets])
     return rms_normalize_adjoint(direction, inverse, (direction - target) / s.size)

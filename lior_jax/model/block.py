@@ -30,8 +30,8 @@ class Motion(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """Of one block's free run: what `Motion` says; and `moment` `[H, n, n]`, the mean `E[xxᵀ]` of the keys in whitened
-    coordinates, where the frame is derived from it."""
+    """What is observed of one block's free run: what `Motion` says; and `moment` `[H, n, n]`, the mean `E[xxᵀ]` of the keys in
+    whitened coordinates, where the frame is derived from it."""
 
     action: Array
     residual: Array | None

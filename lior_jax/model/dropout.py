@@ -16,18 +16,19 @@ from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 LEVELS = 1 << 16
-"""Of the rate, which is rounded to a multiple of 1 / LEVELS between the first and the last: two masks cost one random word."""
+"""Levels of the rate, which is rounded to a multiple of 1 / LEVELS between the first and the last: two masks cost one random
+word."""
 
 
 class BlockMasks(NamedTuple):
-    """Of one block: of its `kick` `[B, L, d]` and of its potential's `units` `[B, L, M]`. None keeps all."""
+    """Masks of one block: of its `kick` `[B, L, d]` and of its potential's `units` `[B, L, M]`. None keeps all."""
 
     kick: Array | None = None
     units: Array | None = None
 
 
 class Masks(NamedTuple):
-    """Of the network: of the `embedding` `[B, L, d]`, and of all `blocks`, stacked. None keeps all."""
+    """Masks of the network: of the `embedding` `[B, L, d]`, and of all `blocks`, stacked. None keeps all."""
 
     embedding: Array | None = None
     blocks: BlockMasks = BlockMasks()

@@ -83,7 +83,7 @@ def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
 
 
 def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
-    """As `logits`, and where each position stands on the last block's manifolds: its whitened query points.
+    """The logits, and where each position stands on the last block's manifolds: its whitened query points.
 
     Returns:
         `[B, L, V]`, and `[B, L, H, n + r]`, in which squared Euclidean distance is the learned metric of each head.

@@ -57,11 +57,11 @@ class Block(NamedTuple):
     output: Array
     """`[H, v, d]`, A_o."""
     metric: Metric
-    """Of each head, with a leading axis `H`."""
+    """The metric of each head, with a leading axis `H`."""
     inverse_temperature: Array
     """`[H]`, β by softplus."""
     hamiltonian: Hamiltonian
-    """Of the configured potential, and `inverse_mass` `[d]`."""
+    """Parameters of the configured potential, and `inverse_mass` `[d]`."""
     long_convolution: LongConvolution | None
     field: FieldState | None
     scores: dict[str, Any]

@@ -63,7 +63,7 @@ def retrieve_labels(
     block: int | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """As `retrieve_from_bank`, for labels in the place of values: how the Boltzmann weight is shared out among them.
+    """Retrieve labels in the place of values from a bank: how the Boltzmann weight is shared out among them.
 
     Args:
         labels: `[K]` integers below `labels_count` = `V`.

@@ -37,7 +37,7 @@ class Constants(NamedTuple):
     hbar: float = 1.0
     mass: float = 1.0
     spacing: float = 1.0
-    """Of the grid, in both directions."""
+    """Distance of neighbours on the grid, in both directions."""
     dt: float = 0.05
     evidence_rate: float = 0.0
     """λ ≥ 0, an energy: the pull relaxes at λ / 2ħ near the evidence."""

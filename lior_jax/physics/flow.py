@@ -37,7 +37,7 @@ class System(NamedTuple):
 
 
 Observe = Callable[..., Any]
-"""Of the states before and after a drift, and the drift's own entries of what lies along the path, a tree of what is summed
+"""From the states before and after a drift, and the drift's own entries of what lies along the path, a tree of what is summed
 over all drifts."""
 
 Source = Callable[..., tuple[State, State, Any]]

@@ -57,7 +57,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _dynamics_follow_the_rule(cls, values: Any) -> Any:
-        """The model's section stands by itself, so it is told what the learning rule needs."""
+        """The model's section stands by itself, so it takes from the learning rule what that needs."""
         if not isinstance(values, dict):
             return values
         model, learning = values.get("model", {}), values.get("learning", {})

@@ -174,7 +174,7 @@ class ModelConfig(Section):
     heads: int = Field(4, ge=1, le=2**12)
     """Retrieval heads `H`; must divide `width`."""
     precision: Precision = "float32"
-    """Of the matrix products: `float32`, `tf32` (the backend's default) or `bfloat16`; states stay float32."""
+    """Precision of the matrix products: `float32`, `tf32` (the backend's default) or `bfloat16`; states stay float32."""
     geometry: GeometryConfig = GeometryConfig()
     convolution: ConvolutionConfig = ConvolutionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()

@@ -2,7 +2,7 @@
 
 A checkpoint holds the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and what else
 describes the run. There is no random state: data and samples are pure functions of the seed and the step. Saving runs
-beside training; a save that fails is told, and neither training nor the next save is any the worse for it.
+beside training; a save that fails is reported, and neither training nor the next save is any the worse for it.
 """
 
 from collections.abc import Callable, Iterable

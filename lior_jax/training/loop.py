@@ -30,9 +30,9 @@ class Loop:
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
         self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata)
         self.loss: float | None = None
-        """Of the last step that was applied."""
+        """Training loss of the last step that was applied."""
         self.complaints: list[str] = []
-        """Of the session's last save, a sentence each: why the run ends with a mistake, if it does."""
+        """Complaints of the session's last save, a sentence each: why the run ends with a mistake, if it does."""
         self.saving: int | None = None
         """Step whose save was not yet seen to be finished."""
         self.clock: tuple[int, float] | None = None

@@ -33,9 +33,9 @@ class Summary(NamedTuple):
     parameters: int
     best_step: int
     nats_per_character: float
-    """Of the best checkpoint over the whole validation part."""
+    """Loss of the best checkpoint over the whole validation part."""
     seconds: float
-    """Of this session, the final validation included."""
+    """Duration of this session, the final validation included."""
 
     @property
     def bits_per_character(self) -> float:

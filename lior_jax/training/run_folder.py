@@ -12,7 +12,7 @@ from lior_jax.storage import checkpoint, files, lock
 from lior_jax.training import bad_steps, metrics
 
 RECORD = "config.yaml"
-"""Of a run's folder: the configuration that it was started with."""
+"""File of a run's folder: the configuration that it was started with."""
 _HEADER = "# What this run was started with: a record, not to be edited.\n"
 _LEFTOVERS = {
     *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""Of a terminal that is closed, and of a scheduler that warns before it kills; not where they are ignored, as under nohup."""
+"""Signals of a terminal that is closed, and of a scheduler that warns before it kills; not where they are ignored, as under
+nohup."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
 PATIENCE = 9.0
 """Seconds for saving, after which the process leaves with what was saved before."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lior_jax.analysis.plots.style import ACCENT, INK, PALE, SEVERAL, shades, sheet
 
 Lines = Sequence[dict[str, Any]]
-"""Of a run's metrics (`training.metrics.read`)."""
+"""Lines of a run's metrics (`training.metrics.read`)."""
 
 
 def loss_curve(metrics: Lines, title: str = "") -> Figure:

@@ -24,7 +24,7 @@ from lior_jax.physics.potential import Potential
 from lior_jax.physics.potential.direction import directions, state_force, well, well_contrast
 
 RESTRAINT, FEATURE_SIZE = 2.0, 3.0
-"""Of the gates (`restrain`)."""
+"""Constants of the gates' restraint (`restrain`)."""
 
 
 class Gated(NamedTuple):

@@ -389,7 +389,13 @@ MUTATIONS = [
         f"{SYSTEMS} -k order",
     ),
     Mutation("learning/systems.py", "_norm((c_s, c_p)) + path_pull", "_norm((c_s, c_p))", f"{SYSTEMS} -k share"),
-    Mutation("learning/systems.py", "(plus - minus) * epsilon", "plus * epsilon", f"{SYSTEMS} -k equilibrium_is"),
+    Mutation("learning/systems.py", "minus), span).slope", "minus), span).mean", f"{SYSTEMS} -k equilibrium_is"),
+    Mutation(
+        "learning/systems.py",
+        "lambda s: pull,",
+        "lambda s: jax.tree.map(jnp.negative, pull),",
+        f"{SYSTEMS} -k equilibrium_is",
+    ),
     Mutation(
         "physics/flow.py",
         "along), reverse=True)",

@@ -199,9 +199,6 @@ MUTATIONS = [
     Mutation("physics/retrieval.py", "c_cost = -_of_heads", "c_cost = _of_heads", RETRIEVAL),
     Mutation("physics/retrieval.py", "c_temperature = -jnp.sum", "c_temperature = jnp.sum", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/pairs.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
-    Mutation(
-        "physics/pairs.py", "jnp.where(self.squared > 0, 2 * cotangent, 0)", "2 * cotangent", f"{RETRIEVAL} -k coincident"
-    ),
     Mutation("physics/pairs.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/pairs.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
     Mutation(
@@ -423,7 +420,9 @@ MUTATIONS = [
         "reader = system.weight[None] * decay\n    reader",
         f"{RECURRENCE}::test_chunks_of_different_lengths_are_the_parallel_network[field]",
     ),
-    Mutation("physics/retrieval.py", "by_distance = -_of_heads", "by_distance = _of_heads", f"{RECURRENCE} -k single_steps"),
+    Mutation(
+        "physics/retrieval.py", "by_distance = -_of_heads", "by_distance = _of_heads", f"{RETRIEVAL} -k displacement_form"
+    ),
     Mutation("physics/pairs.py", "jnp.clip(self.lag, 0, values", "jnp.clip(self.lag + 1, 0, values", f"{RETRIEVAL} -k window"),
     Mutation(
         "physics/pairs.py",

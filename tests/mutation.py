@@ -198,11 +198,11 @@ MUTATIONS = [
     Mutation("physics/retrieval.py", "jnp.sum(cotangent * length, -1)", "jnp.sum(cotangent, -1)", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/retrieval.py", "c_cost = -_of_heads", "c_cost = _of_heads", RETRIEVAL),
     Mutation("physics/retrieval.py", "c_temperature = -jnp.sum", "c_temperature = jnp.sum", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairs.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairs.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairs.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
     Mutation(
-        "physics/pairs.py",
+        "physics/pairwise.py",
         "return jnp.pad(c_values, ((0, 0), (0,",
         "return jnp.pad(c_values, ((0, 0), (1, -1 +",
         f"{RETRIEVAL} -k tiles",
@@ -213,26 +213,26 @@ MUTATIONS = [
         "pairs.product_adjoint(-pairs.places",
         RETRIEVAL,
     ),
-    Mutation("physics/pairs.py", "+ columns(_dots(self.origin, self.keys))", "", RETRIEVAL),
+    Mutation("physics/pairwise.py", "+ columns(_dots(self.origin, self.keys))", "", RETRIEVAL),
     Mutation(
-        "physics/pairs.py",
+        "physics/pairwise.py",
         "Pairs(queries, keys, keys[:, :1], Causal",
         "Pairs(queries, keys, 0 * keys[:, :1], Causal",
         f"{RETRIEVAL} -k close_points",
     ),
     Mutation(
-        "physics/pairs.py",
+        "physics/pairwise.py",
         "Pairs(queries, keys, keys[:, :1], Causal",
         "Pairs(queries, keys, keys.mean(1, keepdims=True), Causal",
         f"{RETRIEVAL} -k future",
     ),
     Mutation(
-        "physics/pairs.py",
+        "physics/pairwise.py",
         "bool), self.length - self.rows)",
         "bool), self.length - self.rows + 1)",
         f"{NETWORK} -k future",
     ),
-    Mutation("physics/pairs.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/pairwise.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/kernel.py", "row[:, length - rows :: -1]", "row[:, : length - rows + 1]", f"{KERNEL} -k sum_by_lag"),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
@@ -423,9 +423,11 @@ MUTATIONS = [
     Mutation(
         "physics/retrieval.py", "by_distance = -_of_heads", "by_distance = _of_heads", f"{RETRIEVAL} -k displacement_form"
     ),
-    Mutation("physics/pairs.py", "jnp.clip(self.lag, 0, values", "jnp.clip(self.lag + 1, 0, values", f"{RETRIEVAL} -k window"),
     Mutation(
-        "physics/pairs.py",
+        "physics/pairwise.py", "jnp.clip(self.lag, 0, values", "jnp.clip(self.lag + 1, 0, values", f"{RETRIEVAL} -k window"
+    ),
+    Mutation(
+        "physics/pairwise.py",
         "Pairs(queries, keys, queries[:, :1], Window",
         "Pairs(queries, keys, 0 * queries[:, :1], Window",
         f"{RETRIEVAL} -k window_of_close",

@@ -14,7 +14,7 @@ from lior_jax.model import Params, block, network
 from lior_jax.model.charts import see
 from lior_jax.model.operators import Operators, prepare
 from lior_jax.physics.geometry import whiten
-from lior_jax.physics.pairs import of_sequence
+from lior_jax.physics.pairwise import of_sequence
 from lior_jax.physics.retrieval import geodesic_cost, retrieve
 from lior_jax.settings import ModelConfig
 

@@ -135,13 +135,18 @@ def echo_block(
     if c_action:
         # The path's own pushes: every drift's about as strong as the last one's.
         before = end.s - model.flow.step_size * system.velocity(end.p)
-        _, c_after, _ = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
+        *_, c_after = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
         pulls.append(c_after)
     epsilon = nudge.strength(learning.nudge_size, end.s, *pulls)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
-    source = partial(block.action_adjoint, operators, cotangent=c_action, config=model) if c_action else None
+
+    def source(before: Array, after: Array) -> tuple[Array, Array, block.ActionGradient]:
+        c_operators, c_before, c_after = block.action_adjoint(operators, before, after, c_action, model)
+        return c_before, c_after, c_operators
+
+    path = source if c_action else None
     s_pair, p_pair, contrast, by_action = flow.echo(
-        system, s_pair, p_pair, span, block.schedule(model), source, nudge.middle(epsilon, sides)
+        system, s_pair, p_pair, span, block.schedule(model), path, nudge.middle(epsilon, sides)
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 

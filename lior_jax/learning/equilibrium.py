@@ -128,7 +128,7 @@ def _nudged_block(
     c_s, c_before, by_action = end.c_s, 0.0, None
     if learning.action_weight:
         weight = learning.action_weight / size
-        c_before, c_after, by_action = block.action_adjoint(operators, stored.s_in, end.s, weight, model)
+        by_action, c_before, c_after = block.action_adjoint(operators, stored.s_in, end.s, weight, model)
         c_s = c_s + c_after
 
     def pull(s: Array) -> Array:
@@ -157,7 +157,7 @@ def _nudged_block(
 
 def _action_contrast(operators: Operators, s_in: Array, s: Pair, span: Array, model: ModelConfig) -> Operators:
     """What ΔLIoR, `Σ [action(s_in → s₊) − action(s_in → s₋)] / span`, depends on: the metric, through the whitened chart."""
-    (_, _, plus), (_, _, minus) = (
+    (plus, *_), (minus, *_) = (
         block.action_adjoint(operators, s_in, end, sign / span, model) for sign, end in zip((1, -1), s.ends(span), strict=True)
     )
     return jax.tree.map(jnp.zeros_like, operators)._replace(query=plus.query + minus.query)

@@ -158,8 +158,8 @@ class ActionGradient(NamedTuple):
 
 def action_adjoint(
     operators: Operators, before: Array, after: Array, cotangent: float, config: ModelConfig
-) -> tuple[Array, Array, ActionGradient]:
-    """Adjoint of `cotangent × Σ action`, over sequences, positions and heads: cotangents of both states, and the rest."""
+) -> tuple[ActionGradient, Array, Array]:
+    """Adjoint of `cotangent × Σ action`, over sequences, positions and heads: cotangents of the operators and both states."""
     (begin, inverse), (end, inverse_end) = rms_normalize(before), rms_normalize(after)
     displacement = to_heads(end - begin, operators.query, config)
     points = to_heads(begin, operators.query, config)
@@ -173,4 +173,4 @@ def action_adjoint(
         c_begin = c_begin + from_heads(c_points, operators.query, config)
         c_query = c_query + correlate_heads(c_points, begin, config)
     c_before = c_before + rms_normalize_adjoint(begin, inverse, c_begin)
-    return c_before, rms_normalize_adjoint(end, inverse_end, c_end), ActionGradient(c_query, c_law)
+    return ActionGradient(c_query, c_law), c_before, rms_normalize_adjoint(end, inverse_end, c_end)

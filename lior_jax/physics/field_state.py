@@ -18,7 +18,7 @@ from jax import Array, lax
 from lior_jax.errors import UserError
 from lior_jax.physics.kernel import Poles, decay_by_lag, fade, spread
 from lior_jax.physics.numerics import Precision, contract
-from lior_jax.physics.pairs import PairCotangent, Pairs
+from lior_jax.physics.pairwise import PairCotangent, Pairs
 
 
 class ReadOut(NamedTuple):

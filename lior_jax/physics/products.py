@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import contract
-from lior_jax.physics.pairs import PairCotangent, Pairs
+from lior_jax.physics.pairwise import PairCotangent, Pairs
 
 PRODUCT_EPSILON = 1e-4
 
@@ -27,7 +27,7 @@ def area(product: Array, q_squared: Array, k_squared: Array) -> Array:
 
 
 def area_adjoint(product: Array, q_squared: Array, k_squared: Array, cotangent: Array) -> tuple[Array, Array, Array]:
-    """Adjoint of `area` of pairs: cotangents of product and squared norms, in the shapes of `pairs`."""
+    """Adjoint of `area` of pairs: cotangents of product and squared norms, in the shapes of `pairwise`."""
     c_square = cotangent / (2 * area(product, q_squared, k_squared))
     c_square = jnp.where(q_squared * k_squared > product**2, c_square, 0)
     return -2 * product * c_square, *_squares_adjoint(q_squared, k_squared, c_square)
@@ -40,7 +40,7 @@ def spinor(product: Array, q_squared: Array, k_squared: Array) -> Array:
 
 
 def spinor_adjoint(product: Array, q_squared: Array, k_squared: Array, cotangent: Array) -> tuple[Array, Array, Array]:
-    """Adjoint of `spinor` of pairs: cotangents of product and squared norms, in the shapes of `pairs`."""
+    """Adjoint of `spinor` of pairs: cotangents of product and squared norms, in the shapes of `pairwise`."""
     r = _norms(q_squared, k_squared)
     c_half = jnp.where(r + product > 0, cotangent / (4 * spinor(product, q_squared, k_squared)), 0)
     return r * c_half, *_squares_adjoint(q_squared, k_squared, (2 * r + product) * c_half / (2 * r))

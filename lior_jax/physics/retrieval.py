@@ -6,7 +6,7 @@ attention, by distance in place of the dot product.
 
 Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidean distance. Terms (`scores`) are the prior of
 the lag, geometric products (`products`) and the linear read-out of the prompt's field state (`field_state`); all of them and
-the distance share one matrix product of queries and keys (`pairs`).
+the distance share one matrix product of queries and keys (`pairwise`).
 
 Queries may be taken a tile at a time, against the keys up to its end: no `[H, L, L]` is made then, forward or backward, and
 most of what lies above the diagonal is not computed.
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import Precision, contract
-from lior_jax.physics.pairs import Pairs, of_sequence, of_window, rows, weights
+from lior_jax.physics.pairwise import Pairs, of_sequence, of_window, rows, weights
 from lior_jax.physics.scores import MixingTerm, ScoreTerm
 
 COST_EPSILON = 1e-4

@@ -1,6 +1,6 @@
 """Terms of retrieval: what is added to the scores of its pairs, or to the weights that mix its values.
 
-A term is a pytree of a head's couplings with a value and an adjoint, which see of the pairs what `pairs.Pairs` offers. It is
+A term is a pytree of a head's couplings with a value and an adjoint, which see of the pairs what `pairwise.Pairs` offers. It is
 given to retrieval in a tuple; a term that is off is not in it. What attention calls a relative position bias is `LagPrior`;
 the geometric terms are in `products`, the read-out of a field state in `field_state`.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, Self
 
 from jax import Array
 
-from lior_jax.physics.pairs import PairCotangent, Pairs
+from lior_jax.physics.pairwise import PairCotangent, Pairs
 
 
 class ScoreTerm(Protocol):

@@ -117,7 +117,7 @@ def test_action_adjoint(changes):
 
     def adjoint(query, law, before, after, cotangent):
         given = made._replace(query=query, resilience=law)
-        c_before, c_after, others = block.action_adjoint(given, before, after, share, config)
+        others, c_before, c_after = block.action_adjoint(given, before, after, share, config)
         return jax.tree.map(lambda x: x * cotangent / share, (others.query, others.resilience, c_before, c_after))
 
     check_adjoint(cost, adjoint, (made.query, made.resilience, before, after))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lior_jax.physics import products
-from lior_jax.physics.pairs import of_sequence
+from lior_jax.physics.pairwise import of_sequence
 from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
 from tests.oracles import check_adjoint, normal
 
@@ -33,7 +33,7 @@ def from_vectors(function, q, k):
 
 
 def pairs(q, k):
-    """`⟨q_i, k_j⟩` and the squared norms, in the shapes of `pairs`, of `q`, `k` `[B, H, L, m]`."""
+    """`⟨q_i, k_j⟩` and the squared norms, in the shapes of `pairwise`, of `q`, `k` `[B, H, L, m]`."""
     q, k = jnp.asarray(q), jnp.asarray(k)
     return jnp.einsum("bhim,bhjm->bhij", q, k), jnp.sum(q * q, -1)[..., None], jnp.sum(k * k, -1)[:, :, None]
 

@@ -66,8 +66,8 @@ def main() -> None:
     by_steps: dict[str, list[Point]] = {}
     for name, (rate, momentum) in DESCENTS.items():
         for steps in STEPS:
-            moved = {"relaxation_steps": steps, "relaxation_rate": rate, "relaxation_momentum": momentum}
-            point = _measure(params, batch, configuration.replace(config, "model", **moved), exact)
+            moved = {"steps": steps, "rate": rate, "momentum": momentum}
+            point = _measure(params, batch, configuration.replace(config, "model.relaxation", **moved), exact)
             by_steps.setdefault(name, []).append(point)
             print(f"| {name} | {steps} | {point.residual:.0e} | {point.cosine:.6f} | {point.error:.0e} |", flush=True)
     print("\n| nudge | size | residual | cosine | relative error |")

@@ -55,12 +55,12 @@ def main() -> None:
     training, context = config.training, config.model.context
     for step in range(arguments.train):
         batch = data.batch_at(corpus.train, 0, step, training.batch_size, context)
-        state, info = loop.train_step(state, batch, config)
+        state, report = loop.train_step(state, batch, config)
     params, batch = state.params, data.batch_at(corpus.validation, 0, 0, training.batch_size, context)
     with jax.enable_x64(True):
         _, exact = implicit.gradient(to64(params), *batch, config)
 
-    print(f"{arguments.train} steps of training, to a loss of {float(info.loss):.3f}; cosines are those of the worst leaf\n")
+    print(f"{arguments.train} steps of training, to a loss of {float(report.info.loss):.3f}; cosines are those of the worst leaf\n")
     print("| relaxation | steps | residual | cosine | relative error |")
     print("|---|---|---|---|---|")
     by_steps: dict[str, list[Point]] = {}

@@ -350,7 +350,7 @@ MUTATIONS = [
     ),
     Mutation("physics/flow.py", "before = _move(s.mean, -drift", "before = _move(s.mean, drift", f"{FLOW} -k source"),
     Mutation("model/network.py", ".at[tokens].add(", ".at[tokens].set(", f"{NETWORK} -k embed_adjoint"),
-    Mutation("model/network.py", ") - one_hot) / targets.size", ") - one_hot)", f"{NETWORK} -k readout_loss_adjoint"),
+    Mutation("model/network.py", ") - one_hot) / targets.size", ") - one_hot)", f"{NETWORK} -k readout_loss_and_adjoint"),
     Mutation("model/network.py", "(jax.nn.softmax(logits) - one_hot)", "(one_hot - jax.nn.softmax(logits))", GRADIENT_AT_INIT),
     # --- learning ----------------------------------------------------------------------------------------------------
     Mutation("learning/nudge.py", '"centred": (1.0, -1.0)', '"centred": (-1.0, 1.0)', NUDGE),  # harmless, but not as documented

@@ -62,7 +62,7 @@ def estimate(
     s_first = network.embed(params.embedding, tokens, kept)
     (s_last, p_last), (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)
     c_action = learning.action_weight / tokens.size
-    loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
+    loss, c_readout, c_s = network.readout_loss_and_adjoint(params.readout, s_last, targets, model.precision)
 
     def back(end: PhasePoint, scanned):
         operators, stored, keys = scanned

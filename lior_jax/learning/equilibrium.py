@@ -64,7 +64,7 @@ def estimate(
     kept = dropout.embedding_mask(keys.embedding, tokens.shape[1], learning.dropout, model)
     s_first = network.embed(params.embedding, tokens, kept)
     s_last, (stored, observed) = _free_phase(operators, s_first, keys.blocks, model, learning)
-    loss, c_readout, c_s = network.readout_loss_adjoint(params.readout, s_last, targets, model.precision)
+    loss, c_readout, c_s = network.readout_loss_and_adjoint(params.readout, s_last, targets, model.precision)
     if learning.pull == "target_embedding":
         c_s = nudge.target_embedding_adjoint(params.embedding, s_last, targets)
     if learning.pull == "off":
@@ -134,7 +134,7 @@ def _nudged_block(
     def pull(s: Array) -> Array:
         if end.targets is None:
             return c_s
-        _, _, anew = network.readout_loss_adjoint(readout, s, end.targets, model.precision)
+        _, _, anew = network.readout_loss_and_adjoint(readout, s, end.targets, model.precision)
         return anew * (end.targets.size / size) + (c_s - end.c_s)
 
     epsilon = nudge.strength(learning.nudge_size, end.s, c_s)

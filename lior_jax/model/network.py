@@ -33,7 +33,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def readout_loss_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
+def readout_loss_and_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
     """Mean cross-entropy of the readout, and its adjoint.
 
     The force on the state is the pull to the target's point minus the Boltzmann mean of all points (docs/design.md

@@ -157,7 +157,7 @@ def test_huge_logits_do_not_overflow():
 # --- adjoints of the ends --------------------------------------------------------------------------------------------
 
 
-def test_readout_loss_adjoint():
+def test_readout_loss_and_adjoint():
     rng = np.random.default_rng(0)
     weights, s = normal(rng, 11, 6), normal(rng, 2, 5, 6)
     targets = jnp.asarray(rng.integers(0, 11, (2, 5)))
@@ -166,11 +166,11 @@ def test_readout_loss_adjoint():
         return jnp.mean(network.cross_entropy(network.readout(weights, s, "float32"), targets))
 
     def adjoint(weights, s, cotangent):
-        _, c_weights, c_s = network.readout_loss_adjoint(weights, s, targets, "float32")
+        _, c_weights, c_s = network.readout_loss_and_adjoint(weights, s, targets, "float32")
         return cotangent * c_weights, cotangent * c_s
 
     check_adjoint(loss, adjoint, (weights, s), tol=1e-10)
-    value, _, _ = network.readout_loss_adjoint(weights, s, targets, "float32")
+    value, _, _ = network.readout_loss_and_adjoint(weights, s, targets, "float32")
     np.testing.assert_allclose(value, loss(weights, s), rtol=1e-6)
 
 

@@ -60,9 +60,8 @@ def main() -> None:
     with jax.enable_x64(True):
         _, exact = implicit.gradient(to64(params), *batch, config)
 
-    print(
-        f"{arguments.train} steps of training, to a loss of {float(report.info.loss):.3f}; cosines are those of the worst leaf\n"
-    )
+    loss = float(report.info.loss)
+    print(f"{arguments.train} steps of training, to a loss of {loss:.3f}; cosines are those of the worst leaf\n")
     print("| relaxation | steps | residual | cosine | relative error |")
     print("|---|---|---|---|---|")
     by_steps: dict[str, list[Point]] = {}

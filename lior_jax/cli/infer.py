@@ -70,6 +70,13 @@ def parse() -> argparse.Namespace:
         const="explanation.png",
         help="with --prompt: what each token was retrieved from, as a table and a picture (explanation.png)",
     )
+    parser.add_argument(
+        "--stride",
+        metavar="N",
+        type=int,
+        help="with --score: tokens scored per window, the rest of which is history; half a window by default, a whole one is "
+        "the protocol of nanoGPT",
+    )
     memory = parser.add_argument_group("memory")
     memory.add_argument(
         "--remember",
@@ -103,6 +110,8 @@ def parse() -> argparse.Namespace:
 
     if arguments.set and not arguments.config:
         parser.error("--set goes with --config")
+    if arguments.stride is not None and not arguments.score:
+        parser.error("--stride goes with --score")
     if arguments.samples < 1:
         parser.error(f"--samples is {arguments.samples}, but must be 1 or more")
     if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export or arguments.compress):
@@ -137,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.export:
         print(f"Written: {engine.export(arguments.export)}", flush=True)
     elif arguments.score:
-        tasks.score(engine, arguments.score)
+        tasks.score(engine, arguments.score, arguments.stride)
     elif arguments.chat:
         tasks.chat(engine, arguments)
     elif arguments.prompts:

@@ -35,15 +35,16 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | {"stop": arguments.stop or ()}
 
 
-def score(engine: Engine, path: str) -> None:
+def score(engine: Engine, path: str, stride: int | None) -> None:
     """Print how well the model predicts a file."""
-    found = engine.score(read_file(path), progress=output.progress)
-    history = engine.config.context - max(1, engine.config.context // 2)
+    stride = max(1, engine.config.context // 2) if stride is None else stride
+    found = engine.score(read_file(path), stride, progress=output.progress)
+    history = engine.config.context - stride
     print(
         f"{found.nats_per_character:.4f} nats/char = {found.bits_per_character:.4f} bits/char, "
         f"perplexity {found.perplexity:.3f} per token, over {found.tokens:,} tokens.\n"
-        f"The first token is only given, not scored. Each other one is predicted from at least {history} tokens before it, "
-        "or from all that there are.",
+        f"The first token is only given, not scored. Each other one is predicted from at least {history + 1} token(s) up to "
+        "the one before it, or from all that there are.",
         flush=True,
     )
     if engine.memory is not None:

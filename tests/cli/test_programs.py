@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from lior_jax.inference import Engine
 from tests.runs import TINY
 
 # A folder where no run is: each of these mistakes is found before one would be made there.
@@ -83,6 +84,10 @@ def test_every_way_of_using_a_model(model, tmp_path):
 
     text = tmp_path / "text.txt"
     text.write_text("5 is 0 and 2, 9 is 1 and 1, " * 30)
+    disjoint = call("infer", "--checkpoint", model, "--score", text, "--stride", 16)
+    expected = Engine.from_checkpoint(model).score(text.read_text(), 16)
+    assert disjoint.stdout.startswith(f"{expected.nats_per_character:.4f} nats/char")
+    assert "at least 1 token(s)" in disjoint.stdout
     remembered = call("infer", "--checkpoint", model, "--remember", text, "--score", text)
     assert remembered.returncode == 0, remembered.stderr
     assert "840 characters" in remembered.stderr

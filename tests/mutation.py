@@ -271,7 +271,7 @@ MUTATIONS = [
         "0.5 * jnp.sum(cotangent",
         f"{POTENTIAL} -k prepare_adjoint",
     ),
-    Mutation("physics/potential/hopfield.py", "BEND, PULL = 0.5", "BEND, PULL = 5.0", f"{POTENTIAL} -k settle"),
+    Mutation("physics/potential/hopfield.py", "BEND, PULL = 0.5", "BEND, PULL = 5.0", f"{POTENTIAL} -k longest"),
     Mutation("physics/potential/hopfield.py", "jnp.where(mask > 0, a + ", "jnp.where(mask > -1, a + ", f"{POTENTIAL} -k mask"),
     Mutation("physics/pair.py", "0.5 * span * slope", "span * slope", "physics/test_pair.py"),
     Mutation(

@@ -48,7 +48,7 @@ if __name__ == "__main__":
         step = jax.jit(learning.estimate, static_argnums=(2, 3))
         params, optimizer = model.init(jax.random.key(0), chosen.model), optax.adam(rate)
         state = optimizer.init(params)
-        for index in range(121):
+        for index in range(81):
             gradient, info = step(params, batch, chosen.model, chosen.learning, jax.random.key(index))
             updates, state = optimizer.update(gradient, state)
             params = optax.apply_updates(params, updates)._replace(carried=info.carried)

@@ -818,7 +818,20 @@ MUTATIONS = [
 
 def run_tests(tree: Path, tests: str) -> tuple[int, str]:
     """Exit status of pytest (0 passed, 1 failed, more if it could not run), and its line about the failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-m",
+        "slow or not slow",
+        "-p",
+        "no:cacheprovider",
+        *tests.split(),
+    ]
     # The autodiff oracles of most mutants are the same programs: compile them once.
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled"),

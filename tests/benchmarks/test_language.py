@@ -94,6 +94,7 @@ def test_transformers_are_of_the_size_asked_for(parameters, layers):
     assert net.hidden >= 4 * net.width
 
 
+@pytest.mark.slow
 def test_the_script_compares_everyone(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(data.read_text(None)[0][:20_000], encoding="utf-8")
@@ -124,6 +125,7 @@ def test_the_script_compares_everyone(tmp_path, capsys):
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_both_forms_of_back_propagation_take_the_gradient(tiny):
     config = tiny("run", "optimizer.clip_norm=1e9", "optimizer.warmup_steps=0")
     corpus = data.load(config)

@@ -75,6 +75,7 @@ def test_echo_is_the_gradient_of_the_masked_loss(config):
     assert whole_agreement(estimate, bare).relative_error > 0.2
 
 
+@pytest.mark.slow
 def test_half_the_nudge_is_a_quarter_of_the_error(float64):
     """So the echo of masks errs by the nudge alone. In float64, with carried momentum, where the rebuilt states err too."""
     small = {"geometry__rotor_layers": 1, "width": 6, "convolution__taps": 2, "flow__carry_momentum": True}

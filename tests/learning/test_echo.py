@@ -257,6 +257,7 @@ def test_chunks_change_nothing(config):
 
 
 @pytest.mark.parametrize("config", [PLAIN, *ALL.values()], ids=["plain", *ALL])
+@pytest.mark.slow
 def test_tiles_learn_what_all_at_once_would(config):
     """The estimate of a network that retrieves by tiles is the gradient of the one that does not."""
     params, batch = trained_looking(config.model), random_batch(config)

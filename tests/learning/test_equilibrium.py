@@ -66,6 +66,7 @@ def test_estimate_is_the_implicit_gradient(name):
     assert whole_agreement(estimate, gradient).relative_error < 1e-3
 
 
+@pytest.mark.slow
 def test_agreement_follows_the_residual(float64):
     """More steps, a better gradient; at a residual of 1e-4 every leaf's cosine is above 0.99."""
     params, batch = to64(trained_looking(PLAIN.model)), random_batch(PLAIN)
@@ -86,6 +87,7 @@ def test_agreement_follows_the_residual(float64):
 
 
 @pytest.mark.parametrize(("mode", "low", "high"), [("one_sided", 1.7, 2.4), ("random_sign", 1.7, 2.4), ("centred", 3.4, 4.7)])
+@pytest.mark.slow
 def test_order_of_the_nudge(mode, low, high, float64):
     """Half the nudge: half the error one-sided, to whichever side; a quarter centred. In float64, fully relaxed."""
     base = config_of(TINY)
@@ -206,6 +208,7 @@ def test_force_at_every_step_is_the_gradient_too(float64):
     assert whole_agreement(estimates["force", 0.04], estimates["cross_entropy", 0.04]).relative_error > 1e-6
 
 
+@pytest.mark.slow
 def test_force_follows_the_state_in_the_last_block_alone(float64):
     """With one block: both ends are minima of the energy with the loss itself in it, at a nudge that is large."""
     config = config_of(TINY | {"blocks": 1}, pull="force", nudge_size=0.3, nudge="one_sided")
@@ -238,6 +241,7 @@ def to_target(params, s, targets):
     return jnp.mean((hat(s) - hat(jax.lax.stop_gradient(params.embedding)[targets])) ** 2) / 2
 
 
+@pytest.mark.slow
 def test_target_embedding_pulls_to_the_targets_point():
     """What lies below the readout learns to come near the target's embedding; the readout learns the loss of what it sees."""
     config = config_of(PARTS["derived"], pull="target_embedding")
@@ -251,6 +255,7 @@ def test_target_embedding_pulls_to_the_targets_point():
 
 
 @pytest.mark.parametrize("name", ["plain", "derived"])
+@pytest.mark.slow
 def test_geometry_alone_moves_by_the_difference_of_the_action(name):
     """`[ΔLIoR(s₊) − ΔLIoR(s₋)] / 2ε` by autodiff of the actions of literal nudged minima, the metric's leaves being free."""
     config = config_of(PARTS.get(name, {}) | {"blocks": 1}, update="geometry")

@@ -267,6 +267,7 @@ def test_summary_of_a_stopped_run_tells_the_step_reached(tiny):
     assert training.train(tiny("run"), stop_after=3).step == 3
 
 
+@pytest.mark.slow
 def test_bytes_and_pairs_are_trained_and_scored_per_character(tiny, tmp_path):
     """The figures of one model agree whatever a token is: nats per token, over characters per token."""
     for kind in ("byte", "bpe:300"):

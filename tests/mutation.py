@@ -563,8 +563,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "self.checkpoints.wait()\n        self.report_saves()\n",
-        "",
+        "self.checkpoints.wait()\n        self.report_saves()\n        self.checkpoints.save(",
+        "self.checkpoints.save(",
         f"{EVENTS} -k rhythm",
     ),
     Mutation("training/run.py", "checkpoints.set_aside(after=step)", "pass", f"{RESUME} -k aside"),
@@ -579,7 +579,7 @@ MUTATIONS = [
         "training/events.py", "isinstance(event, SubscriberFailed) and index in self._failed", "False", f"{EVENTS} -k once"
     ),
     Mutation("training/reporting.py", "self._writer.write(kind, event.step, values)", "pass", f"{EVENTS} -k disk"),
-    Mutation("training/reporting.py", "        stop.check()\n", "", f"{SIGNALS} -k evaluation"),
+    Mutation("training/reporting.py", "        stop.check()\n", "", f"{EVENTS} -k gives_up"),
     Mutation(
         "training/step.py",
         "stepped.replace(params=stepped.params._replace(carried=info.carried))",
@@ -594,10 +594,7 @@ MUTATIONS = [
         "cli/output.py",
         "os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())",
         "pass",
-        f"{OUTPUT} -k full_standard_output",
-    ),
-    Mutation(
-        "cli/progress.py", "            self.close()\n            raise", "            raise", f"{OUTPUT} -k costs_no_sentence"
+        f"{OUTPUT} -k unwritten_rest",
     ),
     Mutation("cli/sentences.py", "RULES[config.learning.rule]", 'RULES["echo"]', f"{OUTPUT} -k names_its_rule"),
     Mutation(

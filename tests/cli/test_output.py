@@ -38,6 +38,15 @@ def assert_done(status, said, run):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+def test_an_unwritten_rest_does_not_spoil_the_exit_status():
+    """What is left in a buffer is written when the interpreter ends, and status 120 is what it ends with if it cannot be."""
+    code = "from lior_jax.cli import output\nwith output.prepared():\n    print('rest')"
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 def test_a_full_standard_output_does_not_end_the_run(command, tmp_path):
     with FULL.open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False)

@@ -6,7 +6,7 @@ import pytest
 
 from lior_jax import data, training
 from lior_jax.storage import checkpoint, snapshot
-from lior_jax.training import events, loop, metrics, signals
+from lior_jax.training import events, loop, metrics, reporting, signals
 from lior_jax.training.step import initial_state
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
@@ -21,6 +21,15 @@ def heard(tmp_path_factory):
     listener = Listener()
     training.train(tiny_config(tmp_path_factory.mktemp("heard"), "run"), listener)
     return listener
+
+
+def test_a_long_pass_gives_up_when_the_run_is_asked_to_stop():
+    stop, seen = signals.Stop(), []
+    with pytest.raises(signals.StoppedError):
+        for item in reporting.watched_pass("abc", "scoring", lambda event: None, stop):
+            seen.append(item)
+            stop.number = 15
+    assert seen == ["a"]
 
 
 def test_the_events_of_a_run_are_those_of_its_rhythm(heard):

@@ -41,8 +41,10 @@ def assert_done(status, said, run):
 def test_an_unwritten_rest_does_not_spoil_the_exit_status():
     """What is left in a buffer is written when the interpreter ends, and status 120 is what it ends with if it cannot be."""
     code = "from lior_jax.cli import output\nwith output.prepared():\n    print('rest')"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with FULL.open("w") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+        given = {"stdout": full, "stderr": subprocess.PIPE, "cwd": ROOT, "env": buffered}
+        done = subprocess.run([sys.executable, "-c", code], **given, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -77,6 +77,7 @@ def test_page_says_what_was_measured(page, finished_run):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.slow
 def test_the_page_names_the_rule_that_the_run_learned_by(tmp_path, tiny, rule):
     """In words and on the axis; nothing is said of another rule."""
     training.train(tiny("run", f"learning.rule={rule}", "training.steps=3", "sample.tokens=0"))

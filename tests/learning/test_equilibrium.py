@@ -101,6 +101,7 @@ def test_order_of_the_nudge(mode, low, high, float64):
     assert errors[0] < (0.1 if mode == "centred" else 0.3)
 
 
+@pytest.mark.slow
 def test_random_sign_errs_to_both_sides(float64):
     """Where its sign is negative it errs against what one-sided nudging errs by; the sum of both errs by far less."""
     base, size = config_of(TINY), {"nudge_size": 0.01}

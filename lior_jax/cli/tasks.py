@@ -9,7 +9,7 @@ from typing import Any
 
 from lior_jax.cli import conversation, output, overwriting
 from lior_jax.data import read_file, read_stream
-from lior_jax.inference import Engine, prompts
+from lior_jax.inference import Engine, prompts, scoring
 from lior_jax.inference.chat import Conversation
 from lior_jax.inference.engine import CAPACITY
 from lior_jax.inference.sampling import Sampling
@@ -37,7 +37,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def score(engine: Engine, path: str, stride: int | None) -> None:
     """Print how well the model predicts a file."""
-    stride = max(1, engine.config.context // 2) if stride is None else stride
+    stride = scoring.half_window(engine.config.context) if stride is None else stride
     found = engine.score(read_file(path), stride, progress=output.progress)
     history = engine.config.context - stride
     print(

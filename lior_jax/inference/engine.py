@@ -202,7 +202,7 @@ class Engine:
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
             raise UserError("The text to score needs at least two tokens, since the first one is only given.")
-        stride = max(1, self.config.context // 2) if stride is None else stride
+        stride = scoring.half_window(self.config.context) if stride is None else stride
         windows = scoring.cover(tokens, self.config.context, stride)
         if self.memory is None:
             alone = nats = scoring.mean_nats(self.params, windows, self.config, progress)
@@ -235,7 +235,7 @@ class Engine:
         cut = len(tokens) - len(tokens) // 10
         bank = memory_bank.empty(capacity, self.config) if self.memory is None else self.memory.bank
         bank = remembering.remember(bank, self.params, tokens[:cut], self.config, progress)
-        stride = max(1, self.config.context // 2)
+        stride = scoring.half_window(self.config.context)
         held_out = scoring.cover(tokens[cut:], self.config.context, stride, max(1, _HELD_OUT // stride))
         mixture, _ = remembering.choose(bank, self.params, held_out, self.config, progress)
         bank = remembering.remember(bank, self.params, tokens[cut:], self.config, progress)

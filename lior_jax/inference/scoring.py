@@ -57,6 +57,11 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
     return Windows(padded[place], padded[place + 1], counted)
 
 
+def half_window(context: int) -> int:
+    """The stride of scoring by default: half of a window is scored, and the other half is history."""
+    return max(1, context // 2)
+
+
 def mean_nats(params: Params, windows: Windows, config: ModelConfig, progress: Progress = unseen) -> float:
     """Mean nats of the counted targets."""
     total = 0.0

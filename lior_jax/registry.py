@@ -1,4 +1,5 @@
-"""Tables of what a configuration chooses by name: potentials, integrators, score terms, learning rules. Users may add to them.
+"""Tables of what a configuration chooses by name: potentials, integrators, score terms, optimisers, learning rules; users may
+add to them.
 
 Built-in entries are imported when they are first used, so that reading a configuration needs no JAX.
 """
@@ -123,6 +124,15 @@ SCORE_TERMS: Registry[Any] = Registry(
     },
 )
 """Records `model.terms.Recipe`, by `model.retrieval.products`."""
+
+OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer",
+    {
+        "adamw": "lior_jax.learning.optimizer:adamw",
+        "muon": "lior_jax.learning.optimizer:muon",
+    },
+)
+"""Functions of the optimiser's settings to an optax transformation (`learning.optimizer`), by `optimizer.name`."""
 
 RULES: Registry[Rule] = Registry(
     "learning rule",

@@ -181,7 +181,10 @@ def _speed(run: Run) -> str:
 
 
 _FIGURES: dict[str, Callable[[Run], str]] = {
-    "whole validation part, nats/char": _summarised("nats_per_character", ".4f"),
+    "whole validation part, best, nats/char": _summarised("nats_per_character", ".4f"),
+    "… with half a window of history": _summarised("nats_per_character_with_history", ".4f"),
+    "whole validation part, last, nats/char": _summarised("last_nats_per_character", ".4f"),
+    "… last, with half a window of history": _summarised("last_nats_per_character_with_history", ".4f"),
     "evaluations, best, nats/char": _best,
     "evaluations, last, nats/char": _last,
     "training, last lines, nats/token": _training_loss,

@@ -74,8 +74,14 @@ def _summary(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         )
     if (run / "summary.json").is_file():
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        nats = summary["nats_per_character"]
-        rows["whole validation part, best checkpoint"] = f"{nats:.4f} nats/char = {nats / math.log(2):.4f} bits/char"
+        for which, key in (("best", "nats_per_character"), ("last", "last_nats_per_character")):
+            if f"{key}_with_history" not in summary:  # of another version
+                continue
+            disjoint, with_history = summary[key], summary[f"{key}_with_history"]
+            rows[f"whole validation part, {which} checkpoint"] = (
+                f"{disjoint:.4f} nats/char = {disjoint / math.log(2):.4f} bits/char in disjoint windows; "
+                f"{with_history:.4f} nats/char with half a window of history"
+            )
         rows["parameters"] = f"{summary['parameters']:,}"
         rows["time of the last session"] = f"{summary['seconds'] / 60:.1f} minutes"
     speeds = [line["tokens_per_second"] for line in trained if "tokens_per_second" in line]

@@ -1,6 +1,7 @@
 """train.py: arguments, what is said of a run, and exit statuses."""
 
 import argparse
+import math
 import shlex
 import sys
 
@@ -142,6 +143,18 @@ def train(config, arguments: argparse.Namespace) -> None:
     conclude(config, summary, bool(arguments.resume))
 
 
+def validation_table(context: int, summary) -> str:
+    """Losses of the whole validation part by both protocols, of the best and of the last step."""
+    best, last = f"best of {summary.evaluations} evaluations, step {summary.best_step:,}", f"last step, {summary.step:,}"
+    rows = [("validation, all of it, nats/char", f"windows of {context}", f"history of at least {context - context // 2}")]
+    for name, nats, with_history in (
+        (best, summary.nats_per_character, summary.nats_per_character_with_history),
+        (last, summary.last_nats_per_character, summary.last_nats_per_character_with_history),
+    ):
+        rows.append((f"  {name}", *(f"{loss:.4f} = {loss / math.log(2):.4f} bits" for loss in (nats, with_history))))
+    return "\n".join(f"{name:40}{disjoint:>22}{history:>26}" for name, disjoint, history in rows)
+
+
 def conclude(config, summary, resumed: bool) -> None:
     """Draw the loss curve, and print what the run came to and what can be done with it."""
     from lior_jax import training
@@ -156,8 +169,7 @@ def conclude(config, summary, resumed: bool) -> None:
     session = " in this session" if resumed else ""
     text = f"""
 {summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}
-validation, all of it, best checkpoint (step {summary.best_step:,}): \
-{summary.nats_per_character:.4f} nats/char = {summary.bits_per_character:.4f} bits/char
+{validation_table(config.model.context, summary)}
 
   {summary.directory}/loss.png       loss curve
   {summary.directory}/metrics.jsonl  all figures        (tensorboard --logdir {summary.directory}/tensorboard)

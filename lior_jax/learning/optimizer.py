@@ -1,32 +1,121 @@
-"""What optax does with an estimate: clipping, AdamW, warm-up and cosine decay."""
+"""What optax does with an estimate: clipping, AdamW or Muon, decay, schedules, and an average of the weights.
 
+An optimiser is a function `(settings) -> optax.GradientTransformation` that turns a clipped gradient into a direction; decay
+and the learning rate, the same for all, come after it. `registry.OPTIMIZERS` names them.
+
+    step:     θ ← θ − η_t [direction + d_t θ]      (Loshchilov and Hutter 2019: the decay is decoupled)
+    AdamW:    direction = m̂ / (√v̂ + ε)              (Kingma and Ba 2015)
+    Muon:     direction = 0.2 √max(in, out) · UVᵀ   of the momentum `UΣVᵀ` of a matrix (Jordan 2024; its size is that of AdamW's
+              directions, Liu et al. 2025, arXiv 2502.16982), and AdamW's for whatever is no matrix
+    average:  θ̄ ← θ̄ + (1 − min(a, (1 + t) / (10 + t))) (θ − θ̄)
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from lior_jax.model.parameters import decay_mask
+from lior_jax.model.parameters import Params, decay_mask, matrix_axes
+from lior_jax.registry import OPTIMIZERS
 from lior_jax.settings import LearningConfig, OptimizerConfig
+
+_ADAM_RMS = 0.2
+"""Typical root mean square of AdamW's directions, which Muon's are scaled to (Liu et al. 2025), so that learning rates and
+decays of the two are alike."""
 
 
 def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of each of `steps` steps: linear warm-up to the peak, then a cosine to `final_fraction` of it."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=steps,
-        end_value=optimizer.learning_rate * optimizer.final_fraction,
-    )
+    """Learning rate of each of `steps` steps: linear warm-up to the peak, then to `final_fraction` of it as `schedule` says."""
+    warmup, peak, last = optimizer.warmup_steps, optimizer.learning_rate, optimizer.learning_rate * optimizer.final_fraction
+    rise = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+    if optimizer.schedule != "warmup_stable_decay":
+        return optax.join_schedules([rise, _fall(optimizer.schedule, peak, last, steps - warmup)], [warmup])
+    begin = max(warmup, steps - round(optimizer.decay_fraction * steps))
+    parts = [rise, optax.constant_schedule(peak), _fall("linear", peak, last, steps - begin)]
+    return optax.join_schedules(parts, [warmup, begin])
+
+
+def make_decay(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Weight decay of each of `steps` steps, which the learning rate multiplies."""
+    last = optimizer.weight_decay * optimizer.weight_decay_final_fraction
+    return _fall(optimizer.weight_decay_schedule, optimizer.weight_decay, last, steps)
+
+
+def _fall(shape: str, first: float, last: float, steps: int) -> optax.Schedule:
+    """From `first` to `last` in some steps, and `last` from there on."""
+    if steps <= 0 or shape == "constant":
+        return optax.constant_schedule(last if steps <= 0 else first)
+    if shape == "linear":
+        return optax.linear_schedule(first, last, steps)
+    return optax.cosine_decay_schedule(first, steps, alpha=last / first) if first else optax.constant_schedule(0.0)
 
 
 def make_optimizer(optimizer: OptimizerConfig, steps: int, learning: LearningConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW without decay on metric parameters, biases and scalars, or on anything that must not
-    change."""
+    """Clip by global norm, then the named optimiser, without decay on metric parameters, biases and scalars, or on anything
+    that must not change."""
+    decays = learning.learns_all and optimizer.weight_decay > 0
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(
-            make_schedule(optimizer, steps),
-            b1=optimizer.beta1,
-            b2=optimizer.beta2,
-            weight_decay=optimizer.weight_decay if learning.learns_all else 0.0,
-            mask=decay_mask,
-        ),
+        OPTIMIZERS[optimizer.name](optimizer),
+        optax.add_decayed_weights(make_decay(optimizer, steps) if decays else 0.0, mask=decay_mask),
+        optax.scale_by_learning_rate(make_schedule(optimizer, steps)),
     )
+
+
+def adamw(optimizer: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam's directions of all parameters."""
+    return optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2)
+
+
+def muon(optimizer: OptimizerConfig) -> optax.GradientTransformation:
+    """Orthogonalised momentum of the blocks' matrices, and Adam's directions, with a rate of their own, of the rest: embedding,
+    readout, taps, metrics, kernels, gates, biases.
+
+    A projection of all heads is one matrix, as is each matrix of a potential. The average direction of a matrix and that of
+    Adam are of one size.
+    """
+    orthogonal = optax.chain(
+        scale_by_muon(beta=optimizer.momentum, weight_dimension_numbers=_dimensions),
+        optax.stateless(lambda directions, _: _at_adams_size(directions)),
+    )
+    ratio = 1.0 if optimizer.adam_learning_rate is None else optimizer.adam_learning_rate / optimizer.learning_rate
+    rest = optax.chain(adamw(optimizer), optax.scale(ratio))
+    return optax.partition({True: orthogonal, False: rest}, _is_matrix)
+
+
+def _at_adams_size(directions: Params) -> Params:
+    """Semi-orthogonal matrices, whose root mean square is `1 / √max(in, out)`, with that of Adam's directions."""
+
+    def scaled(axes: MuonDimensionNumbers, direction: Array) -> Array:
+        size = max(math.prod(direction.shape[axis] for axis in side) for side in axes)
+        return _ADAM_RMS * math.sqrt(size) * direction
+
+    return jax.tree.map(scaled, _dimensions(directions), directions, is_leaf=lambda x: isinstance(x, MuonDimensionNumbers))
+
+
+def _dimensions(params: Params) -> Params:
+    return matrix_axes(params, lambda inputs, outputs: MuonDimensionNumbers(inputs, outputs), None)
+
+
+def _is_matrix(params: Params) -> Params:
+    return matrix_axes(params, lambda *_: True, False)
+
+
+def averaged(average: Params, params: Params, step: Array, decay: float) -> Params:
+    """The exponential moving average of the weights after `step` applied steps; what is carried is that of `params`.
+
+    Args:
+        step: `[]`, from 1 on.
+        decay: a, of late steps; early ones have less, so that the average leaves the initial weights behind.
+    """
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    moved = optax.incremental_update(params._replace(carried=None), average._replace(carried=None), 1.0 - kept)
+    return moved._replace(carried=params.carried)
+
+
+Optimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
+"""What `OPTIMIZERS` holds."""

@@ -5,6 +5,7 @@ dimension, `τ` taps, `M` potential units, `C` curvature terms. Everything insid
 axis `N`. A part that the configuration leaves out is None.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -188,11 +189,20 @@ def count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params._replace(carried=None)))
 
 
+def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ...]], Any], other: Any) -> Params:
+    """The blocks' matrices: `matrix(input axes, output axes)` in the place of each, and `other` in that of every other leaf.
+
+    Query, key and value maps of all heads are one matrix from `d`, the output map one to it, and a potential's matrices lead
+    from `d` to its units. The axis of the blocks is neither: each block has its own matrix.
+    """
+    axes = jax.tree.map(lambda _: other, params)
+    potential = axes.blocks.hamiltonian.potential
+    potential = potential._replace(**dict.fromkeys(potential.MATRICES, matrix((2,), (1,))))
+    hamiltonian = axes.blocks.hamiltonian._replace(potential=potential)
+    projections = dict.fromkeys(("query", "key", "value"), matrix((3,), (1, 2)))
+    return axes._replace(blocks=axes.blocks._replace(**projections, output=matrix((1, 2), (3,)), hamiltonian=hamiltonian))
+
+
 def decay_mask(params: Params) -> Params:
     """True for the matrices that weight decay may shrink; False for metrics, kernels, gates, biases, taps and scalars."""
-    mask = jax.tree.map(lambda _: False, params)
-    potential = mask.blocks.hamiltonian.potential
-    potential = potential._replace(**dict.fromkeys(potential.MATRICES, True))
-    hamiltonian = mask.blocks.hamiltonian._replace(potential=potential)
-    blocks = mask.blocks._replace(query=True, key=True, value=True, output=True, hamiltonian=hamiltonian)
-    return mask._replace(embedding=True, blocks=blocks, readout=True)
+    return matrix_axes(params, lambda *_: True, False)._replace(embedding=True, readout=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lior_jax.registry import RULES
+from lior_jax.registry import OPTIMIZERS, RULES
 from lior_jax.settings.sections import PathText, Section, off
 
 
@@ -86,22 +86,48 @@ class LearningConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW after clipping, with linear warm-up and cosine decay."""
+    """What follows clipping: AdamW or Muon, their schedules, and an average of the weights."""
 
+    name: Annotated[str, OPTIMIZERS] = "adamw"
+    """`adamw`; or `muon`: orthogonalised momentum for the blocks' matrices and AdamW for the rest; or one that was
+    registered."""
     learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate."""
+    adam_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of what `muon` leaves to AdamW (embedding, readout, metrics, kernels, gates, biases); null for
+    `learning_rate`."""
+    schedule: Literal["cosine", "linear", "warmup_stable_decay"] = "cosine"
+    """How the learning rate falls after its warm-up: as a cosine, in a straight line, or not at all until the last
+    `decay_fraction` of all steps, and then in a straight line."""
     warmup_steps: int = Field(100, ge=0)
     """Steps of linear warm-up."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of all steps in which the learning rate of `warmup_stable_decay` falls."""
     final_fraction: float = Field(0.05, ge=0, le=1)
     """Learning rate of the last step, as a share of the peak."""
     weight_decay: float = Field(0.05, ge=0)
-    """Decoupled decay of matrices; biases, scalars and metric parameters have none."""
+    """Decoupled decay of matrices, times the learning rate; biases, scalars and metric parameters have none."""
+    weight_decay_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the decay goes to `weight_decay_final_fraction` of itself; the learning rate multiplies it all the same."""
+    weight_decay_final_fraction: float = Field(0.0, ge=0)
+    """Decay of the last step, as a share of the first; nothing for a constant one. Above 1 it grows."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest global norm of the gradient estimate."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """Decay of AdamW's first moment."""
     beta2: float = Field(0.99, ge=0, lt=1)
-    """Decay of the second moment."""
+    """Decay of AdamW's second moment."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of Muon's momentum."""
+    average: float | None = Field(None, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which evaluation, samples, checkpoints' losses and inference use
+    (0.999 averages over about a thousand steps); null for the weights themselves."""
+
+    @model_validator(mode="after")
+    def _keys_mean_something(self):
+        if self.name == "adamw" and self.adam_learning_rate is not None:
+            raise ValueError("adam_learning_rate: is nothing for adamw; set learning_rate, or optimizer.name: muon")
+        return self
 
 
 class SampleConfig(Section):

@@ -85,7 +85,7 @@ class Loop:
         """Start saving, once an earlier save is finished."""
         self.checkpoints.wait()
         self.report_saves()
-        self.checkpoints.save(step, state.params, state.optimizer, self.metadata, nats, owes_evaluation)
+        self.checkpoints.save(step, state.weights, state.optimizer, self.metadata, nats, owes_evaluation)
         self.saving = step
 
     def report_saves(self, last: bool = False) -> None:
@@ -102,10 +102,10 @@ class Loop:
 
     def _evaluate(self, state: State, step: int) -> float | None:
         """Validation loss, in nats per token, and sample; None for a loss by which no checkpoint can be the best."""
-        validated = self.evaluation.validate(state.params, step, self.loss)
+        validated = self.evaluation.validate(state.weights, step, self.loss)
         self.reporter.note(validated)
         if self.config.sample.tokens:
-            self.reporter.note(self.evaluation.sample(state.params, step))
+            self.reporter.note(self.evaluation.sample(state.weights, step))
         return validated.nats_per_token if math.isfinite(validated.nats_per_token) else None
 
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,8 +35,8 @@ def _of_the_host() -> int | None:
 
 
 def least(config: Config) -> int:
-    """Bytes that a step cannot do without: parameters, their gradient and two moments, and of the activations the states
-    between blocks and one block's units, scores and logits of the sequences that are nudged at once."""
+    """Bytes that a step cannot do without: parameters, their gradient, two moments and average, and of the activations the
+    states between blocks and one block's units, scores and logits of the sequences that are nudged at once."""
     shapes, batch = config.model, config.training.batch_size
     if shapes.vocab_size is None:
         shapes = configuration.replace(config, "model", vocab_size=2).model
@@ -45,7 +45,10 @@ def least(config: Config) -> int:
     position = (kept + 2) * shapes.width
     nudged = 2 * shapes.flow.units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
     nudged += shapes.vocab_size
-    numbers = 4 * parameters + batch * shapes.context * position + (config.learning.chunk or batch) * shapes.context * nudged
+    copies = 4 if config.optimizer.average is None else 5
+    numbers = (
+        copies * parameters + batch * shapes.context * position + (config.learning.chunk or batch) * shapes.context * nudged
+    )
     return 4 * numbers
 
 

@@ -17,7 +17,7 @@ from lior_jax.errors import UserError
 from lior_jax.inference import Engine, scoring
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import environment, events, run_folder
+from lior_jax.training import environment, events, metrics, run_folder
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.reporting import Reporter, watched_pass
@@ -26,14 +26,25 @@ from lior_jax.training.step import State, initial_state
 
 
 class Summary(NamedTuple):
-    """What a run came to."""
+    """What a run came to. Losses are nats per character over the whole validation part, by two protocols: disjoint windows,
+    whose targets have 1 … `context` tokens to go by (nanoGPT's protocol), and windows of which the last half is scored, so that
+    each target has at least half a window of history."""
 
     directory: Path
     step: int
     parameters: int
     best_step: int
+    """Step of the checkpoint of smallest loss among the evaluations."""
+    evaluations: int
+    """Evaluations on that same part that the best is the best of."""
     nats_per_character: float
-    """Loss of the best checkpoint over the whole validation part."""
+    """Loss of the best checkpoint, disjoint windows."""
+    nats_per_character_with_history: float
+    """Loss of the best checkpoint, at least half a window of history."""
+    last_nats_per_character: float
+    """Loss of the last step, disjoint windows."""
+    last_nats_per_character_with_history: float
+    """Loss of the last step, at least half a window of history."""
     seconds: float
     """Duration of this session, the final validation included."""
 
@@ -139,16 +150,29 @@ def _train(session: _Session) -> tuple[int, int]:
 
 
 def _summary(session: _Session, step: int, best: int, started: float) -> Summary:
-    """Score the best checkpoint over the whole validation part, and write down what the run came to."""
-    run, config, corpus = session.run, session.config, session.corpus
+    """Score the best and the last checkpoint over the whole validation part, and write down what the run came to."""
+    run = session.run
     engine = Engine.from_checkpoint(run, best)
-    windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
-    progress = partial(watched_pass, report=session.report, stop=session.stop)
-    nats = scoring.mean_nats(engine.params, windows, config.model, progress) / corpus.characters_per_token
-    summary = Summary(run, step, model.count(engine.params), best, nats, time.monotonic() - started)
+    losses = _validation_losses(session, engine.params)
+    last = losses if best == step else _validation_losses(session, Engine.from_checkpoint(run, step).params)
+    evaluations = sum(line["kind"] == "validation" for line in metrics.read(run))
+    duration = time.monotonic() - started
+    summary = Summary(run, step, model.count(engine.params), best, evaluations, *losses, *last, duration)
     values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
     files.write_atomically(run / "summary.json", json.dumps(values, indent=2) + "\n")
     return summary
+
+
+def _validation_losses(session: _Session, params: model.Params) -> tuple[float, float]:
+    """Nats per character of the whole validation part, in disjoint windows and with at least half a window of history."""
+    config, corpus = session.config, session.corpus
+    progress = partial(watched_pass, report=session.report, stop=session.stop)
+    context = config.model.context
+    disjoint, with_history = (
+        scoring.mean_nats(params, scoring.cover(corpus.validation, context, stride), config.model, progress)
+        for stride in (context, scoring.half_window(context))
+    )
+    return disjoint / corpus.characters_per_token, with_history / corpus.characters_per_token
 
 
 def _size(config: Config) -> int:

@@ -11,7 +11,7 @@ from jax import Array
 
 from lior_jax import learning, model
 from lior_jax.learning import soundness
-from lior_jax.learning.optimizer import make_schedule
+from lior_jax.learning.optimizer import averaged, make_schedule
 from lior_jax.model import Params
 from lior_jax.settings import Config
 
@@ -22,14 +22,25 @@ _DRAWS = 0xD809
 class State(train_state.TrainState):
     """All that a step changes: parameters, the optimiser's state, and `step`, the count of applied steps."""
 
+    average: Params | None = None
+    """The average of the weights; None without one (`optimizer.average`)."""
+
+    @property
+    def weights(self) -> Params:
+        """The parameters that evaluation, samples and inference use."""
+        return self.params if self.average is None else self.average
+
     @property
     def optimizer(self) -> dict[str, Any]:
-        """What a checkpoint stores beside the parameters."""
-        return {"opt_state": self.opt_state, "step": self.step}
+        """What a checkpoint stores beside `weights`."""
+        values = {"opt_state": self.opt_state, "step": self.step}
+        return values if self.average is None else values | {"params": self.params}
 
-    def restored(self, params: Params, optimizer: dict[str, Any]) -> "State":
-        """The state with the parameters and `optimizer` of a checkpoint."""
-        return self.replace(params=params, **optimizer)
+    def restored(self, weights: Params, optimizer: dict[str, Any]) -> "State":
+        """The state with the `weights` and the `optimizer` of a checkpoint."""
+        if self.average is None:
+            return self.replace(params=weights, **optimizer)
+        return self.replace(average=weights, **optimizer)
 
 
 class Report(NamedTuple):
@@ -54,6 +65,9 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
     stepped = state.apply_gradients(grads=gradient)
     stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))
+    if stepped.average is not None:
+        average = averaged(state.average, stepped.params, stepped.step, config.optimizer.average)
+        stepped = stepped.replace(average=average)
     sound = soundness.is_sound(info, config.learning)
     applied = sound & proceed
     learning_rate = make_schedule(config.optimizer, config.training.steps)(state.step)
@@ -75,7 +89,9 @@ def state_of(params: Params, config: Config) -> State:
     """The state that training would start from with these parameters."""
     params = jax.tree.map(jnp.asarray, params)  # flax asks whether a name is `in` them
     state = State.create(apply_fn=model.logits, params=params, tx=_optimizer(config))
-    return state.replace(step=jnp.zeros((), jnp.int32))  # an array from the first step on: a second type compiles again
+    average = None if config.optimizer.average is None else jax.tree.map(jnp.array, params)  # donated with the state: a copy
+    # An array from the first step on: a second type compiles again.
+    return state.replace(step=jnp.zeros((), jnp.int32), average=average)
 
 
 @cache

@@ -47,7 +47,7 @@ def test_a_table_has_what_was_recorded_and_what_differs(tmp_path):
     two = write_run(tmp_path / "two", lines[:2], "data.path=a", "model.retrieval.products=[wedge]", "model.flow.units=8")
     text, path = compare.compare([one, two])
     rows = rows_of(text)
-    assert rows["whole validation part, nats/char"] == ["1.5000", "–"]
+    assert rows["whole validation part, best, nats/char"] == ["1.5000", "–"]
     assert rows["evaluations, best, nats/char"] == ["1.7500 (step 2)", "1.7500 (step 2)"]
     assert rows["evaluations, last, nats/char"] == ["1.8750", "1.7500"]
     assert rows["training, last lines, nats/token"] == ["2.7000", "2.8000"]
@@ -117,7 +117,7 @@ def test_a_finished_run_is_read_as_it_is(finished_run):
     (run,) = compare.read([finished_run])
     summary = json.loads((finished_run / "summary.json").read_text())
     rows = rows_of(compare.table([run]))
-    assert rows["whole validation part, nats/char"] == [f"{summary['nats_per_character']:.4f}"]
+    assert rows["whole validation part, best, nats/char"] == [f"{summary['nats_per_character']:.4f}"]
     assert rows["steps"] == ["12"]
     curve = compare.curve(run)
     assert np.all(np.diff(curve.seconds) > 0)

@@ -85,8 +85,9 @@ def test_state_is_donated(tiny):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-def test_step_is_estimate_then_optimizer(tiny):
-    config = tiny("unused", "model.geometry.frame=derived", "model.retrieval.adaptive_order=true")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_step_is_estimate_then_optimizer(tiny, name):
+    config = tiny("unused", "model.geometry.frame=derived", "model.retrieval.adaptive_order=true", f"optimizer.name={name}")
     corpus = data.load(config)
     config = data.with_vocabulary(config, corpus)
     state = initial_state(jax.random.key(0), config)
@@ -99,6 +100,24 @@ def test_step_is_estimate_then_optimizer(tiny):
     stepped, _ = loop.train_step(state, batch, config)
     for actual, leaf in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(actual, leaf, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_moves_the_average_and_a_bad_one_does_not(tiny):
+    """The first applied step leaves a share 2/11 of the initial weights."""
+    config = tiny("unused", "optimizer.average=0.99")  # of which a first step takes less
+    corpus = data.load(config)
+    config = data.with_vocabulary(config, corpus)
+    before = initial_state(jax.random.key(0), config)
+    kept = jax.tree.map(np.array, before.params)
+    batch = data.batch_at(corpus.train, 0, 0, 4, 16)
+    state, _ = loop.train_step(before, batch, config)
+    learned = (tree._replace(carried=None) for tree in (state.weights, kept, state.params))
+    for average, first, new in zip(*map(jax.tree.leaves, learned), strict=True):
+        np.testing.assert_allclose(average, 2 / 11 * first + 9 / 11 * new, rtol=1e-5, atol=1e-6)
+    average = jax.tree.map(np.array, state.average)
+    state, _ = loop.train_step(state, batch, config, False)
+    for leaf, expected in zip(jax.tree.leaves(state.average), jax.tree.leaves(average), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
 @pytest.mark.slow
@@ -188,6 +207,17 @@ def test_summary_is_the_best_checkpoint_over_the_whole_validation_part(finished_
         if len(window := corpus.validation[start : start + 17]) > 1
     ]
     assert math.isclose(summary["nats_per_character"], np.mean(np.concatenate(losses, axis=1)), rel_tol=1e-5)
+
+
+def test_summary_has_both_protocols_of_the_best_and_the_last_step(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())
+    corpus = data.load(training.resume_config(finished_run))
+    text = corpus.tokenizer.decode(corpus.validation)
+    for name, step in (("nats_per_character", summary["best_step"]), ("last_nats_per_character", 12)):
+        engine = Engine.from_checkpoint(finished_run, step)
+        assert math.isclose(summary[name], engine.score(text, stride=16).nats_per_token, rel_tol=1e-5)
+        assert math.isclose(summary[f"{name}_with_history"], engine.score(text, stride=8).nats_per_token, rel_tol=1e-5)
+    assert summary["evaluations"] == 3
 
 
 def test_a_finished_or_foreign_folder_is_not_overwritten(finished_run, tiny, tmp_path):

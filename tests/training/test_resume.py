@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -10,8 +11,10 @@ import yaml
 from lior_jax import config as configuration
 from lior_jax import data, training
 from lior_jax.errors import UserError
+from lior_jax.inference import Engine
 from lior_jax.storage import checkpoint, files, lock
 from lior_jax.training import metrics, run_folder
+from lior_jax.training.step import initial_state
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
 
@@ -44,6 +47,21 @@ def test_keys_that_change_no_step_are_changed_without_force_and_stay_changed(tin
     assert [line["step"] for line in figures(run) if line["kind"] == "train"] == [1, 2, 3, 6, 9, 12]
     assert record(run)["training"]["log_every"] == 3
     training.train(training.resume_config(run), resume=True)
+
+
+def test_muon_with_an_average_resumes_bit_for_bit_and_its_checkpoints_hold_the_average(tiny, tmp_path):
+    changes = ["optimizer.name=muon", "optimizer.average=0.9", "optimizer.schedule=warmup_stable_decay"]
+    changes += ["optimizer.weight_decay_schedule=linear", "optimizer.adam_learning_rate=1e-3"]
+    training.train(tiny("once", *changes))
+    training.train(tiny("twice", *changes), stop_after=7)
+    training.train(training.resume_config(tmp_path / "twice"), resume=True)
+    assert_same_run(tmp_path / "twice", tmp_path / "once")
+    with checkpoint.open_run(tmp_path / "once") as checkpoints:
+        config = training.resume_config(tmp_path / "once")
+        like = checkpoint.abstract(lambda key: initial_state(key, config), jax.random.key(0))
+        average, stored = checkpoints.params(12, like.weights), checkpoints.optimizer(12, like.optimizer)
+    assert np.abs(average.embedding - stored["params"].embedding).max() > 1e-4
+    np.testing.assert_array_equal(Engine.from_checkpoint(tmp_path / "once", 12).params.embedding, average.embedding)
 
 
 @pytest.mark.parametrize("key", sorted(run_folder.FREE))

@@ -1,19 +1,24 @@
 """Every part of the physics off and on: the same small model, equal steps, several seeds, one table.
 
-    python benchmarks/ablation.py --set data.path=tinyshakespeare.txt     the table of the README
-    python benchmarks/ablation.py --only memory,field --seeds 1           a quick look
+    python benchmarks/ablation.py --set data.path=tinyshakespeare.txt --set training.steps=1000     the table of the README
+    python benchmarks/ablation.py --only memory,field --seeds 1                                     a quick look
+    python benchmarks/ablation.py --workers 8 --no-times                                            on a GPU
 
 Each row changes the reference by the settings it names and nothing else. A difference is taken seed by seed, which share their
-data and most of their initial parameters; its spread is the standard deviation over the seeds. Times are medians of training
-steps, taken in turn row by row so that a drift of the machine's speed touches all alike.
+data and most of their initial parameters; its spread is the standard deviation over the seeds. A row's seeds train side by side
+in one program, and some rows at once where that is asked for. Times are medians of training steps, taken in turn row by row so
+that a drift of the machine's speed touches all alike.
 """
 
 import argparse
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lior_jax import config as configuration
@@ -39,6 +44,8 @@ learning: {chunk: 4}
 optimizer: {learning_rate: 4e-3, warmup_steps: 40}
 training: {steps: 400, batch_size: 8}
 """
+
+_MUON = ["optimizer.name=muon", "optimizer.learning_rate=1e-2", "optimizer.adam_learning_rate=6e-3"]
 
 ROWS: dict[str, list[str]] = {
     "reference": [],
@@ -77,7 +84,20 @@ ROWS: dict[str, list[str]] = {
         "model.geometry.frame=derived",
         "model.convolution.long=true",
     ],
+    "learning rate doubled": ["optimizer.learning_rate=8e-3"],
+    "learning rate by a line": ["optimizer.schedule=linear"],
+    "warm-up, stable, decay": ["optimizer.schedule=warmup_stable_decay"],
+    "decay falls as a cosine": ["optimizer.weight_decay_schedule=cosine"],
+    "average of weights, 0.99": ["optimizer.average=0.99"],
+    "Muon": [*_MUON, "optimizer.weight_decay=0.2"],
+    "Muon, decay 0.05": _MUON,
+    "Muon, decay falls as a cosine": [*_MUON, "optimizer.weight_decay=0.2", "optimizer.weight_decay_schedule=cosine"],
+    "Muon, rate by a line": [*_MUON, "optimizer.weight_decay=0.2", "optimizer.schedule=linear"],
+    "Muon, average of weights, 0.99": [*_MUON, "optimizer.weight_decay=0.2", "optimizer.average=0.99"],
 }
+
+CHUNK = 50
+"""Steps that one call of the compiled program makes."""
 
 
 def main() -> None:
@@ -85,7 +105,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(3)")
     parser.add_argument("--only", default="", help="rows whose name contains one of these words, beside the reference")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
-    parser.add_argument("--out", type=Path, help="keep finished runs in this file, one JSON object each, and go on from it")
+    parser.add_argument("--workers", type=int, default=1, help="rows at once (1)")
+    parser.add_argument("--times", action=argparse.BooleanOptionalAction, default=True, help="measure times of steps")
+    parser.add_argument("--out", type=Path, help="keep finished rows in this file, one JSON object each, and go on from it")
     arguments = parser.parse_args()
 
     words = [word.strip() for word in arguments.only.split(",") if word.strip()]
@@ -95,19 +117,22 @@ def main() -> None:
     configs = {name: data.with_vocabulary(config, corpus) for name, config in configs.items()}
 
     lines = arguments.out.read_text().splitlines() if arguments.out and arguments.out.exists() else []
-    nats = {(run["row"], run["seed"]): run["nats"] for run in map(json.loads, lines)}
-    for name, config in configs.items():
-        for seed in range(arguments.seeds):
-            if (name, seed) in nats:
-                continue
-            nats[name, seed] = _train(config, corpus, seed)
-            print(f"{name:42} seed {seed}  {nats[name, seed]:.4f} nats/char", flush=True)
+    losses = {row["row"]: np.array(row["nats"]) for row in map(json.loads, lines) if len(row["nats"]) == arguments.seeds}
+    writing = threading.Lock()
+
+    def measure(name: str) -> None:
+        nats = _train(configs[name], corpus, arguments.seeds)
+        with writing:
+            losses[name] = nats
+            print(f"{name:42} {' '.join(f'{x:.4f}' for x in nats)} nats/char", flush=True)
             if arguments.out:
                 with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"row": name, "seed": seed, "nats": nats[name, seed]}) + "\n")
-        jax.clear_caches()  # the next row compiles its own programs
-    losses = {name: np.array([nats[name, seed] for seed in range(arguments.seeds)]) for name in configs}
-    _print_table(configs, losses, _time(configs, corpus))
+                    file.write(json.dumps({"row": name, "nats": nats.tolist()}) + "\n")
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        list(pool.map(measure, [name for name in configs if name not in losses]))
+    jax.clear_caches()
+    _print_table(configs, losses, _time(configs, corpus) if arguments.times else {})
 
 
 def _start(config: Config, seed: int) -> State:
@@ -118,15 +143,27 @@ def _batch(config: Config, corpus: Corpus, seed: int, step: int) -> tuple[np.nda
     return data.batch_at(corpus.train, seed, step, config.training.batch_size, config.model.context)
 
 
-def _train(config: Config, corpus: Corpus, seed: int) -> float:
-    """Train, and validate on the whole validation part. The seed stays out of the configuration, which is compiled in."""
-    state = _start(config, seed)
-    for step in range(config.training.steps):
-        state, report = loop.train_step(state, _batch(config, corpus, seed, step), config)
-    if not np.isfinite(report.info.loss):
-        return float("nan")
+def _train(config: Config, corpus: Corpus, seeds: int) -> np.ndarray:
+    """Nats per character of the whole validation part after training, of each seed. The seed stays out of the configuration,
+    which is compiled in."""
+    steps = config.training.steps
+    states = [_start(config, seed) for seed in range(seeds)]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    @jax.jit
+    def train(state: State, batches: tuple[jax.Array, jax.Array]) -> State:
+        one = jax.vmap(lambda state, tokens, targets: loop.train_step(state, (tokens, targets), config)[0])
+        return jax.lax.scan(lambda state, batch: (one(state, *batch), None), state, batches)[0]
+
+    for first in range(0, steps, CHUNK):
+        taken = range(first, min(first + CHUNK, steps))
+        batches = [[_batch(config, corpus, seed, step) for seed in range(seeds)] for step in taken]
+        state = train(
+            state, (np.array([[b[0] for b in row] for row in batches]), np.array([[b[1] for b in row] for row in batches]))
+        )
     windows = scoring.cover(corpus.validation, config.model.context)
-    return scoring.mean_nats(state.params, windows, config.model) / corpus.characters_per_token
+    weights = (jax.tree.map(lambda x, seed=seed: x[seed], state.weights) for seed in range(seeds))
+    return np.array([scoring.mean_nats(params, windows, config.model) for params in weights]) / corpus.characters_per_token
 
 
 def _time(configs: dict[str, Config], corpus: Corpus, repeat: int = 15) -> dict[str, float]:
@@ -145,12 +182,14 @@ def _print_table(configs: dict[str, Config], losses: dict[str, np.ndarray], seco
     print("\n| row | nats/char | spread | difference | its spread | time | parameters |")
     print("|---|---|---|---|---|---|---|")
     spread = {"ddof": 1 if len(losses["reference"]) > 1 else 0}
-    for name, nats in losses.items():
+    for name in configs:
+        nats = losses[name]
         difference = nats - losses["reference"]
+        time_ratio = f"{seconds[name] / seconds['reference']:.2f}" if seconds else "–"
         parameters = model.count(jax.eval_shape(lambda config=configs[name]: model.init(jax.random.key(0), config.model)))
         print(
             f"| {name} | {nats.mean():.4f} | {nats.std(**spread):.4f} | {difference.mean():+.4f} | "
-            f"{difference.std(**spread):.4f} | {seconds[name] / seconds['reference']:.2f} | {parameters:,} |"
+            f"{difference.std(**spread):.4f} | {time_ratio} | {parameters:,} |"
         )
 
 

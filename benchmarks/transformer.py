@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
+from flax.traverse_util import path_aware_map
 from jax import Array
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 HEADS = 4
 
@@ -37,6 +40,22 @@ class Transformer(nn.Module):
     def _dense(self, features: int, scale: float = 1.0) -> nn.Dense:
         """Outputs have the variance of the inputs, times `scale²`."""
         return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"))
+
+
+def muon(rest: optax.GradientTransformation, ratio: float, momentum: float) -> optax.GradientTransformation:
+    """Muon's directions of the layers' kernels, at Adam's size as in `lior_jax.learning.optimizer`, those of queries, keys and
+    values together as one matrix; `rest`, times `ratio`, for embedding, readout and norms."""
+
+    def hidden(params):
+        readout = f"Dense_{sum(name.startswith('Dense') for name in params['params']) - 1}"
+        return path_aware_map(lambda path, x: path[-1] == "kernel" and path[-2] != readout, params)
+
+    def dimensions(params):
+        return jax.tree.map(lambda _: MuonDimensionNumbers(), params)
+
+    sized = optax.stateless(lambda updates, _: jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, updates))
+    orthogonal = optax.chain(scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions), sized)
+    return optax.partition({True: orthogonal, False: optax.chain(rest, optax.scale(ratio))}, hidden)
 
 
 def rotate(x: Array) -> Array:

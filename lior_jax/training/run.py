@@ -91,6 +91,7 @@ def train(
             run_folder.make_folder(run)
             stack.enter_context(lock.held(run))
             run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
+            run_folder.clear(run)
             run_folder.write_record(run, config)
         session = _Session(run, config, corpus, saved, stop_after, stop or Stop(), report)
         step, best = _train(session)

@@ -18,7 +18,7 @@ _LEFTOVERS = {
     *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),
     *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER),
 }
-"""What a run leaves that ends before its first checkpoint. A run that starts there writes over it, and touches nothing else."""
+"""What a run leaves that ends before its first checkpoint. One that starts there takes its place, and touches nothing else."""
 
 FREE = frozenset(
     {
@@ -103,6 +103,20 @@ def make_folder(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         (run / lock.FILE).touch()
+    except OSError as problem:
+        raise _unusable(run, problem) from None
+
+
+def clear(run: Path) -> None:
+    """Remove what a run that ended before its first checkpoint has left in a folder that `vacant_folder` found vacant: its
+    figures, bad steps and sessions are not those of the run that begins. Raises `UserError` if that cannot be done."""
+    try:
+        for name in _LEFTOVERS - {lock.FILE, lock.HOLDER, RECORD}:
+            path = run / name
+            if path.is_dir():
+                files.remove(path)
+            else:
+                path.unlink(missing_ok=True)
     except OSError as problem:
         raise _unusable(run, problem) from None
 

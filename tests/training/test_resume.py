@@ -11,7 +11,7 @@ from lior_jax import config as configuration
 from lior_jax import data, training
 from lior_jax.errors import UserError
 from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import metrics, run_folder
+from lior_jax.training import bad_steps, environment, metrics, run_folder
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
 
@@ -147,7 +147,13 @@ def test_after_a_run_that_failed_before_its_first_save_the_same_command_starts_i
             training.train(config)
     assert (tmp_path / "run" / run_folder.RECORD).is_file()
     (tmp_path / "run" / checkpoint.FOLDER / ".saving-6").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / bad_steps.FOLDER / "3").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard").mkdir(exist_ok=True)
+    (tmp_path / "run" / "tensorboard" / "events.of.before").touch()
     assert training.train(config).step == 12
+    assert not (tmp_path / "run" / bad_steps.FOLDER).exists()
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert [session["to_step"] for session in environment.read(tmp_path / "run")] == [12]
     assert [line["step"] for line in metrics.read(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 13))
 
 

@@ -122,12 +122,12 @@ def train(config, arguments: argparse.Namespace) -> None:
     from lior_jax.training import memory, signals
 
     memory.check(config)
-    bar = Bar()
+    bar, finished = Bar(), Finished()
     with memory.explained(config), signals.watched(output.complain_at_once) as stop:
         try:
             summary = training.train(
                 config,
-                [bar, Sentences(bar)],
+                [bar, Sentences(bar), finished],
                 resume=bool(arguments.resume),
                 stop_after=arguments.stop_after,
                 force=arguments.force,
@@ -139,20 +139,37 @@ def train(config, arguments: argparse.Namespace) -> None:
             sys.exit(stopped.status)
         finally:
             bar.close()
-    conclude(config, summary, bool(arguments.resume))
+    if not finished.before:
+        draw_loss(config, summary)
+    conclude(summary, bool(arguments.resume) and not finished.before)
 
 
-def conclude(config, summary, resumed: bool) -> None:
-    """Draw the loss curve, and print what the run came to and what can be done with it."""
-    from lior_jax import training
+class Finished:
+    """Subscriber: whether the run was finished `before` this session, so that nothing is to be written."""
+
+    before = False
+
+    def __call__(self, event) -> None:
+        from lior_jax.training import events
+
+        self.before = self.before or isinstance(event, events.AlreadyFinished)
+
+
+def draw_loss(config, summary) -> None:
+    """Draw the loss curve into the run's folder."""
     from lior_jax.analysis import plots
     from lior_jax.registry import RULES
     from lior_jax.training import metrics
 
-    prompt = training.resume_config(summary.directory).sample.prompt
-
     title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
+
+
+def conclude(summary, resumed: bool) -> None:
+    """Print what the run came to and what can be done with it."""
+    from lior_jax import training
+
+    prompt = training.resume_config(summary.directory).sample.prompt
     session = " in this session" if resumed else ""
     text = f"""
 {summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}

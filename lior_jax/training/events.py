@@ -39,6 +39,27 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True)
+class Rescheduled(Event):
+    """The resumed run has another length than before, and so another learning rate."""
+
+    step: int
+    steps_before: int
+    steps: int
+    rate_before: float
+    """Learning rate that the next step would have had."""
+    rate: float
+    """Learning rate that it has."""
+
+
+@dataclass(frozen=True)
+class AlreadyFinished(Event):
+    """There is nothing to go on with, and nothing is written."""
+
+    directory: Path
+    step: int
+
+
+@dataclass(frozen=True)
 class Compiling(Event):
     """The first training step of the session is being compiled, which takes seconds or minutes."""
 

@@ -1,7 +1,5 @@
 """A run from start to end: folder, corpus, state, the loop, and a summary."""
 
-import json
-import math
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -14,32 +12,16 @@ import jax
 from lior_jax import data, model
 from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
 from lior_jax.errors import UserError
-from lior_jax.inference import Engine, scoring
+from lior_jax.learning.optimizer import make_schedule
 from lior_jax.settings import Config
-from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import environment, events, run_folder
+from lior_jax.storage import checkpoint, lock
+from lior_jax.training import environment, events, run_folder, summaries
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.reporting import Reporter, watched_pass
 from lior_jax.training.signals import Stop
 from lior_jax.training.step import State, initial_state
-
-
-class Summary(NamedTuple):
-    """What a run came to."""
-
-    directory: Path
-    step: int
-    parameters: int
-    best_step: int
-    nats_per_character: float
-    """Loss of the best checkpoint over the whole validation part."""
-    seconds: float
-    """Duration of this session, the final validation included."""
-
-    @property
-    def bits_per_character(self) -> float:
-        return self.nats_per_character / math.log(2)
+from lior_jax.training.summaries import Summary
 
 
 class _Session(NamedTuple):
@@ -79,6 +61,10 @@ def train(
         StoppedError: `stop` asked for it; what was trained is saved.
     """
     started, report = time.monotonic(), events.as_one(on_event)
+    finished = summaries.of_finished(config) if resume else None
+    if finished:
+        report(events.AlreadyFinished(finished.directory, finished.step))
+        return finished
     with ExitStack() as stack:
         run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
         if resume:
@@ -95,7 +81,8 @@ def train(
             run_folder.write_record(run, config)
         session = _Session(run, config, corpus, saved, stop_after, stop or Stop(), report)
         step, best = _train(session)
-        summary = _summary(session, step, best, started)
+        progress = partial(watched_pass, report=report, stop=session.stop)
+        summary = summaries.write(run, config, corpus, step, best, started, progress)
     report(events.Finished(summary))
     return summary
 
@@ -116,7 +103,7 @@ def _train(session: _Session) -> tuple[int, int]:
         stack.enter_context(
             environment.recorded(run, step, reached, lambda sentence: report(events.EnvironmentNotRecorded(sentence)))
         )
-        owes_evaluation = saved is not None and checkpoints.owes_evaluation(step)
+        owes_evaluation = saved is not None and _owes_evaluation(checkpoints, step, training.steps)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)
             if saved:
@@ -139,17 +126,9 @@ def _train(session: _Session) -> tuple[int, int]:
         return step, checkpoints.best
 
 
-def _summary(session: _Session, step: int, best: int, started: float) -> Summary:
-    """Score the best checkpoint over the whole validation part, and write down what the run came to."""
-    run, config, corpus = session.run, session.config, session.corpus
-    engine = Engine.from_checkpoint(run, best)
-    windows = scoring.cover(corpus.validation, config.model.context, config.training.eval_stride)
-    progress = partial(watched_pass, report=session.report, stop=session.stop)
-    nats = scoring.mean_nats(engine.params, windows, config.model, progress) / corpus.characters_per_token
-    summary = Summary(run, step, model.count(engine.params), best, nats, time.monotonic() - started)
-    values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
-    files.write_atomically(run / "summary.json", json.dumps(values, indent=2) + "\n")
-    return summary
+def _owes_evaluation(checkpoints: checkpoint.Checkpoints, step: int, steps: int) -> bool:
+    """Whether a step that was saved has to be evaluated: it was to be, or it has become the last one."""
+    return checkpoints.owes_evaluation(step) or (step == steps and checkpoints.validation_loss(step) is None)
 
 
 def _size(config: Config) -> int:
@@ -175,4 +154,8 @@ def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[St
     )
     checkpoints.set_aside(after=step)
     session.report(events.Resumed(step, tuple(passed)))
+    steps_before, steps = saved.config.training.steps, config.training.steps
+    if steps_before != steps:
+        rates = (float(make_schedule(x.optimizer, x.training.steps)(state.step)) for x in (saved.config, config))
+        session.report(events.Rescheduled(step, steps_before, steps, *rates))
     return state, step

@@ -45,6 +45,13 @@ def parse() -> argparse.Namespace:
         const=True,
         help="go on with a run; without RUN, with that of --config",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        type=reading.path,
+        help="begin a new run with the weights and the tokenizer of a run, a checkpoint of one, or an exported model; without "
+        "--config, with the run's configuration",
+    )
     parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
     parser.add_argument(
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
@@ -65,11 +72,14 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
+    alone += (arguments.init_from,)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
-    if not (arguments.config or isinstance(arguments.resume, str) or shown):
-        parser.error("give --config FILE, --resume RUN, --report RUN, --compare RUN RUN, or --options")
+    if arguments.init_from and arguments.resume:
+        parser.error("--init-from begins a new run, and --resume goes on with one; give one of them")
+    if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
+        parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
     if arguments.stop_after is not None and arguments.stop_after < 1:
@@ -103,9 +113,13 @@ def run(arguments: argparse.Namespace) -> None:
     # JAX starts only now, so that a mistake in the configuration is reported at once.
     backend.start()
     from lior_jax import training
-    from lior_jax.training import dry_run
+    from lior_jax.training import dry_run, origin
 
-    if config is None:
+    if config is None and arguments.init_from:
+        config = origin.config_of(arguments.init_from, arguments.set)
+    if arguments.init_from:
+        config = configuration.replace(config, "run", init_from=arguments.init_from)
+    elif config is None:
         config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)

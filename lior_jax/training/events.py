@@ -30,6 +30,15 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Initialised(Event):
+    """The run begins with the parameters and the tokenizer of a trained model; its optimiser begins anew."""
+
+    source: str
+    step: int | None
+    """Of the checkpoint; None for an exported model."""
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     """The state of a checkpoint was restored."""
 

@@ -10,14 +10,15 @@ from typing import NamedTuple
 import jax
 
 from lior_jax import data, model
-from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
+from lior_jax.data.corpus import check_sample, with_vocabulary
 from lior_jax.errors import UserError
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, lock
-from lior_jax.training import environment, events, run_folder, summaries
+from lior_jax.training import environment, events, origin, run_folder, summaries
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
+from lior_jax.training.origin import Beginning
 from lior_jax.training.reporting import Reporter, watched_pass
 from lior_jax.training.signals import Stop
 from lior_jax.training.step import State, initial_state
@@ -28,8 +29,7 @@ class _Session(NamedTuple):
     """What a session of a run is made of, once its folder is locked."""
 
     run: Path
-    config: Config
-    corpus: Corpus
+    beginning: Beginning
     saved: run_folder.Saved | None
     stop_after: int | None
     stop: Stop
@@ -70,8 +70,8 @@ def train(
         if resume:
             stack.enter_context(lock.held(run))
         saved = run_folder.saved(run, config, force) if resume else None
-        corpus = data.load(config, saved.metadata if saved else None, another=force)
-        config = with_vocabulary(config, corpus)
+        beginning = _continued(config, saved, force) if saved else origin.begin(config)
+        config, corpus, _ = beginning
         check_sample(config, corpus)
         if not resume:
             run_folder.make_folder(run)
@@ -79,7 +79,7 @@ def train(
             run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
             run_folder.clear(run)
             run_folder.write_record(run, config)
-        session = _Session(run, config, corpus, saved, stop_after, stop or Stop(), report)
+        session = _Session(run, beginning, saved, stop_after, stop or Stop(), report)
         step, best = _train(session)
         progress = partial(watched_pass, report=report, stop=session.stop)
         summary = summaries.write(run, config, corpus, step, best, started, progress)
@@ -89,20 +89,25 @@ def train(
 
 def _train(session: _Session) -> tuple[int, int]:
     """Go through the steps; returns the step reached, and that of the best checkpoint."""
-    run, config, corpus, saved, stop_after, stop, report = session
+    run, (config, corpus, begun_with), saved, stop_after, stop, report = session
     training = config.training
     last_step = min(training.steps, stop_after or training.steps)
     report(events.Started(run, config, _size(config)))
+    if begun_with:
+        report(events.Initialised(begun_with.path, begun_with.step))
     with ExitStack() as stack:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run, training.keep, training.keep_every))
-        state, step = _restore(checkpoints, session) if saved else (_start(config), 0)
+        state, step = _restore(checkpoints, session) if saved else (origin.state(session.beginning), 0)
 
         def reached(begin: int = step) -> int:
             return begin if checkpoints.latest is None else checkpoints.latest
 
-        stack.enter_context(
-            environment.recorded(run, step, reached, lambda sentence: report(events.EnvironmentNotRecorded(sentence)))
-        )
+        init_from = {"init_from": {"path": begun_with.path, "step": begun_with.step}} if begun_with else {}
+
+        def complain(sentence: str) -> None:
+            report(events.EnvironmentNotRecorded(sentence))
+
+        stack.enter_context(environment.recorded(run, step, reached, complain, init_from))
         owes_evaluation = saved is not None and _owes_evaluation(checkpoints, step, training.steps)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)
@@ -126,6 +131,11 @@ def _train(session: _Session) -> tuple[int, int]:
         return step, checkpoints.best
 
 
+def _continued(config: Config, saved: run_folder.Saved, force: bool) -> Beginning:
+    corpus = data.load(config, saved.metadata, another=force)
+    return Beginning(with_vocabulary(config, corpus), corpus, None)
+
+
 def _owes_evaluation(checkpoints: checkpoint.Checkpoints, step: int, steps: int) -> bool:
     """Whether a step that was saved has to be evaluated: it was to be, or it has become the last one."""
     return checkpoints.owes_evaluation(step) or (step == steps and checkpoints.validation_loss(step) is None)
@@ -135,13 +145,9 @@ def _size(config: Config) -> int:
     return model.count(jax.eval_shape(partial(model.init, config=config.model), jax.random.key(0)))
 
 
-def _start(config: Config) -> State:
-    return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
-
-
 def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[State, int]:
     """The newest state that can be read, from which the run goes on."""
-    config, saved = session.config, session.saved
+    config, saved = session.beginning.config, session.saved
     like, before = (
         checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
     )

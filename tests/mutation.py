@@ -46,6 +46,7 @@ EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learni
 BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT = "learning/test_dropout.py"
+ORIGIN = "training/test_origin.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
@@ -599,6 +600,11 @@ MUTATIONS = [
         "training/test_loop.py -k estimate_then_optimizer",
     ),
     Mutation("training/step.py", "@cache\n", "", f"{EVENTS} -k same_optimizer"),
+    Mutation("training/origin.py", "data.load(config, kept, another=True)", "data.load(config)", f"{ORIGIN} -k best"),
+    Mutation("training/origin.py", "here[key] != there[key]]", "False]", f"{ORIGIN} -k another_model"),
+    Mutation("training/run.py", "summaries.of_finished(config) if resume else None", "None", f"{RESUME} -k finished_run"),
+    Mutation("training/run.py", "for x in (saved.config, config)", "for x in (config, saved.config)", f"{RESUME} -k longer"),
+    Mutation("training/run.py", " or (step == steps and checkpoints.validation_loss(step) is None)", "", f"{RESUME} -k cut"),
     Mutation("learning/layer.py", "cotangent, jnp.zeros_like(cotangent))", "jnp.zeros_like(cotangent), cotangent)", LAYER),
     Mutation("learning/layer.py", "p=kept.p_out, ", "", LAYER),
     Mutation("cli/output.py", 'errors="backslashreplace"', 'errors="strict"', f"{OUTPUT} -k escaped"),

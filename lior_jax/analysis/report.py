@@ -65,6 +65,9 @@ def _summary(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     trained = [line for line in lines if line["kind"] == "train"]
     validated = [line for line in lines if line["kind"] == "validation"]
     rows = {"steps": f"{max((line['step'] for line in lines), default=0):,}"}
+    first_weights = sessions.first_weights(run)
+    if first_weights:
+        rows["first weights"] = first_weights
     if trained:
         rows["training loss, last batch"] = f"{trained[-1]['loss']:.4f} nats/token"
     if validated:

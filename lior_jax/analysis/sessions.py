@@ -29,6 +29,17 @@ def sections(run: Path) -> Iterator[str]:
     yield table(_details(sessions[-1]))
 
 
+def first_weights(run: Path) -> str | None:
+    """Where the run's first parameters are from, None if they were drawn."""
+    try:
+        source = next((one["init_from"] for one in environment.read(run) if one.get("init_from")), None)
+    except UserError:  # which the section on sessions says
+        return None
+    if not source:
+        return None
+    return source["path"] if source["step"] is None else f"{source['path']}, step {source['step']:,}"
+
+
 def _row(session: dict[str, Any]) -> tuple[str, ...]:
     begin, end = session["begin"], session.get("end")
     minutes = _NONE

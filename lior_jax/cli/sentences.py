@@ -13,8 +13,20 @@ def sentence(event: events.Event) -> str | None:
             training, title = config.training, RULES[config.learning.rule].title
             batch = f"{training.steps:,} steps of {training.batch_size} x {config.model.context} tokens"
             return f"{directory.name}: {parameters:,} parameters, learning by {title}, {batch}."
+        case events.Initialised(source, step):
+            which = "" if step is None else f", step {step:,}"
+            return f"Beginning with the weights and the tokenizer of {source}{which}; the optimiser begins anew."
         case events.Resumed(step, passed):
             return "\n".join([*passed, f"Going on from step {step}."])
+        case events.Rescheduled(step, before, now, rate_before, rate):
+            return (
+                f"{now:,} steps instead of {before:,}: the learning rate after step {step:,} is {rate:.3g} where it would have "
+                f"been {rate_before:.3g}; the optimiser's state is kept."
+            )
+        case events.AlreadyFinished(directory, step):
+            return (
+                f"{directory} is finished, at step {step:,}; nothing was changed. Train it further with --set training.steps=N."
+            )
         case events.Compiling():
             return "Compiling ..."
         case events.RefusedStep(step, reasons, folder, problem):

@@ -46,6 +46,13 @@ def parse() -> argparse.Namespace:
         const=True,
         help="go on with a run; without RUN, with that of --config",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        type=reading.path,
+        help="begin a new run with the weights and the tokenizer of a run, a checkpoint of one, or an exported model; without "
+        "--config, with the run's configuration",
+    )
     parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
     parser.add_argument(
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
@@ -66,11 +73,14 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
+    alone += (arguments.init_from,)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
-    if not (arguments.config or isinstance(arguments.resume, str) or shown):
-        parser.error("give --config FILE, --resume RUN, --report RUN, --compare RUN RUN, or --options")
+    if arguments.init_from and arguments.resume:
+        parser.error("--init-from begins a new run, and --resume goes on with one; give one of them")
+    if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
+        parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
     if arguments.stop_after is not None and arguments.stop_after < 1:
@@ -104,9 +114,13 @@ def run(arguments: argparse.Namespace) -> None:
     # JAX starts only now, so that a mistake in the configuration is reported at once.
     backend.start()
     from lior_jax import training
-    from lior_jax.training import dry_run
+    from lior_jax.training import dry_run, origin
 
-    if config is None:
+    if config is None and arguments.init_from:
+        config = origin.config_of(arguments.init_from, arguments.set)
+    if arguments.init_from:
+        config = configuration.replace(config, "run", init_from=arguments.init_from)
+    elif config is None:
         config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)
@@ -123,12 +137,12 @@ def train(config, arguments: argparse.Namespace) -> None:
     from lior_jax.training import memory, signals
 
     memory.check(config)
-    bar = Bar()
+    bar, finished = Bar(), Finished()
     with memory.explained(config), signals.watched(output.complain_at_once) as stop:
         try:
             summary = training.train(
                 config,
-                [bar, Sentences(bar)],
+                [bar, Sentences(bar), finished],
                 resume=bool(arguments.resume),
                 stop_after=arguments.stop_after,
                 force=arguments.force,
@@ -140,7 +154,9 @@ def train(config, arguments: argparse.Namespace) -> None:
             sys.exit(stopped.status)
         finally:
             bar.close()
-    conclude(config, summary, bool(arguments.resume))
+    if not finished.before:
+        draw_loss(config, summary)
+    conclude(summary, bool(arguments.resume) and not finished.before)
 
 
 def validation_table(context: int, summary) -> str:
@@ -155,17 +171,32 @@ def validation_table(context: int, summary) -> str:
     return "\n".join(f"{name:40}{disjoint:>22}{history:>26}" for name, disjoint, history in rows)
 
 
-def conclude(config, summary, resumed: bool) -> None:
-    """Draw the loss curve, and print what the run came to and what can be done with it."""
-    from lior_jax import training
+class Finished:
+    """Subscriber: whether the run was finished `before` this session, so that nothing is to be written."""
+
+    before = False
+
+    def __call__(self, event) -> None:
+        from lior_jax.training import events
+
+        self.before = self.before or isinstance(event, events.AlreadyFinished)
+
+
+def draw_loss(config, summary) -> None:
+    """Draw the loss curve into the run's folder."""
     from lior_jax.analysis import plots
     from lior_jax.registry import RULES
     from lior_jax.training import metrics
 
-    prompt = training.resume_config(summary.directory).sample.prompt
-
     title = f"{summary.directory.name}: {summary.parameters:,} parameters, learning by {RULES[config.learning.rule].title}"
     plots.loss_curve(metrics.read(summary.directory), title).savefig(summary.directory / "loss.png")
+
+
+def conclude(summary, resumed: bool) -> None:
+    """Print what the run came to and what can be done with it."""
+    from lior_jax import training
+
+    config = training.resume_config(summary.directory)
     session = " in this session" if resumed else ""
     text = f"""
 {summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}
@@ -176,7 +207,7 @@ def conclude(config, summary, resumed: bool) -> None:
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(prompt)}"""
+Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
     try:
         print(text, flush=True)
     except output.BROKEN as problem:  # the run is done all the same

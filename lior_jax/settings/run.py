@@ -16,6 +16,9 @@ class RunConfig(Section):
     """Folder of the run: checkpoints, metrics, samples, figures."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the initial parameters, the order of the data and the samples."""
+    init_from: PathText | None = Field(None, min_length=1)
+    """Run, checkpoint of one (`RUN/checkpoints/STEP`) or exported model whose parameters and tokenizer a new run begins with;
+    null for parameters drawn from the seed."""
 
 
 class DataConfig(Section):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from lior_jax import data, model
-from lior_jax.data.corpus import check_sample, with_vocabulary
+from lior_jax.data.corpus import check_sample
 from lior_jax.settings import Config
-from lior_jax.training import memory
+from lior_jax.training import memory, origin
 from lior_jax.training.step import State, initial_state, train_step
 
 
@@ -17,8 +17,7 @@ def report(config: Config) -> str:
         UserError: as training would, for the corpus, the vocabulary and the prompt of the samples; or a step is too large to be
             compiled.
     """
-    corpus = data.load(config)
-    config = with_vocabulary(config, corpus)
+    config, corpus, _ = origin.begin(config)
     check_sample(config, corpus)
     training, context = config.training, config.model.context
     state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))

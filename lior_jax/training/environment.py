@@ -52,14 +52,17 @@ def end(run: Path, step: int) -> None:
 
 
 @contextmanager
-def recorded(run: Path, step: int, reached: Callable[[], int], complain: Callable[[str], object]) -> Iterator[None]:
+def recorded(
+    run: Path, step: int, reached: Callable[[], int], complain: Callable[[str], object], more: Session | None = None
+) -> Iterator[None]:
     """Keep the record of a session that begins at a step, however it ends; a record that cannot be kept does not end it.
 
     Args:
         reached: the step at which the session ends, asked for at its end.
         complain: called with a sentence if the record cannot be written.
+        more: what else there is to record of the session.
     """
-    kept = _kept(complain, begin, run, step)
+    kept = _kept(complain, lambda run, step: begin(run, step, look() | (more or {})), run, step)
     try:
         yield
     finally:

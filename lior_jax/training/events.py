@@ -30,12 +30,42 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Initialised(Event):
+    """The run begins with the parameters and the tokenizer of a trained model; its optimiser begins anew."""
+
+    source: str
+    step: int | None
+    """Of the checkpoint; None for an exported model."""
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     """The state of a checkpoint was restored."""
 
     step: int
     passed: tuple[str, ...] = ()
     """A sentence for each newer checkpoint that was passed over."""
+
+
+@dataclass(frozen=True)
+class Rescheduled(Event):
+    """The resumed run has another length than before, and so another learning rate."""
+
+    step: int
+    steps_before: int
+    steps: int
+    rate_before: float
+    """Learning rate that the next step would have had."""
+    rate: float
+    """Learning rate that it has."""
+
+
+@dataclass(frozen=True)
+class AlreadyFinished(Event):
+    """There is nothing to go on with, and nothing is written."""
+
+    directory: Path
+    step: int
 
 
 @dataclass(frozen=True)

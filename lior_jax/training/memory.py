@@ -40,15 +40,16 @@ def least(config: Config) -> int:
     shapes, batch = config.model, config.training.batch_size
     if shapes.vocab_size is None:
         shapes = configuration.replace(config, "model", vocab_size=2).model
-    parameters = model.count(jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0)))
+    params = jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0))
+    potential = params.blocks.hamiltonian.potential
+    units = sum(getattr(potential, name).shape[-2] for name in potential.MATRICES)  # a product of each row and the state
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
-    nudged = 2 * shapes.flow.units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
+    nudged = units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
     nudged += shapes.vocab_size
     copies = 4 if config.optimizer.average is None else 5
-    numbers = (
-        copies * parameters + batch * shapes.context * position + (config.learning.chunk or batch) * shapes.context * nudged
-    )
+    nudged_at_once = (config.learning.chunk or batch) * shapes.context
+    numbers = copies * model.count(params) + batch * shapes.context * position + nudged_at_once * nudged
     return 4 * numbers
 
 

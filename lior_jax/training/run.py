@@ -1,7 +1,5 @@
 """A run from start to end: folder, corpus, state, the loop, and a summary."""
 
-import json
-import math
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -12,53 +10,26 @@ from typing import NamedTuple
 import jax
 
 from lior_jax import data, model
-from lior_jax.data.corpus import Corpus, check_sample, with_vocabulary
+from lior_jax.data.corpus import check_sample, with_vocabulary
 from lior_jax.errors import UserError
-from lior_jax.inference import Engine, scoring
+from lior_jax.learning.optimizer import make_schedule
 from lior_jax.settings import Config
-from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import environment, events, metrics, run_folder
+from lior_jax.storage import checkpoint, lock
+from lior_jax.training import environment, events, origin, run_folder, summaries
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
+from lior_jax.training.origin import Beginning
 from lior_jax.training.reporting import Reporter, watched_pass
 from lior_jax.training.signals import Stop
 from lior_jax.training.step import State, initial_state
-
-
-class Summary(NamedTuple):
-    """What a run came to. Losses are nats per character over the whole validation part, by two protocols: disjoint windows,
-    whose targets have 1 … `context` tokens to go by (nanoGPT's protocol), and windows of which the last half is scored, so that
-    each target has at least half a window of history."""
-
-    directory: Path
-    step: int
-    parameters: int
-    best_step: int
-    """Step of the checkpoint of smallest loss among the evaluations."""
-    evaluations: int
-    """Evaluations on that same part that the best is the best of."""
-    nats_per_character: float
-    """Loss of the best checkpoint, disjoint windows."""
-    nats_per_character_with_history: float
-    """Loss of the best checkpoint, at least half a window of history."""
-    last_nats_per_character: float
-    """Loss of the last step, disjoint windows."""
-    last_nats_per_character_with_history: float
-    """Loss of the last step, at least half a window of history."""
-    seconds: float
-    """Duration of this session, the final validation included."""
-
-    @property
-    def bits_per_character(self) -> float:
-        return self.nats_per_character / math.log(2)
+from lior_jax.training.summaries import Summary
 
 
 class _Session(NamedTuple):
     """What a session of a run is made of, once its folder is locked."""
 
     run: Path
-    config: Config
-    corpus: Corpus
+    beginning: Beginning
     saved: run_folder.Saved | None
     stop_after: int | None
     stop: Stop
@@ -90,43 +61,54 @@ def train(
         StoppedError: `stop` asked for it; what was trained is saved.
     """
     started, report = time.monotonic(), events.as_one(on_event)
+    finished = summaries.of_finished(config) if resume else None
+    if finished:
+        report(events.AlreadyFinished(finished.directory, finished.step))
+        return finished
     with ExitStack() as stack:
         run = run_folder.existing_folder(config.run.directory) if resume else run_folder.vacant_folder(config)
         if resume:
             stack.enter_context(lock.held(run))
         saved = run_folder.saved(run, config, force) if resume else None
-        corpus = data.load(config, saved.metadata if saved else None, another=force)
-        config = with_vocabulary(config, corpus)
+        beginning = _continued(config, saved, force) if saved else origin.begin(config)
+        config, corpus, _ = beginning
         check_sample(config, corpus)
         if not resume:
             run_folder.make_folder(run)
             stack.enter_context(lock.held(run))
             run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
+            run_folder.clear(run)
             run_folder.write_record(run, config)
-        session = _Session(run, config, corpus, saved, stop_after, stop or Stop(), report)
+        session = _Session(run, beginning, saved, stop_after, stop or Stop(), report)
         step, best = _train(session)
-        summary = _summary(session, step, best, started)
+        progress = partial(watched_pass, report=report, stop=session.stop)
+        summary = summaries.write(run, config, corpus, step, best, started, progress)
     report(events.Finished(summary))
     return summary
 
 
 def _train(session: _Session) -> tuple[int, int]:
     """Go through the steps; returns the step reached, and that of the best checkpoint."""
-    run, config, corpus, saved, stop_after, stop, report = session
+    run, (config, corpus, begun_with), saved, stop_after, stop, report = session
     training = config.training
     last_step = min(training.steps, stop_after or training.steps)
     report(events.Started(run, config, _size(config)))
+    if begun_with:
+        report(events.Initialised(begun_with.path, begun_with.step))
     with ExitStack() as stack:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run, training.keep, training.keep_every))
-        state, step = _restore(checkpoints, session) if saved else (_start(config), 0)
+        state, step = _restore(checkpoints, session) if saved else (origin.state(session.beginning), 0)
 
         def reached(begin: int = step) -> int:
             return begin if checkpoints.latest is None else checkpoints.latest
 
-        stack.enter_context(
-            environment.recorded(run, step, reached, lambda sentence: report(events.EnvironmentNotRecorded(sentence)))
-        )
-        owes_evaluation = saved is not None and checkpoints.owes_evaluation(step)
+        init_from = {"init_from": {"path": begun_with.path, "step": begun_with.step}} if begun_with else {}
+
+        def complain(sentence: str) -> None:
+            report(events.EnvironmentNotRecorded(sentence))
+
+        stack.enter_context(environment.recorded(run, step, reached, complain, init_from))
+        owes_evaluation = saved is not None and _owes_evaluation(checkpoints, step, training.steps)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)
             if saved:
@@ -149,43 +131,23 @@ def _train(session: _Session) -> tuple[int, int]:
         return step, checkpoints.best
 
 
-def _summary(session: _Session, step: int, best: int, started: float) -> Summary:
-    """Score the best and the last checkpoint over the whole validation part, and write down what the run came to."""
-    run = session.run
-    engine = Engine.from_checkpoint(run, best)
-    losses = _validation_losses(session, engine.params)
-    last = losses if best == step else _validation_losses(session, Engine.from_checkpoint(run, step).params)
-    evaluations = sum(line["kind"] == "validation" for line in metrics.read(run))
-    duration = time.monotonic() - started
-    summary = Summary(run, step, model.count(engine.params), best, evaluations, *losses, *last, duration)
-    values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
-    files.write_atomically(run / "summary.json", json.dumps(values, indent=2) + "\n")
-    return summary
+def _continued(config: Config, saved: run_folder.Saved, force: bool) -> Beginning:
+    corpus = data.load(config, saved.metadata, another=force)
+    return Beginning(with_vocabulary(config, corpus), corpus, None)
 
 
-def _validation_losses(session: _Session, params: model.Params) -> tuple[float, float]:
-    """Nats per character of the whole validation part, in disjoint windows and with at least half a window of history."""
-    config, corpus = session.config, session.corpus
-    progress = partial(watched_pass, report=session.report, stop=session.stop)
-    context = config.model.context
-    disjoint, with_history = (
-        scoring.mean_nats(params, scoring.cover(corpus.validation, context, stride), config.model, progress)
-        for stride in (context, scoring.half_window(context))
-    )
-    return disjoint / corpus.characters_per_token, with_history / corpus.characters_per_token
+def _owes_evaluation(checkpoints: checkpoint.Checkpoints, step: int, steps: int) -> bool:
+    """Whether a step that was saved has to be evaluated: it was to be, or it has become the last one."""
+    return checkpoints.owes_evaluation(step) or (step == steps and checkpoints.validation_loss(step) is None)
 
 
 def _size(config: Config) -> int:
     return model.count(jax.eval_shape(partial(model.init, config=config.model), jax.random.key(0)))
 
 
-def _start(config: Config) -> State:
-    return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
-
-
 def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[State, int]:
     """The newest state that can be read, from which the run goes on."""
-    config, saved = session.config, session.saved
+    config, saved = session.beginning.config, session.saved
     like, before = (
         checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
     )
@@ -198,4 +160,8 @@ def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[St
     )
     checkpoints.set_aside(after=step)
     session.report(events.Resumed(step, tuple(passed)))
+    steps_before, steps = saved.config.training.steps, config.training.steps
+    if steps_before != steps:
+        rates = (float(make_schedule(x.optimizer, x.training.steps)(state.step)) for x in (saved.config, config))
+        session.report(events.Rescheduled(step, steps_before, steps, *rates))
     return state, step

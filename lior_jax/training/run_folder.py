@@ -18,7 +18,7 @@ _LEFTOVERS = {
     *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),
     *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER),
 }
-"""What a run leaves that ends before its first checkpoint. A run that starts there writes over it, and touches nothing else."""
+"""What a run leaves that ends before its first checkpoint. One that starts there takes its place, and touches nothing else."""
 
 FREE = frozenset(
     {
@@ -31,9 +31,14 @@ FREE = frozenset(
 are written down and kept. (A corpus is known by its text, wherever it lies.)"""
 
 
+LENGTH = "training.steps"
+"""A key that a resume may change too, to no less than the step reached. The learning rates of later steps follow from it."""
+
+
 class Saved(NamedTuple):
     """What the newest whole checkpoint says of a run to resume."""
 
+    step: int
     metadata: checkpoint.Metadata
     config: Config
     forced: list[str]
@@ -107,6 +112,20 @@ def make_folder(run: Path) -> None:
         raise _unusable(run, problem) from None
 
 
+def clear(run: Path) -> None:
+    """Remove what a run that ended before its first checkpoint has left in a folder that `vacant_folder` found vacant: its
+    figures, bad steps and sessions are not those of the run that begins. Raises `UserError` if that cannot be done."""
+    try:
+        for name in _LEFTOVERS - {lock.FILE, lock.HOLDER, RECORD}:
+            path = run / name
+            if path.is_dir():
+                files.remove(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as problem:
+        raise _unusable(run, problem) from None
+
+
 def write_record(run: Path, config: Config) -> None:
     """Write down the configuration."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -134,11 +153,11 @@ def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
         force: whether it may differ in keys that change the run.
 
     Raises:
-        UserError: the run was started with another configuration.
+        UserError: the run was started with another configuration, or has come further than this one goes.
     """
     with checkpoint.Checkpoints(run) as checkpoints:
         newest = checkpoints.newest(checkpoints.metadata)
-    metadata = newest[1] if newest else None
+    step, metadata = newest[:2] if newest else (0, None)
     if metadata:
         old = configuration.validate(metadata.config, f"The configuration saved in {run}")
     else:
@@ -147,13 +166,35 @@ def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
     config = configuration.replace(config, "run", directory=old.run.directory)
     if config.model.vocab_size is None:
         config = configuration.replace(config, "model", vocab_size=old.model.vocab_size)
-    changed = [change for change in configuration.differences(old, config) if change.split(":")[0] not in FREE]
+    changed = [change for change in configuration.differences(old, config) if change.split(":")[0] not in FREE | {LENGTH}]
     if changed and not force:
         raise UserError(
             f"{run} was started with another configuration ({'; '.join(changed)}); resume it as it was, change it by --force, "
-            "or choose another run.directory."
+            f"or begin a new run with its weights by --init-from {run}."
         )
-    return Saved(metadata, old, changed) if metadata else None
+    if config.training.steps < step:
+        raise UserError(
+            f"{LENGTH}: {run} has reached step {step:,}, beyond {config.training.steps:,}; give {step} or more, or begin a new "
+            f"run with its weights by --init-from {run}."
+        )
+    return Saved(step, metadata, old, changed) if metadata else None
+
+
+def is_finished(run: Path, config: Config) -> bool:
+    """Whether a run has come to the end that a configuration, which is the one on record, gives it. Reads only."""
+    if not (run / RECORD).is_file():
+        return False
+    recorded = configuration.load(run / RECORD)
+    config = configuration.replace(config, "run", directory=recorded.run.directory)
+    for section, key in (("model", "vocab_size"), ("sample", "prompt")):  # which follow from the corpus
+        if getattr(getattr(config, section), key) is None:
+            config = configuration.replace(config, section, **{key: getattr(getattr(recorded, section), key)})
+    with checkpoint.Checkpoints(run) as checkpoints:
+        latest = checkpoints.latest
+        try:
+            return recorded == config and latest == config.training.steps and not checkpoints.owes_evaluation(latest)
+        except checkpoint.DamageError:
+            return False
 
 
 def _unusable(run: Path, problem: OSError) -> UserError:

@@ -24,6 +24,7 @@ def config_of(*overrides: str):
         ("training.batch_size=64", "learning.chunk=4"),
         ("model.width=128", "model.flow.carry_momentum=true"),
         ("model.width=256", "training.batch_size=1"),
+        ("model.flow.potential=hopfield", "model.flow.units=256", "training.batch_size=64"),
     ],
 )
 def test_no_step_takes_less_than_what_it_cannot_do_without(overrides):
@@ -34,6 +35,14 @@ def test_no_step_takes_less_than_what_it_cannot_do_without(overrides):
     needs = train_step.lower(state, (window, window), config, True).compile().memory_analysis()
     total = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes + needs.temp_size_in_bytes
     assert 0.1 * total < memory.least(config) < total
+
+
+def test_a_pattern_counts_once_and_a_gated_unit_twice():
+    """It has a feature and a gate: as many products of the state as two patterns have."""
+    gated, hopfield = (config_of(f"model.flow.potential={name}") for name in ("gated", "hopfield"))
+    twice = config_of("model.flow.potential=hopfield", "model.flow.units=32")
+    assert memory.least(twice) == pytest.approx(memory.least(gated), rel=1e-2)
+    assert memory.least(hopfield) < 0.95 * memory.least(gated)
 
 
 @pytest.mark.parametrize("key", ["training.batch_size", "model.context", "model.width"])

@@ -1,5 +1,7 @@
 """Resuming: under which configuration, on which corpus, by how many processes, and from which checkpoint."""
 
+import json
+import math
 import re
 import shutil
 
@@ -13,7 +15,7 @@ from lior_jax import data, training
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
 from lior_jax.storage import checkpoint, files, lock
-from lior_jax.training import metrics, run_folder
+from lior_jax.training import bad_steps, environment, events, metrics, run_folder
 from lior_jax.training.step import initial_state
 from tests.runs import Listener
 from tests.training.test_loop import figures, saved_leaves
@@ -64,7 +66,61 @@ def test_muon_with_an_average_resumes_bit_for_bit_and_its_checkpoints_hold_the_a
     np.testing.assert_array_equal(Engine.from_checkpoint(tmp_path / "once", 12).params.embedding, average.embedding)
 
 
-@pytest.mark.parametrize("key", sorted(run_folder.FREE))
+def cosine(step, steps, peak=5e-3, warmup=2, final=0.05):
+    """Learning rate after a step, by the schedule's formula."""
+    return peak * (final + (1 - final) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2)
+
+
+def contents(run):
+    """Every file's bytes and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_made_longer_and_shorter_by_its_steps(tiny, tmp_path):
+    """The rest of it has the learning rates of the new length, said beforehand; no step is counted twice."""
+    training.train(tiny("run", "sample.tokens=0"), stop_after=6)
+    run, listener = tmp_path / "run", Listener()
+    training.train(training.resume_config(run, ["training.steps=20"]), listener, resume=True, stop_after=8)
+    (told,) = listener.of(events.Rescheduled)
+    assert (told.rate_before, told.rate) == (pytest.approx(cosine(6, 12)), pytest.approx(cosine(6, 20)))
+    assert f"20 steps instead of 12: the learning rate after step 6 is {told.rate:.3g} where it would" in listener.said
+    summary = training.train(training.resume_config(run, ["training.steps=11"]), listener, resume=True)
+    assert summary.step == 11
+    assert "11 steps instead of 20" in listener.said
+    rates = {line["step"]: line["learning_rate"] for line in figures(run) if line["kind"] == "train"}
+    assert list(rates) == list(range(1, 12))
+    for step, length in ((5, 12), (6, 20), (7, 20), (8, 11), (10, 11)):
+        assert rates[step + 1] == pytest.approx(cosine(step, length), rel=1e-5)
+    assert [line["step"] for line in figures(run) if line["kind"] == "validation"] == [4, 8, 11]
+    with pytest.raises(UserError, match=r"training\.steps: .* has reached step 11, beyond 10; give 11 or more.*--init-from"):
+        training.train(training.resume_config(run, ["training.steps=10"]), resume=True)
+    assert record(run)["training"]["steps"] == 11
+
+
+def test_a_run_that_is_cut_to_the_step_it_has_reached_is_evaluated_there(tiny, tmp_path):
+    training.train(tiny("run", "sample.tokens=0"), stop_after=6)
+    run = tmp_path / "run"
+    for _ in range(2):
+        assert training.train(training.resume_config(run, ["training.steps=6"]), resume=True).step == 6
+        assert [line["step"] for line in figures(run) if line["kind"] == "validation"] == [4, 6]
+
+
+def test_nothing_of_a_finished_run_is_written_again(copy):
+    before, listener = contents(copy), Listener()
+    summary = training.train(training.resume_config(copy), listener, resume=True)
+    assert contents(copy) == before
+    assert summary._asdict() | {"directory": None} == {
+        **{name: json.loads((copy / "summary.json").read_text())[name] for name in summary._fields},
+        "directory": None,
+    }
+    assert "is finished, at step 12; nothing was changed. Train it further with --set training.steps=N." in listener.said
+    # Without its summary there is something to do.
+    (copy / "summary.json").unlink()
+    assert training.train(training.resume_config(copy), resume=True).nats_per_character == summary.nats_per_character
+    assert (copy / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("key", sorted({*run_folder.FREE, run_folder.LENGTH}))
 def test_free_keys_exist(key):
     section, name = key.split(".")
     assert name in configuration.Config().model_dump()[section]
@@ -132,7 +188,7 @@ def test_paths_where_no_run_can_be_are_told(tiny, tmp_path, monkeypatch, path, m
 
 def test_one_process_writes_a_run(copy, tiny, tmp_path):
     with lock.held(copy), pytest.raises(UserError, match=r"is being written by process \d+ on .*; wait for it"):
-        training.train(training.resume_config(copy), resume=True)
+        training.train(training.resume_config(copy, ["training.steps=13"]), resume=True)
     (tmp_path / "new").mkdir()
     with lock.held(tmp_path / "new"), pytest.raises(UserError, match="is being written by"):
         training.train(tiny("new"))
@@ -165,7 +221,13 @@ def test_after_a_run_that_failed_before_its_first_save_the_same_command_starts_i
             training.train(config)
     assert (tmp_path / "run" / run_folder.RECORD).is_file()
     (tmp_path / "run" / checkpoint.FOLDER / ".saving-6").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / bad_steps.FOLDER / "3").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard").mkdir(exist_ok=True)
+    (tmp_path / "run" / "tensorboard" / "events.of.before").touch()
     assert training.train(config).step == 12
+    assert not (tmp_path / "run" / bad_steps.FOLDER).exists()
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert [session["to_step"] for session in environment.read(tmp_path / "run")] == [12]
     assert [line["step"] for line in metrics.read(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 13))
 
 

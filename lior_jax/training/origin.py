@@ -1,0 +1,110 @@
+"""What a new run begins with: parameters drawn from its seed, or those of a trained model (`run.init_from`)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from lior_jax import config as configuration
+from lior_jax import data
+from lior_jax.data.corpus import Corpus, with_vocabulary
+from lior_jax.errors import UserError
+from lior_jax.inference import Engine, export
+from lior_jax.settings import Config
+from lior_jax.storage import checkpoint
+from lior_jax.training.run_folder import RECORD
+from lior_jax.training.step import State, initial_state, state_of
+
+_NAMED = 4
+"""Keys that a sentence names, at most."""
+
+
+class Origin(NamedTuple):
+    """A trained model whose parameters, and what they carry on, a new run begins with."""
+
+    path: str
+    """Absolute."""
+    step: int | None
+    """Of the checkpoint; None for an exported model."""
+    engine: Engine
+
+
+class Beginning(NamedTuple):
+    """All that a new run needs before its folder is made."""
+
+    config: Config
+    """With what corpus and origin decide: vocabulary, tokenizer, and the prompt of the samples."""
+    corpus: Corpus
+    origin: Origin | None
+
+
+def begin(config: Config) -> Beginning:
+    """Read the corpus of a configuration and, if it has one, the model that it begins with, whose tokenizer is kept.
+
+    Raises:
+        UserError: as `data.load`; no such model, or one whose `model` section is another; a text that its tokenizer has not
+            all characters of.
+    """
+    if config.run.init_from is None:
+        corpus = data.load(config)
+        return Beginning(with_vocabulary(config, corpus), corpus, None)
+    origin = read(config.run.init_from)
+    _check(config, origin)
+    kept = checkpoint.Metadata({}, origin.engine.tokenizer.to_json(), "")
+    corpus = data.load(config, kept, another=True)
+    kind = kept.tokenizer["kind"]
+    named = f"bpe:{corpus.tokenizer.vocab_size}" if kind == "bpe" else kind
+    return Beginning(with_vocabulary(configuration.replace(config, "data", tokenizer=named), corpus), corpus, origin)
+
+
+def state(beginning: Beginning) -> State:
+    """The state of step 0, on the device; the optimiser begins anew."""
+    config, origin = beginning.config, beginning.origin
+    if origin is None:
+        return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
+    return jax.jit(state_of, static_argnums=1)(origin.engine.params, config)
+
+
+def read(path: str | Path) -> Origin:
+    """The model of a run's best checkpoint, of the checkpoint `RUN/checkpoints/STEP`, or of an export.
+
+    Raises:
+        UserError: there is none, or a damaged one.
+    """
+    run, step = _run_and_step(Path(path))
+    if export.is_export(run):
+        return Origin(str(run.absolute()), None, Engine.from_checkpoint(run))
+    if step is None:
+        with checkpoint.open_run(run) as checkpoints:
+            step = checkpoints.best
+    return Origin(str(run.absolute()), step, Engine.from_checkpoint(run, step))
+
+
+def config_of(path: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """The configuration of the run that a model is from, with overrides as in `config.load`.
+
+    Raises:
+        UserError: it has none, as an export.
+    """
+    run, _ = _run_and_step(Path(path))
+    if not (run / RECORD).is_file() or export.is_export(run):
+        raise UserError(f"{path} has no configuration of a run; give one with --config FILE.")
+    return configuration.load(run / RECORD, overrides)
+
+
+def _run_and_step(path: Path) -> tuple[Path, int | None]:
+    if path.parent.name == checkpoint.FOLDER and path.name.isdecimal():
+        return path.parents[1], int(path.name)
+    return path, None
+
+
+def _check(config: Config, origin: Origin) -> None:
+    """Raise `UserError` unless the parameters mean the same in the configuration's model."""
+    there, here = (configuration.flat(model, "model.") for model in (origin.engine.config, config.model))
+    here["model.vocab_size"] = here["model.vocab_size"] or there["model.vocab_size"]
+    other = [f"{key} is {there[key]!r} there and {here[key]!r} here" for key in here if here[key] != there[key]]
+    if origin.engine.config.dynamics != config.model.dynamics:
+        other.append(f"learning.rule: {config.learning.rule} is of {config.model.dynamics} dynamics, which it has not")
+    if other:
+        named = "; ".join(other[:_NAMED]) + (f"; and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
+        raise UserError(f"run.init_from: {origin.path} has another model ({named}); give the model section that it has.")

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from lior_jax import model
-from lior_jax.analysis import compression, conservation, plots, probe, sessions
+from lior_jax.analysis import conservation, plots, probe, sessions, spectrum
 from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
@@ -147,7 +147,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         yield from _flows(params, tokens, config)
 
     yield heading("Spectra")
-    spectra = compression.spectra(params)
+    spectra = spectrum.of_model(params)
     yield picture(
         plots.spectra({name: [x.singular_values for x in kind] for name, kind in spectra.items()}), "Singular values."
     )
@@ -170,8 +170,8 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     )
     yield note(
         "Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to "
-        "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 compressing "
-        f"pays, if the loss agrees. The model has {model.count(params):,} parameters in all."
+        "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 they "
+        f"would save room, if the loss agrees. The model has {model.count(params):,} parameters in all."
     )
 
 

@@ -178,7 +178,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
 def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
     """What the blocks' flows keep."""
     yield heading("What the flows keep")
-    kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
+    kept = conservation.of_blocks(params, tokens[None, :_PROBED], config)
     yield figures(
         ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
         (
@@ -193,7 +193,7 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
     )
     yield note(
         "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
-        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float32 at "
+        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float64 at "
         f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
     )
     yield picture(

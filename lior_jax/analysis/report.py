@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from lior_jax import model
-from lior_jax.analysis import compression, conservation, plots, probe, sessions
+from lior_jax.analysis import conservation, plots, probe, sessions, spectrum
 from lior_jax.analysis.page import figures, heading, note, page, picture, table, verbatim
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
@@ -156,7 +156,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         yield from _flows(params, tokens, config)
 
     yield heading("Spectra")
-    spectra = compression.spectra(params)
+    spectra = spectrum.of_model(params)
     yield picture(
         plots.spectra({name: [x.singular_values for x in kind] for name, kind in spectra.items()}), "Singular values."
     )
@@ -179,15 +179,15 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     )
     yield note(
         "Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to "
-        "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 compressing "
-        f"pays, if the loss agrees. The model has {model.count(params):,} parameters in all."
+        "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 they "
+        f"would save room, if the loss agrees. The model has {model.count(params):,} parameters in all."
     )
 
 
 def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
     """What the blocks' flows keep."""
     yield heading("What the flows keep")
-    kept = jax.tree.map(np.asarray, conservation.of_blocks(params, tokens[None, :_PROBED], config))
+    kept = conservation.of_blocks(params, tokens[None, :_PROBED], config)
     yield figures(
         ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
         (
@@ -202,7 +202,7 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
     )
     yield note(
         "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
-        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float32 at "
+        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float64 at "
         f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
     )
     yield picture(

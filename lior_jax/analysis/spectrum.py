@@ -1,11 +1,18 @@
 """Spectral analysis of a matrix or field: would a low rank do? Measure first, compress second, validate always.
 
 A diagnostic: nothing calls it unless asked. Source: docs/design.md section 3, and part 1 of the audit.
+
+The matrices of a model's block are its charts, all heads stacked (`query`, `key` `[H n, d]`, `value`, `output` `[H v, d]`), and
+its potential's own (`physics.potential`).
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from lior_jax.model import Params
+
+_CHARTS = ("query", "key", "value", "output")
 
 
 class Spectrum(NamedTuple):
@@ -69,3 +76,16 @@ def truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     left, sigma, right = np.linalg.svd(np.asarray(matrix, np.result_type(matrix, np.float64)), full_matrices=False)
     root = np.sqrt(sigma[:rank])
     return left[:, :rank] * root, root[:, None] * right[:rank]
+
+
+def matrices(params: Params) -> dict[str, np.ndarray]:
+    """The matrices of all blocks by kind, `[N, a, b]`."""
+    charts = {name: np.asarray(getattr(params.blocks, name)) for name in _CHARTS}
+    stacked = {name: x.reshape(x.shape[0], -1, x.shape[-1]) for name, x in charts.items()}
+    potential = params.blocks.hamiltonian.potential
+    return stacked | {name: np.asarray(getattr(potential, name)) for name in potential.MATRICES}
+
+
+def of_model(params: Params, energy: float = 0.99) -> dict[str, list[Spectrum]]:
+    """Spectrum of every matrix by kind, one for every block."""
+    return {name: [analyse(matrix, energy) for matrix in stack] for name, stack in matrices(params).items()}

@@ -60,7 +60,6 @@ def parse() -> argparse.Namespace:
     task.add_argument(
         "--export", metavar="FOLDER", type=reading.path, help="write model.safetensors with its configuration and tokenizer"
     )
-    task.add_argument("--compress", metavar="RANK|auto", help="write RUN-compressed with matrices of low rank, if it pays")
 
     parser.add_argument(
         "--explain",
@@ -114,7 +113,7 @@ def parse() -> argparse.Namespace:
         parser.error("--stride goes with --score")
     if arguments.samples < 1:
         parser.error(f"--samples is {arguments.samples}, but must be 1 or more")
-    if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export or arguments.compress):
+    if arguments.explain and (arguments.prompts or arguments.chat or arguments.score or arguments.export):
         parser.error("--explain goes with --prompt; in a chat, say /explain")
     if arguments.explain and arguments.samples > 1:
         parser.error("--explain explains one continuation; leave --samples out")
@@ -134,11 +133,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     # JAX starts only now, so that a mistake in the configuration is reported at once.
     backend.start()
-    if arguments.compress is not None:
-        from lior_jax.analysis import compression
-
-        print(compression.compress_run(folder, arguments.compress, arguments.step), flush=True)
-        return
     from lior_jax.cli import tasks
     from lior_jax.inference import Engine
 

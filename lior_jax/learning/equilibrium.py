@@ -68,7 +68,7 @@ def estimate(
     if learning.pull == "target_embedding":
         c_s = nudge.target_embedding_adjoint(params.embedding, s_last, targets)
     if learning.pull == "off":
-        c_readout, c_s = jnp.zeros_like(c_readout), jnp.zeros_like(c_s)
+        c_s = jnp.zeros_like(c_s)
 
     sides = nudge.sides_of(learning.nudge, tokens)
     run = partial(_nudged_block, readout=params.readout, size=tokens.size, model=model, learning=learning)
@@ -93,7 +93,10 @@ def estimate(
         readout=c_readout,
         carried=jax.tree.map(jnp.zeros_like, params.carried),
     )
-    if learning.update == "geometry":
+    if learning.pull == "off":
+        # The difference of two runs without a push is rounding, of which Adam would make whole steps.
+        gradient = jax.tree.map(jnp.zeros_like, gradient)
+    elif learning.update == "geometry":
         gradient = _geometry_only(gradient)
     residual = jnp.maximum(observed.residual, health.residual)
     info = Info(

@@ -1,5 +1,7 @@
 """Shared arithmetic: contractions of a chosen precision, normalisation, gelu, broadcasting, positivity."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +19,22 @@ def contract(subscripts: str, a: Array, b: Array, precision: Precision) -> Array
     NVIDIA GPUs since Ampere, plain float32 on CPU. `bfloat16` rounds both operands. The sums and the
     result always have the operands' own type.
     """
-    dtype = jnp.result_type(a, b)
     if precision == "bfloat16":
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+        return lax.platform_dependent(a, b, cpu=partial(_of_rounded, subscripts), default=partial(_in_bfloat16, subscripts))
     level = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
-    return jnp.einsum(subscripts, a, b, precision=level, preferred_element_type=dtype)
+    return jnp.einsum(subscripts, a, b, precision=level)
+
+
+def _in_bfloat16(subscripts: str, a: Array, b: Array) -> Array:
+    dtype = jnp.result_type(a, b)
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.einsum(subscripts, a, b, precision=lax.Precision.DEFAULT, preferred_element_type=dtype)
+
+
+def _of_rounded(subscripts: str, a: Array, b: Array) -> Array:
+    """The same, where the backend may have no such product: XLA for CPUs lacks some batched ones."""
+    a, b = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in (a, b))
+    return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST)
 
 
 def project(x: Array, weight: Array, precision: Precision) -> Array:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from lior_jax.analysis.spectrum import analyse, truncate
+from lior_jax.analysis.spectrum import analyse, matrices, of_model, truncate
+from tests.oracles import random_params, small_config
 
 
 def with_singular_values(sigma, rows, columns, seed=0, complex_entries=False):
@@ -71,3 +72,19 @@ def test_truncation_is_the_nearest_matrix_of_its_rank(complex_entries):
     left, right = truncate(matrix, 2)
     assert (left.shape, right.shape) == ((7, 2), (2, 6))
     np.testing.assert_allclose(np.linalg.norm(matrix - left @ right), np.sqrt(1.25), rtol=1e-12)
+
+
+def test_a_models_matrices_are_what_a_block_applies():
+    """Rows of a chart are its heads' rows, one head after another."""
+    config = small_config(width=24, geometry__chart_dim=8, geometry__rotor_layers=0, flow__units=20, blocks=2).model
+    params = random_params(config)
+    found = matrices(params)
+    np.testing.assert_array_equal(found["query"][1, 8:], params.blocks.query[1, 1])
+    np.testing.assert_array_equal(found["features"][1], params.blocks.hamiltonian.potential.features[1])
+    np.testing.assert_array_equal(found["gates"][0], params.blocks.hamiltonian.potential.gates[0])
+    spectra = of_model(params, 0.9)
+    assert {name: len(kind) for name, kind in spectra.items()} == dict.fromkeys(found, 2)
+    sigma = np.linalg.svd(np.asarray(params.blocks.value[1], np.float64).reshape(24, 24), compute_uv=False)
+    np.testing.assert_allclose(spectra["value"][1].singular_values, sigma, rtol=1e-10)
+    kept = np.cumsum(sigma**2) / np.sum(sigma**2)
+    assert kept[spectra["value"][1].energy_rank - 1] >= 0.9 > kept[spectra["value"][1].energy_rank - 2]

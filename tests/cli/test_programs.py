@@ -51,11 +51,6 @@ def test_training_then_inference(tmp_path):
     assert reported.stdout.strip() == str(tmp_path / "run" / "report.html")
     assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
-    refused = call("infer", "--checkpoint", tmp_path / "run", "--compress", 1)
-    assert refused.returncode == 2
-    assert "Compressing would not pay: rank 1 saves" in refused.stderr
-    assert not (tmp_path / "run-compressed").exists()
-
 
 @pytest.fixture
 def model(finished_run, tmp_path):
@@ -115,7 +110,6 @@ def test_every_way_of_using_a_model(model, tmp_path):
         ("infer", ["--checkpoint", "runs/never", "--prompt", "a"], "There is no run at runs/never"),
         ("train", ["--report", "runs/never"], "There is no run at runs/never"),
         ("train", ["--report", "runs/never", "--set", "run.seed=1"], "--report goes with no other option"),
-        ("infer", ["--checkpoint", "x", "--compress", "half"], "--compress is 'half', but must be a rank"),
         ("infer", ["--config", "configs/none.yaml", "--prompt", "a"], "There is no configuration"),
         ("infer", ["--checkpoint", "x", "--prompt", "a", "--samples", "0"], "--samples is 0"),
         ("infer", ["--checkpoint", "x", "--prompt", "a", "--chat"], "not allowed with argument"),

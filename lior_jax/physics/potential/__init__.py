@@ -18,7 +18,7 @@ from lior_jax.physics.pair import Pair
 
 Parameters = Any
 """A NamedTuple of a potential's arrays. Its class attribute `MATRICES` names those that are matrices: weight decay shrinks
-them, and compression may truncate them to low rank."""
+them, and their spectra are reported."""
 
 
 class Energy(Protocol):

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _measure(params: Any, batch: Any, config: Config, exact: Any) -> Point:
-    estimate, info = jax.jit(learning.estimate, static_argnums=2)(params, batch, config)
+    estimate, info = jax.jit(learning.estimate, static_argnums=(2, 3))(params, batch, config.model, config.learning)
     leaves = agreement(estimate._replace(carried=None), exact._replace(carried=None))
     cosine = min(x.cosine for x in leaves.values() if x.share > 1e-6)
     error = np.sqrt(sum((x.relative_error * x.share) ** 2 for x in leaves.values()))

@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-tokens", metavar="N", type=int, default=400, help="length of a continuation (400)")
+    sampling.add_argument("--max-tokens", metavar="N", type=int, help="length of a continuation (400; with --explain 40)")
     sampling.add_argument(
         "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann; 0 takes the most probable (0.8)"
     )

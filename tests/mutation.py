@@ -57,6 +57,13 @@ MUTATIONS = [
     Mutation("physics/numerics.py", "distribution + z * density", "distribution - z * density", f"{NUMERICS} -k gelu"),
     Mutation("physics/numerics.py", "jax.nn.sigmoid(raw)", "jax.nn.sigmoid(-raw)", f"{NUMERICS} -k softplus"),
     Mutation("physics/numerics.py", "preferred_element_type=dtype", "preferred_element_type=None", f"{NUMERICS} -k bfloat16"),
+    Mutation("physics/numerics.py", "mantissa_bits=7", "mantissa_bits=10", f"{NUMERICS} -k bfloat16"),
+    Mutation(
+        "physics/numerics.py",
+        "cpu=partial(_of_rounded, subscripts)",
+        "cpu=partial(_in_bfloat16, subscripts)",
+        f"{NUMERICS} -k bfloat16",
+    ),
     Mutation(
         "physics/frames.py",
         "c_first * second - c_second * first",
@@ -530,6 +537,27 @@ MUTATIONS = [
     ),
     Mutation("analysis/probe.py", "._replace(mixing=())", "", "analysis/test_probe.py -k weights"),
     Mutation("model/charts.py", "return context + operators", "return context - operators", "analysis/test_probe.py"),
+    Mutation("inference/engine.py", "nats * per_character,", "nats / per_character,", f"{ENGINE} -k spreads"),
+    Mutation("inference/engine.py", "alone * per_character)", "alone / per_character)", f"{ENGINE} -k spreads"),
+    Mutation(
+        "inference/engine.py",
+        "mixture.weight * recalled.weight",
+        "recalled.weight",
+        "inference/test_engine_memory.py -k recollections_weigh",
+    ),
+    Mutation("learning/nudge.py", "jnp.sum(powers * tokens", "jnp.sum(tokens", f"{NUDGE} -k random_signs"),
+    Mutation(
+        "analysis/conservation.py",
+        "distance / jnp.sqrt(_squares(s) + _squares(p))",
+        "distance / jnp.sqrt(_squares(s))",
+        "analysis/test_conservation.py -k way_back",
+    ),
+    Mutation(
+        "analysis/conservation.py",
+        "_squares(start_s - s) + _squares(start_p - p)",
+        "_squares(start_s - s)",
+        "analysis/test_conservation.py -k way_back",
+    ),
     Mutation("analysis/probe.py", "whiten(metric, base,", "whiten(metric, base.T,", "analysis/test_probe.py -k metrics"),
     Mutation("analysis/spectrum.py", "root[:, None] * right", "right", "analysis/test_spectrum.py -k nearest"),
     Mutation(
@@ -752,6 +780,12 @@ MUTATIONS = [
         'params.carried if learning.pull == "off" else carry(',
         "carry(",
         f"{EQUILIBRIUM} -k off_changes",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        "gradient = jax.tree.map(jnp.zeros_like, gradient)",
+        'gradient = _geometry_only(gradient) if learning.update == "geometry" else gradient',
+        f"{EQUILIBRIUM} -k whatever_the_rounding",
     ),
     Mutation("learning/optimizer.py", "if learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
     Mutation(

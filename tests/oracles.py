@@ -153,6 +153,23 @@ def model_config(**values: Any) -> ModelConfig:
     return ModelConfig.model_validate(nested)
 
 
+TINY = Config(  # which fills in the model's dynamics
+    model=model_config(
+        vocab_size=7,
+        context=6,
+        width=8,
+        blocks=2,
+        heads=2,
+        geometry__chart_dim=4,
+        geometry__rotor_layers=1,
+        geometry__rank=1,
+        convolution__taps=2,
+        flow__units=8,
+    )
+).model
+"""For tests of what is done with a model, whatever it is."""
+
+
 def changed(config: ModelConfig, **changes: Any) -> ModelConfig:
     """A model's section with some values changed, named as in `model_config`."""
     flat = {key.replace(".", "__"): value for key, value in configuration.flat(config).items()}

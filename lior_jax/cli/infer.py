@@ -1,12 +1,10 @@
 """infer.py: arguments, tasks and exit statuses."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from lior_jax.cli import arguments as reading
 from lior_jax.cli import backend, output, overwriting
-from lior_jax.errors import UserError
 
 MEMORY = "memory.safetensors"
 """File of a run's memory, in its folder."""
@@ -14,21 +12,7 @@ MEMORY = "memory.safetensors"
 
 def main() -> None:
     """Run the program with the arguments of the command line."""
-    with output.prepared():
-        arguments = parse()
-        try:
-            run(arguments)
-        except UserError as problem:
-            output.complain(f"infer.py: {problem}")
-            sys.exit(2)
-        except KeyboardInterrupt:
-            output.complain("")
-            sys.exit(130)
-        except BrokenPipeError:  # the reader, `head` for one, has enough
-            pass
-        except OSError as problem:
-            output.complain(f"infer.py: {problem}; choose another file or folder.")
-            sys.exit(2)
+    output.main("infer.py", parse, run, mend="; choose another file or folder.")
 
 
 def parse() -> argparse.Namespace:
@@ -91,7 +75,7 @@ def parse() -> argparse.Namespace:
     )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-tokens", metavar="N", type=int, default=400, help="length of a continuation (400)")
+    sampling.add_argument("--max-tokens", metavar="N", type=int, help="length of a continuation (400; with --explain 40)")
     sampling.add_argument(
         "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann; 0 takes the most probable (0.8)"
     )

@@ -7,26 +7,13 @@ import sys
 
 from lior_jax.cli import arguments as reading
 from lior_jax.cli import backend, output
-from lior_jax.errors import UserError
 
 
 def main() -> None:
     """Run the program with the arguments of the command line."""
-    with output.prepared():
-        arguments = parse()
-        try:
-            run(arguments)
-        except UserError as problem:
-            output.complain(f"train.py: {problem}")
-            sys.exit(2)
-        except BrokenPipeError:  # of a report; a run goes on without its reader
-            pass
-        except OSError as problem:
-            output.complain(f"train.py: {problem}. What was saved is kept; mend it and go on with --resume.")
-            sys.exit(2)
-        except KeyboardInterrupt:  # before training began; from then on see training.signals
-            output.complain("\nStopped.")
-            sys.exit(130)
+    # From the first step on Ctrl-C is taken by training.signals.
+    mend = ". What was saved is kept; mend it and go on with --resume."
+    output.main("train.py", parse, run, mend, stopped="\nStopped.")
 
 
 def parse() -> argparse.Namespace:

@@ -87,20 +87,20 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
     """The history of `batch` sequences of which nothing has been read."""
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
-    ring = n, batch, config.context, heads
+    ring, zeros = (n, batch, config.context, heads), partial(jnp.zeros, dtype=params.embedding.dtype)
     poles = jax.eval_shape(partial(layers, config=config), params)
 
     def charge(system: Poles | None, *shape: int) -> Array | None:
         return None if system is None else jnp.zeros((n, batch, *system.rate.shape[1:], *shape), system.rate.dtype)
 
     blocks = BlockHistory(
-        directions=jnp.zeros((n, batch, config.convolution.taps - 1, config.width)),
-        keys=jnp.zeros((*ring, m)),
-        values=jnp.zeros((*ring, v)),
+        directions=zeros((n, batch, config.convolution.taps - 1, config.width)),
+        keys=zeros((*ring, m)),
+        values=zeros((*ring, v)),
         long_convolution=charge(poles.long_convolution, v),
         field=charge(poles.field, v, m),
     )
-    last, query = jnp.zeros((batch, config.width)), jnp.zeros((batch, heads, m))
+    last, query = zeros((batch, config.width)), zeros((batch, heads, m))
     return History(blocks, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), last, query)
 
 

@@ -10,6 +10,7 @@ with one slow pole for the tail below the nodes. So `K` is a sum of complex pole
 Shapes: `H` kernels, `L` positions, `P` poles, `B` sequences, `v` channels of each kernel.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,9 @@ from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
 
 NODES = np.arange(-10.5, 3.0, 1.0)
 """`y = ln u` of the power law's poles."""
-_TAIL = NODES[0] - 0.5
+_TAIL = float(NODES[0]) - 0.5
 """The slow pole carries everything below."""
+_SLOWEST = math.exp(_TAIL)
 
 
 class Kernel(NamedTuple):
@@ -50,7 +52,7 @@ def _power_poles(order: Array) -> tuple[Array, Array]:
     nodes = jnp.asarray(NODES, order.dtype)[None]
     weights = jnp.exp(nodes * delta - gammaln(delta))
     slow_weight = jnp.exp(_TAIL * delta - gammaln(1 + delta))
-    slow_rate = np.exp(_TAIL) * delta / (1 + delta)  # the tail's mean rate
+    slow_rate = _SLOWEST * delta / (1 + delta)  # the tail's mean rate
     rates = jnp.broadcast_to(jnp.exp(nodes), weights.shape)
     return jnp.concatenate([weights, slow_weight], -1), jnp.concatenate([rates, slow_rate], -1)
 
@@ -100,7 +102,7 @@ def _modes(kernel: Kernel, length: int) -> tuple[Array, tuple[Array, Array]]:
     terms = weights[..., None] * jnp.exp(-rates[..., None] * lag[None])
     nodes = jnp.asarray(NODES, lag.dtype)[None]
     slopes = (nodes - digamma(delta))[..., None] * terms[:, :-1]
-    slow_slope = (_TAIL - digamma(1 + delta) - lag * np.exp(_TAIL) / (1 + delta) ** 2) * terms[:, -1]
+    slow_slope = (_TAIL - digamma(1 + delta) - lag * _SLOWEST / (1 + delta) ** 2) * terms[:, -1]
     angle = kernel.frequency[:, None] * lag + kernel.phase[:, None]
     modes = jnp.stack([jnp.ones_like(angle), -jnp.sum(terms, 1), jnp.cos(angle)], 1) * decay
     by_order = -(jnp.sum(slopes, 1) + slow_slope) * decay[:, 1]

@@ -66,6 +66,9 @@ def test_every_way_of_using_a_model(model, tmp_path):
     assert given.stdout.startswith(typed.stdout.rstrip("\n"))
     assert "tokens/s after the first" in given.stderr
     assert "retrieved from" in given.stdout
+    unasked = call("infer", "--checkpoint", model, "--prompt", "1 is", "--explain", tmp_path / "map.png")
+    table = unasked.stdout.partition("    token")[2].splitlines()
+    assert len(table) == 1 + 40 + 2  # heading and closing lines beside 40 tokens
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
     exported = call("infer", "--checkpoint", model, "--export", tmp_path / "weights")

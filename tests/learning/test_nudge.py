@@ -57,6 +57,20 @@ def test_without_nudge_is_the_unpushed_run():
     np.testing.assert_allclose(nudge.without_nudge(Pair(mean, slope), epsilon, nudge.SIDES["centred"]), mean)
 
 
+def test_random_signs_tell_sequences_apart_that_differ_in_their_order():
+    """As evenly as coins. A sign is the sequence's own: the same in any batch, and at any place of it."""
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray([rng.permutation(12) for _ in range(64)])
+    sign, free = nudge.sides_of("random_sign", tokens)
+    assert sign.shape == free.shape == (64, 1, 1)
+    np.testing.assert_array_equal(np.abs(sign), 1)
+    np.testing.assert_array_equal(free, 0)
+    assert 16 < np.sum(np.asarray(sign) > 0) < 48
+    np.testing.assert_array_equal(nudge.sides_of("random_sign", tokens[5:9])[0], sign[5:9])
+    moved = nudge.sides_of("random_sign", jnp.asarray(np.eye(32, dtype=np.int32)))[0]
+    assert 4 < np.sum(np.asarray(moved) > 0) < 28
+
+
 def test_a_position_without_a_pull_stays_finite():
     """λ = 0 and s = 0, each alone and both: nothing to divide by, and in float32 the squares of small numbers vanish."""
     s, p, c_s, c_p = end_point()

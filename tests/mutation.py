@@ -45,7 +45,7 @@ FILES = "storage/test_files.py"
 EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learning/test_layer.py"
 BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
-DROPOUT = "learning/test_dropout.py"
+DROPOUT, BIAS = "learning/test_dropout.py", "learning/test_bias.py"
 ORIGIN = "training/test_origin.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
@@ -368,7 +368,10 @@ MUTATIONS = [
     Mutation("learning/nudge.py", "p + shift * c, p", "p - shift * c, p", f"{ECHO} -k one_sided"),
     Mutation("learning/nudge.py", "mean - shift * slope", "mean + shift * slope", NUDGE),
     Mutation("learning/nudge.py", "jnp.maximum(push, tiny**0.5)", "push", f"{ECHO} -k pull"),
-    Mutation("learning/nudge.py", "pull * pull for pull in pulls)", "pull * pull for pull in pulls[:1])", NUDGE),
+    Mutation("learning/nudge.py", "jnp.minimum(mean_square(s), start)", "mean_square(s)", f"{BIAS} -k bears"),
+    Mutation("learning/nudge.py", "jnp.maximum(smaller, RMS_EPSILON)", "smaller", f"{NUDGE} -k floor"),
+    Mutation("learning/bias.py", "jnp.array([1.0, 2.0])", "jnp.array([1.0, 1.5])", f"{BIAS} -k distance"),
+    Mutation("learning/nudge.py", "map(mean_square, pulls[1:])", "map(mean_square, pulls[:0])", NUDGE),
     Mutation("learning/echo.py", "p_pair.slope, -s_pair.slope", "p_pair.slope, s_pair.slope", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "c_s + c_s_by_kick", "c_s", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "epsilon, sides) - kicked", "epsilon, sides)", GRADIENT_AT_INIT),

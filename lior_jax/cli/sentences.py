@@ -32,6 +32,8 @@ def sentence(event: events.Event) -> str | None:
         case events.RefusedStep(step, reasons, folder, problem):
             kept = f"could not be written ({problem})" if problem else f"are in {folder}"
             return f"Step {step} was not applied: {', '.join(reasons)}; batch and state {kept}."
+        case events.Checked(step, bias, advice) if advice:
+            return f"Step {step}: twice the nudge changes the estimate by {bias:.1%}, so it is biased; {advice}."
         case events.Validated():
             return _validated(event)
         case events.Sampled(_, text):

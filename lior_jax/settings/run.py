@@ -72,6 +72,12 @@ class LearningConfig(Section):
     """A step whose residual (the echo's reversibility, a relaxation's largest) is above this is not applied; null for
     the rule's own limit."""
 
+    check_every: int = Field(200, ge=0)
+    """Steps between measurements of `nudge_bias`, the relative change of the estimate by twice the nudge, on the step's own
+    batch, each at the cost of two more estimates; 0 for none."""
+    nudge_bias_limit: float = Field(0.05, gt=0)
+    """A `nudge_bias` above this is complained of, with advice."""
+
     @model_validator(mode="after")
     def _keys_mean_something(self):
         rule = RULES[self.rule]

@@ -99,6 +99,17 @@ class RefusedStep(Event):
 
 
 @dataclass(frozen=True)
+class Checked(Event):
+    """The bias of a step's estimate was measured."""
+
+    step: int
+    nudge_bias: float
+    """`learning.bias.nudge_bias` of its batch, before the update."""
+    advice: str = ""
+    """What to do about it, if it is above `learning.nudge_bias_limit`."""
+
+
+@dataclass(frozen=True)
 class Validated(Event):
     """The validation loss was measured."""
 

@@ -24,7 +24,7 @@ FREE = frozenset(
     {
         *("training.log_every", "training.save_every", "training.keep", "training.keep_every", "training.patience"),
         *("training.eval_every", "sample.prompt", "sample.tokens", "sample.temperature"),
-        "data.path",
+        *("learning.check_every", "learning.nudge_bias_limit", "data.path"),
     }
 )
 """Keys that a resume may change without `--force`: no parameter and no figure of any step depends on them, only which

@@ -23,6 +23,16 @@ def test_every_position_is_pushed_by_the_same_share_of_its_state():
     np.testing.assert_allclose(push, 1e-3 * np.linalg.norm(s, axis=-1), rtol=1e-5)
 
 
+def test_the_push_is_small_beside_the_smaller_state_but_has_a_floor():
+    """The flow's start counts if it is smaller; below the constant in directions, `rms(s)` = 1e-3, no size does."""
+    s, _, c_s, c_p = end_point()
+    for start, expected in ((0.5, 0.5), (2e-3, 2e-3), (1e-5, 1e-3), (0.0, 1e-3), (100.0, None)):
+        epsilon = nudge.strength(1e-3, s, c_s, c_p, start=jnp.full((2, 3, 1), start**2))
+        push = np.sqrt(np.mean(np.square(epsilon * c_s) + np.square(epsilon * c_p), -1))
+        own = np.sqrt(np.mean(np.square(s), -1))
+        np.testing.assert_allclose(push, 1e-3 * (own if expected is None else np.minimum(own, expected)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["centred", "one_sided"])
 def test_runs_are_pushed_along_the_symplectic_gradient(mode):
     """The ends are `(s − β ε λ_p, p + β ε λ_s)` for the two signs β, and their distance is the span."""

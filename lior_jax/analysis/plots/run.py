@@ -48,7 +48,8 @@ def loss_curve(metrics: Lines, title: str = "") -> Figure:
 
 
 def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figure:
-    """Residual of the learning rule, strength of its nudges, and norm of its estimate, against the step.
+    """Residual of the learning rule with the bias of its nudge, strength of its nudges, and norm of its estimate, against the
+    step.
 
     Args:
         metrics: lines of the run's metrics.
@@ -58,8 +59,12 @@ def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figur
     with sheet(1, 3, 10, 3.2, title) as (figure, (axes,)):
         reversibility, gradient = (_series(metrics, "train", name) for name in ("reversibility", "gradient_norm"))
         nudge = [(line["step"], line["nudge"]) for line in metrics if line["kind"] == "train"]
-        axes[0].semilogy(*reversibility.T, color=INK, linewidth=1)
+        bias = _series(metrics, "check", "nudge_bias")
+        axes[0].semilogy(*reversibility.T, color=INK, linewidth=1, label="residual")
         axes[0].set_ylabel(residual)
+        if bias.size:
+            axes[0].semilogy(*bias.T, color=ACCENT, linewidth=1, marker="o", markersize=3, label="bias of the nudge")
+            axes[0].legend(frameon=False, fontsize=8)
         for index in range(len(nudge[0][1]) if nudge else 0):
             strength = [(step, values[index]) for step, values in nudge]
             axes[1].semilogy(*np.array(strength).T, color=shades(len(nudge[0][1]))[index], linewidth=1, label=f"block {index}")

@@ -43,7 +43,8 @@ def least(config: Config) -> int:
     parameters = model.count(jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0)))
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
-    nudged = 2 * shapes.flow.units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
+    tile = model.block.tile(shapes, shapes.context) or shapes.context
+    nudged = 2 * shapes.flow.units + shapes.heads * min(tile, shapes.context)
     nudged += shapes.vocab_size
     numbers = 4 * parameters + batch * shapes.context * position + (config.learning.chunk or batch) * shapes.context * nudged
     return 4 * numbers

@@ -182,7 +182,7 @@ MUTATIONS = [
         "jax.nn.sigmoid(kernel.order - shift)[:, None]",
         f"{KERNEL} -k shift",
     ),
-    Mutation("physics/kernel.py", "row[:, :length:-1]", "row[:, length + 1 :]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{KERNEL} -k sum_by_lag"),
     Mutation(
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
     ),
@@ -202,13 +202,13 @@ MUTATIONS = [
         "weight * c_mixing",
         f"{RETRIEVAL} -k retrieve_adjoint",
     ),
-    Mutation("physics/retrieval.py", "return 0.5 * (_of_queries", "return (_of_queries", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "return 0.5 * (rows(", "return (rows(", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/retrieval.py", "jnp.sum(cotangent * length, -1)", "jnp.sum(cotangent, -1)", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/retrieval.py", "c_cost = -_of_heads", "c_cost = _of_heads", RETRIEVAL),
     Mutation("physics/retrieval.py", "c_temperature = -jnp.sum", "c_temperature = jnp.sum", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/pairwise.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairwise.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairwise.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "2 * c_q_squared * self", "c_q_squared * self", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "rows(by_key) * self.origin", "rows(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
     Mutation(
         "physics/pairwise.py",
         "return jnp.pad(c_values, ((0, 0), (0,",
@@ -224,14 +224,14 @@ MUTATIONS = [
     Mutation("physics/pairwise.py", "+ columns(_dots(self.origin, self.keys))", "", RETRIEVAL),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, keys[:, :1], Causal",
-        "Pairs(queries, keys, 0 * keys[:, :1], Causal",
+        "Pairs(queries, keys, keys[:, :, :1], Causal",
+        "Pairs(queries, keys, 0 * keys[:, :, :1], Causal",
         f"{RETRIEVAL} -k close_points",
     ),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, keys[:, :1], Causal",
-        "Pairs(queries, keys, keys.mean(1, keepdims=True), Causal",
+        "Pairs(queries, keys, keys[:, :, :1], Causal",
+        "Pairs(queries, keys, keys.mean(2, keepdims=True), Causal",
         f"{RETRIEVAL} -k future",
     ),
     Mutation(
@@ -242,7 +242,14 @@ MUTATIONS = [
     ),
     Mutation("physics/pairwise.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
-    Mutation("physics/kernel.py", "row[:, length - rows :: -1]", "row[:, : length - rows + 1]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "table[:, 0, length - 1 :: -1]", "table[:, 0, :length]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "table[:, power - rows :]", "table[:, :rows]", f"{KERNEL} -k spread"),
+    Mutation(
+        "physics/pairwise.py",
+        "[None, :, :, self.longest - self.length :]",
+        "[None, :, :, : self.length]",
+        f"{RETRIEVAL} -k tiles",
+    ),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
     Mutation(
         "physics/hamiltonian.py", "jnp.sum(p.mean * p.slope", "0.5 * jnp.sum(p.mean * p.slope", f"{HAMILTONIAN} -k system"
@@ -451,8 +458,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, queries[:, :1], Window",
-        "Pairs(queries, keys, 0 * queries[:, :1], Window",
+        "Pairs(queries, keys, queries[:, :, :1], Window",
+        "Pairs(queries, keys, 0 * queries[:, :, :1], Window",
         f"{RETRIEVAL} -k window_of_close",
     ),
     Mutation("model/recurrence.py", "(lag < ring))[None]", "(lag <= ring))[None]", f"{RECURRENCE} -k chunks"),

@@ -378,3 +378,12 @@ def test_junk_is_accepted_or_refused_in_one_sentence_never_a_crash(values):
     except UserError as problem:
         outcome = str(problem)
     assert isinstance(outcome, Config) or "\n" not in outcome
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "fast", "1.5", "true"])
+def test_a_tile_that_is_none_is_refused_in_one_sentence(value):
+    with pytest.raises(
+        UserError, match=r"model\.retrieval\.tile: .* is none of auto, null, and a whole number of positions"
+    ) as told:
+        configuration.parse("{}", "x", [f"model.retrieval.tile={value}"])
+    assert "literal" not in str(told.value)

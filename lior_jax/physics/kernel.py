@@ -156,21 +156,27 @@ def spread(by_lag: Array, rows: int | None = None) -> Array:
     last `rows` rows, by default all, `[H, rows, L]`."""
     heads, length = by_lag.shape
     rows = length if rows is None else rows
-    # A row of `rows + L`, walked with a stride one shorter: each row of the result starts one lag later.
-    first, others = by_lag[:, : length - rows + 1], by_lag[:, length - rows + 1 :]
-    row = jnp.concatenate([first[:, ::-1], jnp.zeros((heads, rows), by_lag.dtype), others[:, ::-1]], -1)
-    stride = rows + length - 1
-    walked = jnp.tile(row, (1, rows))[:, : rows * stride]
-    # Made once, and not element by element inside every loop that uses it.
-    return lax.optimization_barrier(walked.reshape(heads, rows, stride)[:, :, :length])
+    power = _power_of_two(rows)
+    table = jnp.concatenate([by_lag[:, ::-1], jnp.zeros((heads, power - 1), by_lag.dtype)], -1)[:, None]
+    # The rows are one row, each shifted by one more lag. Doubled, they are plain copies of memory: an index that is worked out
+    # element by element would be, again, in every loop that reads it.
+    while (made := table.shape[1]) < power:
+        table = jnp.concatenate([table[..., made:], table[..., :-made]], 1)
+    return table[:, power - rows :]
 
 
 def sum_by_lag(pairs: Array) -> Array:
     """Adjoint of `spread`: the sums of `[H, rows, L]` along its diagonals, `[H, L]`."""
-    heads, rows, length = pairs.shape
-    walked = jnp.pad(pairs, ((0, 0), (0, 0), (0, rows - 1))).reshape(heads, -1)
-    row = jnp.sum(jnp.pad(walked, ((0, 0), (0, rows))).reshape(heads, rows, rows + length), 1)
-    return jnp.concatenate([row[:, length - rows :: -1], row[:, :length:-1]], -1)
+    _, rows, length = pairs.shape
+    table = jnp.pad(pairs, ((0, 0), (_power_of_two(rows) - rows, 0), (0, 0)))
+    while (made := table.shape[1] // 2) > 0:
+        early, late = (((0, 0), (0, 0), pad) for pad in ((made, 0), (0, made)))
+        table = jnp.pad(table[:, :made], early) + jnp.pad(table[:, made:], late)
+    return table[:, 0, length - 1 :: -1]
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ class Wedge(NamedTuple):
 
     def score(self, pairs: Pairs) -> Array:
         # Centring the keys changes a row of scores by a constant, which Boltzmann weights do not see.
-        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
-        signed = contract("bihm,bjhm->bhij", turned, pairs.near_keys, pairs.precision)
+        turned = contract("bhim,hmn->bhin", pairs.queries, self.form, pairs.precision)
+        signed = contract("bhim,bhjm->bhij", turned, pairs.near_keys, pairs.precision)
         return _of_heads(self.area) * area(pairs.product, pairs.q_squared, pairs.k_squared) + signed
 
     def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["Wedge", PairCotangent]:
@@ -97,11 +97,11 @@ class Wedge(NamedTuple):
         c_area = _by_head(cotangent * area(*seen))
         product, queries, keys = pairs.products_adjoint(*area_adjoint(*seen, _of_heads(self.area) * cotangent))
 
-        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
-        c_turned = contract("bhij,bjhm->bihm", cotangent, pairs.near_keys, pairs.precision)
-        queries = queries + contract("bihn,hmn->bihm", c_turned, self.form, pairs.precision)
-        keys = keys + contract("bhij,bihm->bjhm", cotangent, turned, pairs.precision)
-        c_form = contract("bihm,bihn->hmn", pairs.queries, c_turned, pairs.precision)
+        turned = contract("bhim,hmn->bhin", pairs.queries, self.form, pairs.precision)
+        c_turned = contract("bhij,bhjm->bhim", cotangent, pairs.near_keys, pairs.precision)
+        queries = queries + contract("bhin,hmn->bhim", c_turned, self.form, pairs.precision)
+        keys = keys + contract("bhij,bhim->bhjm", cotangent, turned, pairs.precision)
+        c_form = contract("bhim,bhin->hmn", pairs.queries, c_turned, pairs.precision)
         return Wedge(c_area, c_form), PairCotangent(product, queries, keys)
 
 

@@ -79,6 +79,13 @@ class ConvolutionConfig(Section):
     """Add the LIoR kernel's convolution over all earlier positions."""
 
 
+def _tile(value: Any) -> Any:
+    """One sentence for what is no tile, where a union would complain once for each of its types."""
+    if value in (None, "auto") or (isinstance(value, int) and value is not True and 1 <= value <= 2**20):
+        return value
+    raise ValueError(f"{value!r} is none of auto, null, and a whole number of positions from 1 to 2^20")
+
+
 class RetrievalConfig(Section):
     """What scores of retrieval (attention) are made of, beside the geodesic distance."""
 
@@ -91,8 +98,9 @@ class RetrievalConfig(Section):
     products: Annotated[tuple[str, ...], SCORE_TERMS] = ()
     """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
     registered."""
-    tile: int | None = Field(128, ge=1, le=2**20)
-    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
+    tile: Annotated[int | Literal["auto"] | None, BeforeValidator(_tile)] = "auto"
+    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all; by
+    default what was seen to be fast on the backend."""
 
     @model_validator(mode="after")
     def _terms_fit(self):

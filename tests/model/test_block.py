@@ -209,3 +209,14 @@ def test_relaxing_observes_the_straight_way_and_the_residual(float64):
     before = dense.relax(to_numpy(made.hamiltonian), *map(np.asarray, (s, kick(made, s, config=config)[0])), config)
     np.testing.assert_allclose(moved, before, rtol=1e-10)
     assert 1e-6 < observed.residual < 1
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "length", "expected"), [("auto", 100, 64), ("auto", 4001, 501), (7, 4001, 7), (None, 4001, None)]
+)
+def test_a_cpu_takes_small_tiles_and_at_most_eight(given, length, expected):
+    """Unless the configuration says otherwise."""
+    assert block.tile(model_config(retrieval__tile=given), length) == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lior_jax.physics import products
-from lior_jax.physics.pairwise import of_sequence
+from lior_jax.physics.pairwise import heads_first, of_sequence
 from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
 from tests.oracles import check_adjoint, normal
 
@@ -48,11 +48,6 @@ def random_term(name, seed=1):
     rng = np.random.default_rng(seed)
     gate, form = normal(rng, H), products.two_form(normal(rng, H, M, M))
     return {"tensor": Tensor(gate), "wedge": Wedge(gate, form), "spinor": Spinor(gate)}[name]
-
-
-def points_of(vectors):
-    """`[B, H, L, m]` as points `[B, L, H, m]`."""
-    return jnp.swapaxes(jnp.asarray(vectors), 1, 2)
 
 
 # --- tensor, area and spinor of two vectors --------------------------------------------------------------------------
@@ -148,7 +143,7 @@ def test_score_is_the_gated_product_of_all_pairs(name, float64):
         }[name]
         if name == "wedge":
             expected[b, h, i, j] += x @ np.asarray(term.form)[h] @ (y - k[b, h, 0])
-    score = term.score(of_sequence(points_of(q), points_of(k), "float32"))
+    score = term.score(of_sequence(jnp.asarray(q), jnp.asarray(k), "float32"))
     np.testing.assert_allclose(score, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -163,12 +158,12 @@ def test_score_adjoint(name):
     def adjoint(term, q, k, cotangent):
         seen = of_sequence(q, k, "float32")
         c_term, c_pairs = term.score_adjoint(seen, centred(cotangent))
-        return c_term, *seen.points_adjoint([c_pairs])
+        return c_term, *map(heads_first, seen.points_adjoint([c_pairs]))
 
     def centred(x):
         return x - jnp.mean(x, -1, keepdims=True)
 
-    check_adjoint(score, adjoint, (random_term(name), *map(points_of, random_vectors(seed=2))), tol=1e-9)
+    check_adjoint(score, adjoint, (random_term(name), *map(jnp.asarray, random_vectors(seed=2))), tol=1e-9)
 
 
 # --- the signed 2-form -----------------------------------------------------------------------------------------------

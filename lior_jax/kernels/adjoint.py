@@ -7,9 +7,9 @@ Boltzmann mean:
     of the product  Ḡ_ij = F(i − j) c_ij                 of β R_i  −Σ_j s̄_ij sqrt(g_ij)
 
 `∂g = 2 (q_i − k_j)`, so both points take the pull `p_ij = −β R_i s̄_ij / sqrt(g_ij)` along it. A program gathers what its tile
-of keys gets from the queries after it, then what the same tile of queries gets from the keys before it: all programs have
-the same number of tiles, and nothing is added up across programs, so results are the same from run to run. Sums by lag are
-gathered by programs of their own: those of one offset of tiles add up in place, over sequences too.
+of keys gets from the queries after it, or its tile of queries from the keys before it; nothing is added up across programs,
+so results are the same from run to run. Sums by lag have programs of their own: the tiles of one offset add up in place, over
+sequences too.
 """
 
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from lior_jax.kernels.forward import own_tile
 from lior_jax.kernels.tiles import (
     LN2,
     Keys,
@@ -40,8 +41,8 @@ from lior_jax.kernels.tiles import (
 
 
 class Rows(NamedTuple):
-    """Of a tile of queries: cotangent `[T, v]` of what they retrieve; its product `D` with the Boltzmann mean, and the logarithm
-    of their scores' sum, `[T]`."""
+    """Of a tile of queries: `cotangent` `[T, v]` of what they retrieve; `mean` `[T]`, its product with the Boltzmann mean;
+    `log` `[T]`, the logarithm of the sum of their scores' exponentials, in bits."""
 
     cotangent: Array
     mean: Array
@@ -49,8 +50,8 @@ class Rows(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """Of a tile of pairs, `[T, T]` each: of the `score`; of the product, or None without a field; `pull`; and what values are
-    multiplied by, `mix`, with what is multiplied by `c_ij` alone, `field`, or None."""
+    """Of a tile of pairs, `[T, T]` each: `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the `pull`; beside
+    what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
 
     score: Array
     product: Array | None
@@ -60,16 +61,14 @@ class Cotangents(NamedTuple):
 
 
 def load_rows(cotangent_ref, mean_ref, log_ref, index, shape: Shape) -> Rows:
-    return Rows(
-        rows(cotangent_ref, index, shape, shape.values), column(mean_ref, index, shape), column(log_ref, index, shape)
-    )
+    return Rows(rows(cotangent_ref, index, shape, shape.values), column(mean_ref, index, shape), column(log_ref, index, shape))
 
 
 def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_ref, shape: Shape) -> tuple[Pairs, Cotangents]:
     lag = lags(queries, keys, shape)
     pairs = look(queries, keys, lag, prior_ref, shape)
     weight = jnp.exp2(pairs.score - own.log[:, None])
-    mixing = dot(own.cotangent, keys.values, (1, 1), shape.precision)
+    mixing = dot(own.cotangent, keys.values, (1, 1), shape)
     score = weight * (mixing - own.mean[:, None])
     pull = jnp.where(pairs.squared > 0, -(LN2 * queries.stiffness)[:, None] * score * pairs.slope, 0.0)
     if not shape.field:
@@ -78,7 +77,43 @@ def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_re
     return pairs, Cotangents(score, field * mixing, pull, weight + field * pairs.product, mixing)
 
 
-def points_kernel(
+def keys_kernel(
+    q_ref,
+    k_ref,
+    v_ref,
+    stiffness_ref,
+    prior_ref,
+    field_ref,
+    cotangent_ref,
+    mean_ref,
+    log_ref,
+    c_k_ref,
+    c_v_ref,
+    *,
+    shape: Shape,
+    tiles: int,
+) -> None:
+    """Cotangents of one tile of keys and values, of one head of one sequence, from the queries that see them."""
+    own, origin = pl.program_id(0), row(k_ref, shape.points)
+    keys = load_keys(k_ref, v_ref, origin, own, shape)
+
+    def more(index, carry):
+        c_near, by_pull, by_product, c_values = carry
+        queries = load_queries(q_ref, stiffness_ref, origin, index, shape)
+        of_rows = load_rows(cotangent_ref, mean_ref, log_ref, index, shape)
+        _, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
+        c_values = c_values + dot(found.mix, of_rows.cotangent, (0, 0), shape)
+        c_near = c_near + dot(_of_product(found), queries.near, (0, 0), shape)
+        return c_near, by_pull + jnp.sum(found.pull, 0), _plus_sum(by_product, found.product, 0), c_values
+
+    none = jnp.zeros((shape.tile,), keys.near.dtype)
+    start = jnp.zeros_like(keys.near), none, none, jnp.zeros_like(keys.values)
+    *summed, c_values = lax.fori_loop(own, tiles, more, start)
+    store_rows(c_k_ref, _of_points(keys.near, origin, *summed), shape.points)
+    store_rows(c_v_ref, c_values, shape.values)
+
+
+def queries_kernel(
     q_ref,
     k_ref,
     v_ref,
@@ -89,45 +124,27 @@ def points_kernel(
     mean_ref,
     log_ref,
     c_q_ref,
-    c_k_ref,
-    c_v_ref,
     c_stiffness_ref,
     *,
     shape: Shape,
     tiles: int,
 ) -> None:
-    """Cotangents of one tile of queries, keys, values and stiffness `β R` (not in bits), of one head of one sequence."""
-    own, origin = pl.program_id(0), row(k_ref, shape.points)
+    """Cotangents of one tile of queries and of their stiffness `β R` (not in bits), of one head of one sequence, from the keys
+    that they see."""
+    own, origin = own_tile(tiles), row(k_ref, shape.points)
+    queries = load_queries(q_ref, stiffness_ref, origin, own, shape)
+    of_rows = load_rows(cotangent_ref, mean_ref, log_ref, own, shape)
 
-    def queries_at(index) -> tuple[Queries, Rows]:
-        queries = load_queries(q_ref, stiffness_ref, origin, index, shape)
-        return queries, load_rows(cotangent_ref, mean_ref, log_ref, index, shape)
-
-    def by_query(index, carry):
-        c_near, by_pull, by_product, c_values = carry
-        queries, of_rows = queries_at(index)
-        _, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
-        c_values = c_values + dot(found.mix, of_rows.cotangent, (0, 0), shape.precision)
-        c_near = c_near + dot(_of_product(found), queries.near, (0, 0), shape.precision)
-        return c_near, by_pull + jnp.sum(found.pull, 0), _plus_sum(by_product, found.product, 0), c_values
-
-    def by_key(index, carry):
+    def more(index, carry):
         c_near, by_pull, by_product, c_stiffness = carry
         keys = load_keys(k_ref, v_ref, origin, index, shape)
         pairs, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
-        c_near = c_near + dot(_of_product(found), keys.near, (1, 0), shape.precision)
+        c_near = c_near + dot(_of_product(found), keys.near, (1, 0), shape)
         c_stiffness = c_stiffness - jnp.sum(found.score * pairs.length, 1)
         return c_near, by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product, 1), c_stiffness
 
-    keys = load_keys(k_ref, v_ref, origin, own, shape)
-    none = jnp.zeros((shape.tile,), keys.near.dtype)
-    start = jnp.zeros_like(keys.near), none, none, jnp.zeros_like(keys.values)
-    *summed, c_values = lax.fori_loop(own, tiles, by_query, start)
-    store_rows(c_k_ref, _of_points(keys.near, origin, *summed), shape.points)
-    store_rows(c_v_ref, c_values, shape.values)
-
-    queries, of_rows = queries_at(own)
-    *summed, c_stiffness = lax.fori_loop(0, own + 1, by_key, (jnp.zeros_like(queries.near), none, none, none))
+    none = jnp.zeros((shape.tile,), queries.near.dtype)
+    *summed, c_stiffness = lax.fori_loop(0, own + 1, more, (jnp.zeros_like(queries.near), none, none, none))
     store_rows(c_q_ref, _of_points(queries.near, origin, *summed), shape.points)
     c_stiffness_ref[...] = c_stiffness
 

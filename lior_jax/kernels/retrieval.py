@@ -2,7 +2,7 @@
 
 Beside what they are given and give, the kernels keep two numbers of every row, and of every head the sums by lag of a few
 sequences; `[B, H, L, L]` is made nowhere. Lengths that are no multiple of a tile are filled up with zeros, which no query sees
-and which cost nothing. Known are the lag prior and the field's read-out; `unknown` says what else there is.
+and which cost nothing. Of terms they have at most one lag prior among the scores, and one read-out of the field beside them.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `T` positions on a tile's
 side, `N` lags that a term by lag has.
@@ -17,33 +17,34 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from lior_jax.kernels.adjoint import lags_kernel, points_kernel
+from lior_jax.kernels.adjoint import keys_kernel, lags_kernel, queries_kernel
 from lior_jax.kernels.forward import retrieve_kernel, statistics_kernel
-from lior_jax.kernels.tiles import LN2, Shape
+from lior_jax.kernels.tiles import LN2, Shape, level_of
 from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.precision import Precision
 from lior_jax.physics.retrieval import Couplings
 from lior_jax.physics.scores import LagPrior
 
 TILE, SMALLEST = 64, 16
-"""Positions on a tile's side; where all positions are fewer, and dimensions, are padded to a power of two not below the second."""
+"""Positions on a tile's side; fewer positions, and dimensions, are padded to a power of two that is not below the second."""
 
 PROGRAMS = 512
 """How many programs should gather sums by lag, to keep a GPU busy."""
 
 
-def unknown(couplings: Couplings) -> str | None:
-    """The name of a term that the kernels do not know, or of what there is too much of."""
-    for known, terms in ((LagPrior, couplings.scores), (ReadOut, couplings.mixing)):
-        others = [type(term).__name__ for term in terms if not isinstance(term, known)]
-        if others or len(terms) > 1:
-            return others[0] if others else f"a second {known.__name__}"
-    return None
+LAUNCH = {
+    "retrieve_kernel": (8, 2),
+    "statistics_kernel": (8, 2),
+    "queries_kernel": (8, 2),
+    "keys_kernel": (8, 2),
+    "lags_kernel": (8, 2),
+}
+"""Warps of a program, and stages of its loops' pipeline."""
 
 
 class Inputs(NamedTuple):
-    """What every kernel is given, lengths filled up: `queries`, `keys` and `values`; `stiffness` `β R / ln 2` `[B, L, H]`; prior,
-    in bits, and field, by lag, `[H, L]`."""
+    """What every kernel is given, lengths filled up: points and values; `stiffness` `β R / ln 2` `[B, L, H]`; `prior`, in bits,
+    and `field`, by lag, `[H, L]`."""
 
     queries: Array
     keys: Array
@@ -62,7 +63,7 @@ def retrieve(
     precision: Precision = "float32",
     interpret: bool = False,
 ) -> Array:
-    """`physics.retrieval.retrieve` of terms that are known.
+    """`physics.retrieval.retrieve` of terms that the kernels have.
 
     Args:
         queries, keys: whitened chart points, `[B, L, H, m]`.
@@ -74,7 +75,7 @@ def retrieve(
     Returns:
         `[B, L, H, v]`.
     """
-    inputs, shape = _prepare(queries, keys, values, resilience, couplings, precision)
+    inputs, shape = _prepare(queries, keys, values, resilience, couplings, precision, interpret)
     run = _Call(inputs, shape, interpret)
     (retrieved,) = run.by_tile(retrieve_kernel, inputs, [run.tile_of(values, last=True)], [_like(inputs.values)])
     return retrieved[:, : queries.shape[1]]
@@ -90,9 +91,9 @@ def retrieve_and_adjoint(
     precision: Precision = "float32",
     interpret: bool = False,
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-    """`physics.retrieval.retrieve_and_adjoint` of terms that are known; arguments and results as there."""
+    """`physics.retrieval.retrieve_and_adjoint` of terms that the kernels have; arguments and results as there."""
     length = queries.shape[1]
-    inputs, shape = _prepare(queries, keys, values, resilience, couplings, precision)
+    inputs, shape = _prepare(queries, keys, values, resilience, couplings, precision, interpret)
     cotangent = _filled(cotangent, shape.tile)
     run = _Call(inputs, shape, interpret)
 
@@ -102,9 +103,10 @@ def retrieve_and_adjoint(
     retrieved, *statistics = run.by_tile(statistics_kernel, (*inputs, cotangent), specs, results)
 
     given = *inputs, cotangent, *statistics
-    specs = [run.tile_of(x) for x in (queries, keys, values)] + [run.tile_of_rows()]
-    results = [_like(x) for x in (inputs.queries, inputs.keys, inputs.values)] + [per_row]
-    *c_points, c_stiffness = run.by_tile(points_kernel, given, specs, results)
+    specs = [run.tile_of(queries, last=True), run.tile_of_rows(last=True)]
+    c_queries, c_stiffness = run.by_tile(queries_kernel, given, specs, [_like(inputs.queries), per_row])
+    specs = [run.tile_of(keys), run.tile_of(values)]
+    c_keys, c_values = run.by_tile(keys_kernel, given, specs, [_like(inputs.keys), _like(inputs.values)])
 
     c_stiffness = c_stiffness.transpose(0, 2, 1)[:, :length]
     c_temperature = jnp.sum(c_stiffness * resilience, (0, 1))
@@ -115,10 +117,18 @@ def retrieve_and_adjoint(
         tuple(LagPrior(_lags_like(c_prior, term.log_prior)) for term in couplings.scores),
         tuple(ReadOut(_lags_like(c_field, term.by_lag)) for term in couplings.mixing),
     )
-    return retrieved[:, :length], (*(c[:, :length] for c in c_points), c_resilience, c_couplings)
+    return retrieved[:, :length], (*(c[:, :length] for c in (c_queries, c_keys, c_values)), c_resilience, c_couplings)
 
 
-def _prepare(queries, keys, values, resilience, couplings: Couplings, precision: Precision) -> tuple[Inputs, Shape]:
+def _prepare(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    resilience: Array,
+    couplings: Couplings,
+    precision: Precision,
+    interpret: bool,
+) -> tuple[Inputs, Shape]:
     length, heads, m = queries.shape[1:]
     tile = min(TILE, _padded(length))
     stiffness = resilience * couplings.inverse_temperature[None, None] / LN2
@@ -131,7 +141,8 @@ def _prepare(queries, keys, values, resilience, couplings: Couplings, precision:
     absent = jnp.zeros((heads, whole), queries.dtype)
     prior = lags(couplings.scores[0].log_prior / LN2) if couplings.scores else absent
     field = lags(couplings.mixing[0].by_lag) if couplings.mixing else absent
-    shape = Shape(tile, m, values.shape[-1], precision, bool(couplings.scores), bool(couplings.mixing))
+    level = level_of(precision, interpret)
+    shape = Shape(tile, m, values.shape[-1], precision, level, bool(couplings.scores), bool(couplings.mixing))
     return Inputs(*points, prior, field), shape
 
 
@@ -190,6 +201,7 @@ class _Call(NamedTuple):
 
     def _run(self, kernel: Any, grid: tuple, given: tuple, out_specs: list, out_shape: list) -> list[Array]:
         in_specs, arrays = given
+        warps, stages = LAUNCH[kernel.__name__]
         run = pl.pallas_call(
             partial(kernel, shape=self.shape, tiles=self.tiles),
             grid=grid,
@@ -197,7 +209,7 @@ class _Call(NamedTuple):
             out_specs=out_specs,
             out_shape=out_shape,
             interpret=self.interpret,
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+            compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
             name=kernel.__name__,
         )
         return run(*arrays)

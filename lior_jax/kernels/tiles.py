@@ -26,12 +26,13 @@ HIDDEN = -1e30
 
 class Shape(NamedTuple):
     """What is static of a call: positions `tile` on a tile's side, dimensions of points and values before their padding,
-    precision of the products, and whether there is a prior of the lag and a field."""
+    precision of the products and how a product is asked for it, and whether there is a prior of the lag and a field."""
 
     tile: int
     points: int
     values: int
     precision: Precision
+    level: lax.Precision | lax.DotAlgorithmPreset
     prior: bool
     field: bool
 
@@ -139,7 +140,7 @@ def by_lag(ref, lag: Array) -> Array:
 
 def look(queries: Queries, keys: Keys, lag: Array, prior_ref, shape: Shape) -> Pairs:
     """What a tile of pairs comes to; keys that come later than their query are hidden."""
-    product = dot(queries.near, keys.near, (1, 1), shape.precision)
+    product = dot(queries.near, keys.near, (1, 1), shape)
     squared = jnp.maximum(queries.squared[:, None] + keys.squared[None] - 2.0 * product, 0.0)
     slope = lax.rsqrt(squared + COST_EPSILON)
     length = (squared + COST_EPSILON) * slope
@@ -156,11 +157,21 @@ def field_of(field_ref, lag: Array) -> Array:
     return jnp.where(lag >= 0, by_lag(field_ref, lag), 0.0)
 
 
-def dot(a: Array, b: Array, contracted: tuple[int, int], precision: Precision) -> Array:
+def level_of(precision: Precision, interpret: bool) -> lax.Precision | lax.DotAlgorithmPreset:
+    """How a product is asked for its precision.
+
+    On a GPU float32 is made of three products in TF32, which lose about as little: Triton's own go through no tensor core,
+    and a tile of them through no register file.
+    """
+    if precision != "float32":
+        return lax.Precision.DEFAULT
+    return lax.Precision.HIGHEST if interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+
+
+def dot(a: Array, b: Array, contracted: tuple[int, int], shape: Shape) -> Array:
     """The product of two matrices over one axis of each, in the sense of `numerics.contract`."""
     dtype = a.dtype
-    if precision == "bfloat16":
+    if shape.precision == "bfloat16":
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    level = lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT
     axes = ((contracted[0],), (contracted[1],)), ((), ())
-    return lax.dot_general(a, b, axes, precision=level, preferred_element_type=dtype)
+    return lax.dot_general(a, b, axes, precision=shape.level, preferred_element_type=dtype)

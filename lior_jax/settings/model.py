@@ -93,6 +93,9 @@ class RetrievalConfig(Section):
     registered."""
     tile: int | None = Field(128, ge=1, le=2**20)
     """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
+    kernel: Literal["auto", "plain", "interpret"] = "auto"
+    """Fused GPU kernels: `auto` where they fit the terms above and an NVIDIA GPU, else the `plain` form, which alone can be
+    differentiated automatically; `interpret` runs the kernels in Pallas' interpreter, slowly, to test them."""
 
     @model_validator(mode="after")
     def _terms_fit(self):

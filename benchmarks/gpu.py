@@ -1,14 +1,15 @@
 """The training step on a GPU, piece by piece, beside a flax GPT with cuDNN attention and a compiled PyTorch GPT.
 
     python benchmarks/gpu.py                            every section, within four minutes, at the shapes of configs/gpu.yaml
-    python benchmarks/gpu.py --only check pieces        some sections: check, pieces, tune, step, gpt, torch
+    python benchmarks/gpu.py --only check,pieces        some sections: check, pieces, step, gpt, torch, agree, tune
     python benchmarks/gpu.py --precision bfloat16       some precisions
     python benchmarks/gpu.py --tiny                     tiny shapes, on any backend, to see that it runs
 
-`check` compares the fused kernels with the plain form on the device; `pieces` times a block's parts with either; `tune` times each
-kernel with other tiles, warps and stages; `step` is the whole training step; `gpt` and `torch` are models of equal size beside it.
-A section that fails says so, and the next one runs; rows are printed as they come, and `--out FILE` keeps them as JSON lines. Times
-are medians of three rounds, on the device's own queue; model FLOPs are 6 x parameters x characters.
+`check` compares the fused kernels with the plain form on the device; `pieces` times a block's parts with either; `step` is the
+whole training step; `gpt` and `torch` are models of equal size beside it. Not among the usual ones: `agree` compares whole
+estimates, `tune` times the kernels with other tiles, warps and stages. A section that fails says so, and the next one
+runs; rows are printed as they come, and `--out FILE` keeps them as JSON lines. Times are medians of three rounds; model FLOPs
+are 6 x parameters x characters.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from transformer import GPT
 
-from benchmarks.transformer import GPT
 from lior_jax import config as configuration
 from lior_jax import learning, model
 from lior_jax.kernels import retrieval as fused
@@ -100,14 +101,16 @@ class Bench:
     def timed(self, name: str, function: Callable, *arguments: Any, flops: float = 0, peak: str = "") -> float | None:
         """Compile and time; a row of it."""
         if self.is_late:
-            return self.row(name, skipped="no time left")
+            self.row(name, skipped="no time left")
+            return None
         try:
             begin = time.perf_counter()
             run = jax.jit(function).lower(*arguments).compile()
             compiled = time.perf_counter() - begin
             seconds = self.seconds(lambda: run(*arguments))
         except Exception as problem:
-            return self.fails(name, problem)
+            self.fails(name, problem)
+            return None
         figures = {"ms": 1e3 * seconds, "MiB": run.memory_analysis().temp_size_in_bytes / 2**20, "compile_s": compiled}
         self.row(name, **figures, **self.rates(seconds, flops, peak))
         return seconds
@@ -378,10 +381,11 @@ def gpt(bench: Bench) -> None:
 
 def torch(bench: Bench) -> None:
     """nanoGPT's model, compiled by PyTorch, where it is installed."""
-    from benchmarks import torch_gpt
+    import torch_gpt
 
     if bench.is_late:
-        return bench.row("torch", skipped="no time left")
+        bench.row("torch", skipped="no time left")
+        return
     size = {"width": 48, "layers": 2, "heads": 2} if bench.given.tiny else {}
     for name, seconds, count in torch_gpt.steps(bench.batch, bench.context, compiled=not bench.given.tiny, **size):
         flops = 6 * count * bench.batch * bench.context

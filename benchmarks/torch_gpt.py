@@ -1,4 +1,4 @@
-"""nanoGPT's model and training step in PyTorch: LayerNorm, learned positions, fused attention, dropout 0.2, AdamW, bf16 products."""
+"""nanoGPT's model and training step in PyTorch: LayerNorm, learned positions, fused attention, dropout 0.2, AdamW, bf16."""
 
 import time
 from collections.abc import Iterator

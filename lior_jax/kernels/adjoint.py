@@ -34,6 +34,8 @@ from lior_jax.kernels.tiles import (
     load_keys,
     load_queries,
     look,
+    of_queries,
+    products,
     row,
     rows,
     store_rows,
@@ -67,10 +69,10 @@ def load_rows(cotangent_ref, mean_ref, log_ref, index, shape: Shape) -> Rows:
 def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_ref, shape: Shape) -> tuple[Pairs, Cotangents]:
     lag = lags(queries, keys, shape)
     pairs = look(queries, keys, lag, prior_ref, shape)
-    weight = jnp.exp2(pairs.score - own.log[:, None])
-    mixing = dot(own.cotangent, keys.values, (1, 1), shape)
-    score = weight * (mixing - own.mean[:, None])
-    pull = jnp.where(pairs.squared > 0, -(LN2 * queries.stiffness)[:, None] * score * pairs.slope, 0.0)
+    weight = jnp.exp2(pairs.score - of_queries(own.log, shape))
+    mixing = products(own.cotangent, keys.values, shape)
+    score = weight * (mixing - of_queries(own.mean, shape))
+    pull = jnp.where(pairs.squared > 0, -of_queries(LN2 * queries.stiffness, shape) * score * pairs.slope, 0.0)
     if not shape.field:
         return pairs, Cotangents(score, None, pull, weight, mixing)
     field = field_of(field_ref, lag)
@@ -94,6 +96,7 @@ def keys_kernel(
     tiles: int,
 ) -> None:
     """Cotangents of one tile of keys and values, of one head of one sequence, from the queries that see them."""
+    shape = shape._replace(by_key=True)
     own, origin = pl.program_id(0), row(k_ref, shape.points)
     keys = load_keys(k_ref, v_ref, origin, own, shape)
 
@@ -102,9 +105,9 @@ def keys_kernel(
         queries = load_queries(q_ref, stiffness_ref, origin, index, shape)
         of_rows = load_rows(cotangent_ref, mean_ref, log_ref, index, shape)
         _, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
-        c_values = c_values + dot(found.mix, of_rows.cotangent, (0, 0), shape)
-        c_near = c_near + dot(_of_product(found), queries.near, (0, 0), shape)
-        return c_near, by_pull + jnp.sum(found.pull, 0), _plus_sum(by_product, found.product, 0), c_values
+        c_values = c_values + dot(found.mix, of_rows.cotangent, (1, 0), shape)
+        c_near = c_near + dot(_of_product(found), queries.near, (1, 0), shape)
+        return c_near, by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product), c_values
 
     none = jnp.zeros((shape.tile,), keys.near.dtype)
     start = jnp.zeros_like(keys.near), none, none, jnp.zeros_like(keys.values)
@@ -141,7 +144,7 @@ def queries_kernel(
         pairs, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
         c_near = c_near + dot(_of_product(found), keys.near, (1, 0), shape)
         c_stiffness = c_stiffness - jnp.sum(found.score * pairs.length, 1)
-        return c_near, by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product, 1), c_stiffness
+        return c_near, by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product), c_stiffness
 
     none = jnp.zeros((shape.tile,), queries.near.dtype)
     *summed, c_stiffness = lax.fori_loop(0, own + 1, more, (jnp.zeros_like(queries.near), none, none, none))
@@ -154,8 +157,8 @@ def _of_product(found: Cotangents) -> Array:
     return -found.pull if found.product is None else found.product - found.pull
 
 
-def _plus_sum(total: Array, values: Array | None, axis: int) -> Array:
-    return total if values is None else total + jnp.sum(values, axis)
+def _plus_sum(total: Array, values: Array | None) -> Array:
+    return total if values is None else total + jnp.sum(values, 1)
 
 
 def _of_points(near: Array, origin: Array, c_near: Array, by_pull: Array, by_product: Array) -> Array:

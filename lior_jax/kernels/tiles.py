@@ -26,7 +26,8 @@ HIDDEN = -1e30
 
 class Shape(NamedTuple):
     """What is static of a call: positions `tile` on a tile's side, dimensions of points and values before their padding,
-    precision of the products and how a product is asked for it, and whether there is a prior of the lag and a field."""
+    precision of the products and how a product is asked for it, and whether there is a prior of the lag and a field. Quantities
+    of pairs have queries for rows and keys for columns, or `by_key` the other way round, so that no product transposes them."""
 
     tile: int
     points: int
@@ -35,6 +36,7 @@ class Shape(NamedTuple):
     level: lax.Precision | lax.DotAlgorithmPreset
     prior: bool
     field: bool
+    by_key: bool = False
 
 
 class Queries(NamedTuple):
@@ -60,7 +62,8 @@ class Keys(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """`[T, T]` each: `product` G, or None without a field; `squared`, before its ε; `slope` `1 / sqrt(g)`; `score` in bits."""
+    """`[T, T]` each: `product` G, or None without a field; `squared`, before its ε; `slope` `1 / sqrt(g)`; `length` `sqrt(g)`;
+    `score` in bits."""
 
     product: Array | None
     squared: Array
@@ -126,11 +129,26 @@ def load_keys(k_ref, v_ref, origin: Array, index, shape: Shape) -> Keys:
     return Keys(near, jnp.sum(near * near, 1), jnp.sum(points * origin, 1), values, index * shape.tile)
 
 
+def of_queries(x: Array, shape: Shape) -> Array:
+    """`[T]` of queries as a quantity of pairs."""
+    return x[None] if shape.by_key else x[:, None]
+
+
+def of_keys(x: Array, shape: Shape) -> Array:
+    """`[T]` of keys as a quantity of pairs."""
+    return x[:, None] if shape.by_key else x[None]
+
+
+def products(of_query: Array, of_key: Array, shape: Shape) -> Array:
+    """Products of every query's `[T, c]` with every key's."""
+    return dot(of_key, of_query, (1, 1), shape) if shape.by_key else dot(of_query, of_key, (1, 1), shape)
+
+
 def lags(queries: Queries, keys: Keys, shape: Shape) -> Array:
     """`i − j` of every pair."""
     side = (shape.tile, shape.tile)
-    within = lax.broadcasted_iota(jnp.int32, side, 0) - lax.broadcasted_iota(jnp.int32, side, 1)
-    return within + (queries.first - keys.first)
+    query, key = (lax.broadcasted_iota(jnp.int32, side, axis) for axis in ((1, 0) if shape.by_key else (0, 1)))
+    return query - key + (queries.first - keys.first)
 
 
 def by_lag(ref, lag: Array) -> Array:
@@ -140,16 +158,16 @@ def by_lag(ref, lag: Array) -> Array:
 
 def look(queries: Queries, keys: Keys, lag: Array, prior_ref, shape: Shape) -> Pairs:
     """What a tile of pairs comes to; keys that come later than their query are hidden."""
-    product = dot(queries.near, keys.near, (1, 1), shape)
-    squared = jnp.maximum(queries.squared[:, None] + keys.squared[None] - 2.0 * product, 0.0)
+    product = products(queries.near, keys.near, shape)
+    squared = jnp.maximum(of_queries(queries.squared, shape) + of_keys(keys.squared, shape) - 2.0 * product, 0.0)
     slope = lax.rsqrt(squared + COST_EPSILON)
     length = (squared + COST_EPSILON) * slope
-    score = -queries.stiffness[:, None] * length
+    score = -of_queries(queries.stiffness, shape) * length
     if shape.prior:
         score = score + by_lag(prior_ref, lag)
     score = jnp.where(lag >= 0, score, HIDDEN)
-    whole = product + queries.with_origin[:, None] + keys.with_origin[None] if shape.field else None
-    return Pairs(whole, squared, slope, length, score)
+    from_origin = of_queries(queries.with_origin, shape) + of_keys(keys.with_origin, shape)
+    return Pairs(product + from_origin if shape.field else None, squared, slope, length, score)
 
 
 def field_of(field_ref, lag: Array) -> Array:

@@ -6,18 +6,17 @@ measures the flow.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.model.charts import correlate_heads, from_heads, see, see_adjoint, to_heads
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
+from lior_jax.model.retrieval import retrieve, retrieve_and_adjoint
 from lior_jax.physics import flow, hamiltonian, integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
 from lior_jax.physics.numerics import contract, masked, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
-from lior_jax.physics.retrieval import retrieve, retrieve_and_adjoint
 from lior_jax.registry import INTEGRATORS, POTENTIALS
 from lior_jax.settings import ModelConfig
 
@@ -105,21 +104,10 @@ def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
     return from_heads(retrieved, operators.output, config)
 
 
-def tile(config: ModelConfig, length: int) -> int | None:
-    """Positions of a sequence that retrieve at a time, None for all.
-
-    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, but at most eight tiles, each of which
-    is compiled by itself; elsewhere 128.
-    """
-    if config.retrieval.tile != "auto":
-        return config.retrieval.tile
-    return max(64, -(-length // 8)) if jax.default_backend() == "cpu" else 128
-
-
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = see(operators, s, config)
-    retrieved = retrieve(*seen.points, operators.couplings, config.precision, tile(config, s.shape[1]))
+    retrieved = retrieve(seen.points, operators.couplings, config)
     moment = None
     if config.geometry.frame == "derived":
         rigid = seen.key[..., : config.geometry.chart_dim]
@@ -141,9 +129,7 @@ def kick_and_adjoint(
     seen = see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = to_heads(c_pushed, operators.output, config)
-    retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(
-        *seen.points, operators.couplings, c_retrieved, config.precision, tile(config, s.shape[1])
-    )
+    retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(seen.points, operators.couplings, c_retrieved, config)
     gradient, c_s = see_adjoint(operators, seen, tuple(c_points), config)
     gradient = gradient._replace(output=correlate_heads(retrieved, c_pushed, config), couplings=c_couplings)
     kicked = masked(push(operators, retrieved, config), masks.kick)

@@ -101,6 +101,9 @@ class RetrievalConfig(Section):
     tile: Annotated[int | Literal["auto"] | None, BeforeValidator(_tile)] = "auto"
     """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all; by
     default what was seen to be fast on the backend."""
+    kernel: Literal["auto", "plain", "interpret"] = "auto"
+    """Fused GPU kernels: `auto` where they fit the terms above and an NVIDIA GPU, else the `plain` form, which alone can be
+    differentiated automatically; `interpret` runs the kernels in Pallas' interpreter, slowly, to test them."""
 
     @model_validator(mode="after")
     def _terms_fit(self):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lior_jax.model import block, operators
+from lior_jax.model import block, operators, retrieval
 from tests import dense, oracles
 from tests.oracles import (
     EVERYTHING,
@@ -219,4 +219,4 @@ def test_relaxing_observes_the_straight_way_and_the_residual(float64):
 )
 def test_a_cpu_takes_small_tiles_and_at_most_eight(given, length, expected):
     """Unless the configuration says otherwise."""
-    assert block.tile(model_config(retrieval__tile=given), length) == expected
+    assert retrieval.tile(model_config(retrieval__tile=given), length) == expected

@@ -208,8 +208,8 @@ def evolve(site: Site, queries, keys, values, pull) -> np.ndarray:
 
 
 def project(projector: Projector | None, keys, values):
-    """Keys and values with `Tᵀ a` and `T b` of the field `T_t = Σ_{s<t} K(t − s) v_s k_sᵀ` added by their gates; and by how much
-    of every earlier key each key was moved, `[B, H, t, s]`."""
+    """Keys and values with `Tᵀ a` and `T b` of the field `T_t = Σ_{s<t} K(t − s) v_s k_sᵀ` added by their gates; and the share
+    of every earlier key that each key was given, `[B, H, t, s]`."""
     if projector is None:
         return keys, values, None
     moved, held = (keys.copy(), values.copy()), np.zeros((len(keys), keys.shape[2], keys.shape[1], keys.shape[1]))

@@ -6,9 +6,11 @@ measures the flow.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.model import field
 from lior_jax.model.charts import correlate_heads, from_heads, see, see_adjoint, to_heads
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
@@ -108,6 +110,8 @@ def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks 
     """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = see(operators, s, config)
     retrieved = retrieve(seen.points, operators.couplings, config)
+    if operators.evidence is not None:
+        retrieved = retrieved + field.read(operators.evidence, *seen.points[:3], seen.pull, config)
     moment = None
     if config.geometry.frame == "derived":
         rigid = seen.key[..., : config.geometry.chart_dim]
@@ -130,7 +134,14 @@ def kick_and_adjoint(
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = to_heads(c_pushed, operators.output, config)
     retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(seen.points, operators.couplings, c_retrieved, config)
-    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), config)
+    c_evidence = c_pull = None
+    if operators.evidence is not None:
+        read, (c_evidence, *c_by_field, c_pull) = field.read_and_adjoint(
+            operators.evidence, *seen.points[:3], seen.pull, c_retrieved, config
+        )
+        retrieved, c_points[:3] = retrieved + read, map(jnp.add, c_points[:3], c_by_field)
+    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), c_pull, config)
+    gradient = gradient._replace(evidence=jax.tree.map(jnp.add, gradient.evidence, c_evidence))
     gradient = gradient._replace(output=correlate_heads(retrieved, c_pushed, config), couplings=c_couplings)
     kicked = masked(push(operators, retrieved, config), masks.kick)
     return kicked, (gradient, c_s)

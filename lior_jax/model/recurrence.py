@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.model import block, network
-from lior_jax.model.charts import Seen, see, split_heads
-from lior_jax.model.operators import Operators, field_gain, prepare
+from lior_jax.model import block, field_recurrence, network
+from lior_jax.model.charts import see, split_heads
+from lior_jax.model.operators import Operators, prepare
 from lior_jax.model.parameters import Params
-from lior_jax.physics import field_state, kernel
+from lior_jax.physics import kernel
 from lior_jax.physics.kernel import Poles
 from lior_jax.physics.retrieval import Retrieved, retrieve_window
 from lior_jax.physics.taps import taps
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
     operators: Operators
     long_convolution: Poles | None
-    field: Poles | None
+    field: field_recurrence.Systems | None
 
 
 class BlockHistory(NamedTuple):
@@ -45,8 +45,7 @@ class BlockHistory(NamedTuple):
     """`[B, L, H, v]`, a ring."""
     long_convolution: Array | None
     """`[B, H, P, v]`, complex charges of the poles."""
-    field: Array | None
-    """`[B, H, P, v, m]`, complex."""
+    field: field_recurrence.Held | None
 
 
 class History(NamedTuple):
@@ -76,11 +75,7 @@ def layers(params: Params, config: ModelConfig) -> Layer:
     """What the recurrence applies: once for all positions."""
     blocks = params.blocks
     long = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
-    field = None
-    if blocks.field is not None:
-        field = jax.vmap(kernel.poles)(blocks.field.kernel)
-        field = field._replace(weight=field_gain(blocks.field.gate, config)[..., None] * field.weight)
-    return Layer(prepare(params, config.context, config), long, field)
+    return Layer(prepare(params, config.context, config), long, field_recurrence.systems(blocks.field, config))
 
 
 def empty(params: Params, batch: int, config: ModelConfig) -> History:
@@ -88,17 +83,17 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
     ring, zeros = (n, batch, config.context, heads), partial(jnp.zeros, dtype=params.embedding.dtype)
-    poles = jax.eval_shape(partial(layers, config=config), params)
-
-    def charge(system: Poles | None, *shape: int) -> Array | None:
-        return None if system is None else jnp.zeros((n, batch, *system.rate.shape[1:], *shape), system.rate.dtype)
+    long = None
+    if params.blocks.long_convolution is not None:
+        poles = jax.eval_shape(jax.vmap(kernel.poles), params.blocks.long_convolution.kernel).rate
+        long = jnp.zeros((n, batch, *poles.shape[1:], v), poles.dtype)
 
     blocks = BlockHistory(
         directions=zeros((n, batch, config.convolution.taps - 1, config.width)),
         keys=zeros((*ring, m)),
         values=zeros((*ring, v)),
-        long_convolution=charge(poles.long_convolution, v),
-        field=charge(poles.field, v, m),
+        long_convolution=long,
+        field=field_recurrence.empty(params.blocks.field, batch, config),
     )
     last, query = zeros((batch, config.width)), zeros((batch, heads, m))
     return History(blocks, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), last, query)
@@ -200,11 +195,12 @@ def _block(
     """
     s, p = phase
     operators = layer.operators
-    seen = see(operators, s, config, partial(_gather, layer, known, lengths))
+    project = partial(field_recurrence.project, layer.field, known.field, lengths)
+    seen = see(operators, s, config, partial(_gather, layer, known, lengths), project)
     directions, charge = seen.kept
     seen_from, (keys, values) = window(seen.key, seen.value)
     retrieved = retrieve_window(seen.query, *seen_from, seen.resilience, operators.couplings, lag, visible, config.precision)
-    field, read = _read_field(layer, known, seen, lengths, config)
+    field, read = field_recurrence.read(layer.field, known.field, seen.held, operators, seen.points, seen.pull, lengths, config)
     s, p, _ = block.move(operators, s, p, block.push(operators, retrieved.values + read, config), config)
     found = _Found(retrieved, seen.query, seen.resilience)
     return BlockHistory(directions, keys, values, charge, field), (s, p), found
@@ -225,20 +221,6 @@ def _gather(
             charge, remembered = kernel.convolve_more(layer.long_convolution, charge, channels, lengths, config.precision)
         context = context + operators.long_convolution.gain[None, None] * remembered.reshape(direction.shape)
     return context, (directions, charge)
-
-
-def _read_field(
-    layer: Layer, known: BlockHistory, seen: Seen, lengths: Array | None, config: ModelConfig
-) -> tuple[Array | None, Array | float]:
-    """The field state after the positions, and what they read of it, `[B, C, H, v]`; 0 without one."""
-    if layer.field is None:
-        return None, 0.0
-    if lengths is None:
-        points = (x[:, 0] for x in (seen.query, seen.key, seen.value))
-        field, read = field_state.encode_step(layer.field, known.field, *points)
-        return field, read[:, None]
-    points = seen.query, seen.key, seen.value
-    return field_state.encode_more(layer.field, known.field, *points, lengths, config.precision)
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:

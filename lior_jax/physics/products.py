@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.errors import UserError
 from lior_jax.physics.numerics import contract
-from lior_jax.physics.pairwise import PairCotangent, Pairs
+from lior_jax.physics.pairwise import PairCotangent, Pairs, of_sequence, weights
 
 PRODUCT_EPSILON = 1e-4
 
@@ -117,6 +118,32 @@ class Spinor(NamedTuple):
         seen = pairs.product, pairs.q_squared, pairs.k_squared
         c_gate = _by_head(cotangent * spinor(*seen))
         return Spinor(c_gate), pairs.products_adjoint(*spinor_adjoint(*seen, _of_heads(self.gate) * cotangent))
+
+
+def attend(q: Array, k: Array, v: Array, metric: Array, product: str = "wedge") -> Array:
+    """Causal attention by a geometric product of metric-weighted queries and keys, `softmax_j(product(q_i, k_j) / √n) v_j`: the
+    audit's `geometric_attention`, by the terms that retrieval adds to its distance.
+
+    Args:
+        q: `[B, T, H, n]`, of the last `T` positions.
+        k, v: `[B, L, H, n]` and `[B, L, H, v]`, of all positions.
+        metric: `g` `[H, n, n]`, symmetric positive definite.
+        product: `tensor` ⟨q, k⟩_g, `wedge` ‖q ∧ k‖_g, or `spinor` ‖q‖ ‖k‖ cos(θ/2).
+
+    Returns:
+        `[B, T, H, v]`.
+
+    Raises:
+        UserError: `product` is none of the three.
+    """
+    scale = jnp.full(len(metric), q.shape[-1] ** -0.5, q.dtype)
+    terms = {"tensor": Tensor(scale), "wedge": Wedge(scale, jnp.zeros_like(metric)), "spinor": Spinor(scale)}
+    if product not in terms:
+        raise UserError(f"product is {product!r}, but must be tensor, wedge or spinor.")
+    half = jnp.linalg.cholesky(metric)
+    pairs = of_sequence(*(contract("blhn,hnm->blhm", x, half, "float32") for x in (q, k)), "float32")
+    weight = weights(terms[product].score(pairs), pairs.places.visible)
+    return contract("bhij,bjhv->bihv", weight, v, "float32")
 
 
 def _of_heads(gate: Array) -> Array:

@@ -120,10 +120,20 @@ class RetrievalConfig(Section):
 
 
 class FieldConfig(Section):
-    """The prompt's field state, read beside retrieval (linear attention with decay)."""
+    """The prompt's field, read beside retrieval."""
 
-    evolution: Annotated[Literal["kernel", "off"], BeforeValidator(off)] = "kernel"
-    """How the field moves on from token to token: as the LIoR `kernel` propagates it; or `off`, without a field."""
+    evolution: Annotated[Literal["kernel", "master", "off"], BeforeValidator(off)] = "kernel"
+    """How the field moves on from token to token: as the LIoR `kernel` propagates it (linear attention with decay); by the
+    `master` equation, which adds to that a site that turns unitarily and is pulled to the evidence (the delta rule); or `off`,
+    without a field."""
+    project: bool = False
+    """Add to every position's keys and values what the field of the earlier ones holds, by learned probes."""
+
+    @model_validator(mode="after")
+    def _has_a_field(self):
+        if self.project and self.evolution == "off":
+            raise ValueError("project: without a field there is nothing to project; set evolution: kernel or master too")
+        return self
 
 
 class FlowConfig(Section):

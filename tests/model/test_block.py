@@ -64,7 +64,9 @@ def check_kick_adjoint(changes, length=5, seed=0):
     check_adjoint(lambda made, s: block.kick(made, s, config)[0], adjoint, args)
 
 
-@pytest.mark.parametrize("name", ["long_convolution", "constitutive", "curvature", "no_prior", *EVERYTHING])
+@pytest.mark.parametrize(
+    "name", ["long_convolution", "constitutive", "curvature", "no_prior", "master", "project", *EVERYTHING]
+)
 def test_kick_adjoint(name):
     """State and operators; the Hamiltonian has no part in it."""
     check_kick_adjoint((PARTS | EVERYTHING)[name])

@@ -19,9 +19,6 @@ from lior_jax.settings import ModelConfig
 KNOWN_TERMS = {"lag_prior"}
 """Score terms of `model.retrieval` that the kernels have."""
 
-KNOWN_FIELDS = {"kernel", "off"}
-"""Evolutions of the field whose read-out the kernels have."""
-
 LARGEST = 128
 """Dimensions of points and values that the kernels take."""
 
@@ -47,8 +44,6 @@ def choice(config: ModelConfig) -> Choice:
     largest = max(config.geometry.whitened_dim, config.width // config.heads)
     if asked == "plain":
         return Choice(False, False, "model.retrieval.kernel asks for it")
-    if config.field.evolution not in KNOWN_FIELDS:
-        unknown.append(f"field that evolves by {config.field.evolution}")
     if unknown:
         return Choice(False, False, f"the kernels have no {', '.join(unknown)}")
     if largest > LARGEST:

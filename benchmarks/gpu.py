@@ -381,8 +381,11 @@ def gpt(bench: Bench) -> None:
 
 def torch(bench: Bench) -> None:
     """nanoGPT's model, compiled by PyTorch, where it is installed."""
-    import torch_gpt
-
+    try:
+        import torch_gpt
+    except ImportError:
+        bench.row("torch", skipped="PyTorch is not installed")
+        return
     if bench.is_late:
         bench.row("torch", skipped="no time left")
         return

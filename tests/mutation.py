@@ -49,9 +49,20 @@ DROPOUT, BIAS = "learning/test_dropout.py", "learning/test_bias.py"
 ORIGIN = "training/test_origin.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
+KERNELS = "kernels/test_retrieval.py -k plain_form"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
+    # --- kernels -----------------------------------------------------------------------------------------------------
+    Mutation("kernels/tiles.py", "jnp.where(lag >= 0, score, HIDDEN)", "jnp.where(lag > 0, score, HIDDEN)", KERNELS),
+    Mutation("kernels/tiles.py", "- 2.0 * product", "- product", KERNELS),
+    Mutation("kernels/tiles.py", "jnp.sum(points * origin, 1)", "jnp.sum(near * origin, 1)", KERNELS),
+    Mutation("kernels/forward.py", "fade[:, None] * boltzmann +", "boltzmann +", KERNELS),
+    Mutation("kernels/adjoint.py", "(mixing - of_queries(own.mean, shape))", "mixing", KERNELS),
+    Mutation("kernels/adjoint.py", "-of_queries(LN2 * queries", "of_queries(LN2 * queries", KERNELS),
+    Mutation("kernels/adjoint.py", "by_product[:, None] * origin", "0 * origin", KERNELS),
+    Mutation("kernels/adjoint.py", "index - offset, shape", "index, shape", KERNELS),
+    Mutation("kernels/retrieval.py", "(after + jnp.pad(before[:, 1:]", "(after + 0 * jnp.pad(before[:, 1:]", KERNELS),
     # --- physics -----------------------------------------------------------------------------------------------------
     Mutation("physics/numerics.py", "(cotangent - x_hat * jnp.mean", "(cotangent + x_hat * jnp.mean", f"{NUMERICS} -k rms"),
     Mutation("physics/numerics.py", "distribution + z * density", "distribution - z * density", f"{NUMERICS} -k gelu"),

@@ -124,6 +124,16 @@ SCORE_TERMS: Registry[Any] = Registry(
 )
 """Records `model.terms.Recipe`, by `model.retrieval.products`."""
 
+TRACKERS: Registry[Callable[..., Any]] = Registry(
+    "tracker",
+    {
+        "wandb": "lior_jax.training.tracking:wandb",
+        "mlflow": "lior_jax.training.tracking:mlflow",
+        "aim": "lior_jax.training.tracking:aim",
+    },
+)
+"""Functions of a configuration and a run's folder that return a subscriber, by `training.track`."""
+
 RULES: Registry[Rule] = Registry(
     "learning rule",
     {

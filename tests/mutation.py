@@ -46,7 +46,8 @@ EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learni
 BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
 DROPOUT, BIAS = "learning/test_dropout.py", "learning/test_bias.py"
-ORIGIN = "training/test_origin.py"
+ORIGIN, RATE = "training/test_origin.py", "training/test_rate.py"
+TRACKING, CHECKS = "training/test_tracking.py", "training/test_checks.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 KERNELS = "kernels/test_retrieval.py -k plain_form"
@@ -646,6 +647,11 @@ MUTATIONS = [
         "training/test_loop.py -k estimate_then_optimizer",
     ),
     Mutation("training/step.py", "@cache\n", "", f"{EVENTS} -k same_optimizer"),
+    Mutation("training/rate.py", "_state(beginning, factor)", "_state(beginning, 1.0)", f"{RATE} -k nothing_is_left"),
+    Mutation("training/rate.py", "factor**step / config.optimizer.learning_rate", "factor**step", f"{RATE} -k update"),
+    Mutation("training/rate.py", "np.gradient(smoothed, np.log(rates))", "np.gradient(smoothed, rates)", f"{RATE} -k fastest"),
+    Mutation("training/tracking.py", "self._works = False", "pass", f"{TRACKING} -k whole_run"),
+    Mutation("training/loop.py", "self.biases.pop(step)", "self.biases.popitem()[1]", f"{CHECKS} -k due"),
     Mutation("training/origin.py", "data.load(config, kept, another=True)", "data.load(config)", f"{ORIGIN} -k best"),
     Mutation("training/origin.py", "here[key] != there[key]]", "False]", f"{ORIGIN} -k another_model"),
     Mutation("training/run.py", "summaries.of_finished(config) if resume else None", "None", f"{RESUME} -k finished_run"),

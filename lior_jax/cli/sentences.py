@@ -44,6 +44,11 @@ def sentence(event: events.Event) -> str | None:
             return problem
         case events.FiguresNotWritten(step, problem):
             return f"The figures of step {step} could not be written ({problem}); they will be as soon as they can."
+        case events.Profiled(folder, steps):
+            return (
+                f"A trace of {steps} steps is in {folder}: tensorboard --logdir {folder} (with the plugin xprof), or open its "
+                "perfetto_trace.json.gz at https://ui.perfetto.dev."
+            )
         case events.SubscriberFailed(subscriber, problem):
             return f"{subscriber} failed ({problem}); training goes on."
     return None

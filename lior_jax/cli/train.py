@@ -44,6 +44,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
     )
+    parser.add_argument(
+        "--find-rate",
+        metavar="STEPS",
+        type=int,
+        nargs="?",
+        const=100,
+        help="train for that many steps (100) with a growing learning rate, suggest one, draw the loss, and keep nothing",
+    )
+    parser.add_argument(
+        "--profile", metavar="STEPS", type=int, help="trace that many steps, once they are compiled, into RUN/profile"
+    )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
     parser.add_argument(
         "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
@@ -60,7 +71,7 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
-    alone += (arguments.init_from,)
+    alone += (arguments.init_from, arguments.find_rate, arguments.profile)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
@@ -70,8 +81,12 @@ def parse() -> argparse.Namespace:
         parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
-    if arguments.stop_after is not None and arguments.stop_after < 1:
-        parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
+    for option, least in (("stop_after", 1), ("profile", 1), ("find_rate", 20)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            parser.error(f"--{option.replace('_', '-')} is {value}, but must be {least} or more")
+    if arguments.find_rate and (arguments.resume or arguments.dry_run or arguments.stop_after or arguments.profile):
+        parser.error("--find-rate goes with --config, --init-from and --set alone")
     return arguments
 
 
@@ -113,6 +128,10 @@ def run(arguments: argparse.Namespace) -> None:
         config = configuration.replace(config, "run", directory=resumes_from)
     if arguments.dry_run:
         print(dry_run.report(config), flush=True)
+    elif arguments.find_rate:
+        from lior_jax.cli import rate
+
+        rate.find(config, arguments)
     else:
         train(config, arguments)
 
@@ -122,14 +141,17 @@ def train(config, arguments: argparse.Namespace) -> None:
     from lior_jax import training
     from lior_jax.cli.progress import Bar, Sentences
     from lior_jax.training import memory, signals
+    from lior_jax.training.profile import Profiler
 
     memory.check(config)
     bar, finished = Bar(), Finished()
+    sentences = Sentences(bar)
+    profiler = Profiler(arguments.profile or 0, sentences)
     with memory.explained(config), signals.watched(output.complain_at_once) as stop:
         try:
             summary = training.train(
                 config,
-                [bar, Sentences(bar), finished],
+                [bar, sentences, finished, profiler],
                 resume=bool(arguments.resume),
                 stop_after=arguments.stop_after,
                 force=arguments.force,
@@ -140,6 +162,7 @@ def train(config, arguments: argparse.Namespace) -> None:
             output.complain(f"{said}; go on with --resume {config.run.directory}.")
             sys.exit(stopped.status)
         finally:
+            profiler.close()
             bar.close()
     if not finished.before:
         draw_loss(config, summary)

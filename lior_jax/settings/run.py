@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lior_jax.registry import OPTIMIZERS, RULES
+from lior_jax.registry import OPTIMIZERS, RULES, TRACKERS
 from lior_jax.settings.sections import PathText, Section, off
 
 
@@ -173,3 +173,5 @@ class TrainingConfig(Section):
     """Keep the checkpoints of steps that this divides, too; null for none."""
     patience: int = Field(5, ge=1)
     """Steps in a row with bad numbers, none of which is applied, after which the run stops."""
+    track: Annotated[tuple[str, ...], TRACKERS] = ()
+    """Where figures go beside the run's folder: `wandb`, `mlflow`, `aim`, or trackers that were registered."""

@@ -179,6 +179,14 @@ class SubscriberFailed(Event):
 
 
 @dataclass(frozen=True)
+class Profiled(Event):
+    """A trace was written."""
+
+    folder: Path
+    steps: int
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The run, or this session of it, came to its end."""
 

@@ -57,6 +57,18 @@ def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
+def numbers(event: events.Event) -> dict[str, float]:
+    """The numbers of what is written down of an event, by their tags in TensorBoard."""
+    kind, values = figures(event) or ("", {})
+    found = {}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            array = np.asarray(value)
+            tag = _TAGS.get((kind, name), f"{kind}/{name}")
+            found |= {f"{tag}/{index}": float(x) for index, x in enumerate(array)} if array.ndim else {tag: float(array)}
+    return found
+
+
 class Metrics:
     """Writer of a run's `metrics.jsonl` and `tensorboard/`.
 

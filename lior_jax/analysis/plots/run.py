@@ -47,6 +47,19 @@ def loss_curve(metrics: Lines, title: str = "") -> Figure:
     return figure
 
 
+def learning_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestion: float, title: str = "") -> Figure:
+    """A learning-rate range test (`training.rate.Found`): the loss against the rate, `[K]` each, and the rate suggested."""
+    with sheet(title=title) as (figure, ((axes,),)):
+        axes.semilogx(rates, losses, color=PALE, linewidth=0.8, label="one batch")
+        axes.semilogx(rates, smoothed, color=INK, linewidth=1.4, label="smoothed")
+        axes.axvline(suggestion, color=ACCENT, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("cross-entropy (nats per token)")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    return figure
+
+
 def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figure:
     """Residual of the learning rule with the bias of its nudge, strength of its nudges, and norm of its estimate, against the
     step.

@@ -181,8 +181,8 @@ MUTATIONS = [
     Mutation("physics/kernel.py", "rate[:, 2:] - 1j * kernel", "rate[:, 2:] + 1j * kernel", f"{KERNEL} -k each_mode"),
     Mutation(
         "physics/kernel.py",
-        "digamma(1 + delta) - lag * np.exp",
-        "digamma(1 + delta) + lag * np.exp",
+        "digamma(1 + delta) - lag * _SLOWEST",
+        "digamma(1 + delta) + lag * _SLOWEST",
         f"{KERNEL} -k values_adjoint",
     ),
     Mutation(

@@ -32,6 +32,7 @@ class Mutation(NamedTuple):
 
 NUMERICS, GEOMETRY, TAPS = "physics/test_numerics.py", "physics/test_geometry.py", "physics/test_taps.py"
 FRAMES, RESILIENCE, PRODUCTS = "physics/test_frames.py", "physics/test_resilience.py", "physics/test_products.py"
+MASTER, PROJECTION = "physics/test_master.py", "physics/test_projection.py"
 KERNEL, FIELD, BANK = "physics/test_kernel.py", "physics/test_field.py", "physics/test_bank.py"
 RETRIEVAL, HAMILTONIAN = "physics/test_retrieval.py", "physics/test_hamiltonian.py"
 INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
@@ -206,6 +207,26 @@ MUTATIONS = [
     Mutation("physics/field.py", "field + believed * (evidence - field)", "field - believed * (evidence - field)", FIELD),
     Mutation("physics/field.py", "total = total - memory(", "total = total + memory(", FIELD),
     Mutation("physics/field_state.py", "-jnp.imag(reader)], -1)", "jnp.imag(reader)], -1)", FIELD),
+    Mutation("physics/delta.py", "c_held = -pull", "c_held = pull", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "v - since * held", "v + since * held", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "whole * c_field + reached -", "whole * c_field + reached +", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "by_key + jnp.swapaxes", "by_key - jnp.swapaxes", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "@ (len(steps) - steps)", "@ steps", f"{MASTER} -k delta_adjoint"),
+    Mutation(
+        "physics/delta.py", "pull[..., None] * (value - contract", "pull[..., None] * (value + contract", f"{MASTER} -k exactly"
+    ),
+    Mutation("physics/turn.py", "turn(cotangent, -angle)", "turn(cotangent, angle)", f"{MASTER} -k evolve_adjoint"),
+    Mutation("physics/turn.py", "c_second * first - c_first", "c_second * first + c_first", f"{MASTER} -k evolve_adjoint"),
+    Mutation("physics/turn.py", "first * sin + second * cos", "second * cos - first * sin", f"{MASTER} -k norm"),
+    Mutation(
+        "physics/master.py", "angle = _angles(site, queries, first=1)", "angle = _angles(site, queries)", f"{MASTER} -k forms"
+    ),
+    Mutation("physics/projection.py", "by_lag.at[:, 0].set(0)", "by_lag", f"{PROJECTION} -k itself"),
+    Mutation("physics/projection.py", "held[:, None] - _own", "held[:, None] + _own", f"{PROJECTION} -k forms"),
+    Mutation("physics/projection.py", "+ on_keys * projector", "- on_keys * projector", f"{PROJECTION} -k adjoint"),
+    Mutation("physics/products.py", "jnp.linalg.cholesky(metric)", "metric", f"{PRODUCTS} -k attend"),
+    Mutation("model/field.py", "pulled * (1 - pulled)", "pulled", f"{BLOCK}::test_kick_adjoint[master]"),
+    Mutation("model/field.py", "c_by_lag + cotangent.projector", "c_by_lag - cotangent.projector", f"{OPERATORS} -k adjoint"),
     Mutation("physics/taps.py", "_delay(cotangent, -lag)", "_delay(cotangent, lag)", f"{TAPS} -k adjoint"),
     Mutation("physics/taps.py", "[pad, x[:, :-steps]]", "[x[:, steps:], pad]", f"{TAPS} -k convolution"),
     Mutation(

@@ -125,6 +125,7 @@ def test_allowed_values_are_listed():
         ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: verlet is unstable at 2"),
         ("model: {flow: {integrator: yoshida4, step_size: 1.6}}", "model.flow.step_size: yoshida4 is unstable at 1.6"),
         ("model: {flow: {integrator: euler}}", "model.flow.integrator: 'euler' is no integrator; there are verlet, yoshida4"),
+        ("model: {field: {evolution: off, project: true}}", "project: without a field there is nothing to project"),
         ("model: {flow: {potential: flat}}", "model.flow.potential: 'flat' is no potential; there are gated, hopfield"),
         (
             "{model: {flow: {integrator: yoshida4}}, learning: {rule: equilibrium}}",

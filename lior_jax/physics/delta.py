@@ -110,8 +110,8 @@ class _Fading(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both faded; `system` A; the
-    field before each, `starts` `[B, H, N, m, v]`; the `change` u and what was `read`."""
+    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both faded; `system`, which
+    has A below its diagonal; the field before each, `starts` `[B, H, N, m, v]`; the `change` u and what was `read`."""
 
     queries: Array
     keys: Array
@@ -131,7 +131,7 @@ def _run(queries, keys, values, pull, rate, field: Array | None, precision: Prec
     fading = _fade(rate, chunk)
     overlap = fading.pairs[None] * contract("bhnim,bhnjm->bhnij", k, k, precision)
     match = fading.pairs[None] * contract("bhnim,bhnjm->bhnij", q, k, precision)
-    system = pull * jnp.tril(overlap, -1)
+    system = pull * overlap  # of which the solve takes what is below the diagonal
     alone, response = _split(_solve(system, jnp.concatenate([pull * v, pull * fading.since[None] * k], -1)), v)
     writer, whole = fading.until[None] * k, fading.whole[None]
 
@@ -200,7 +200,7 @@ def _fade(rate: Array, chunk: int) -> _Fading:
 
 
 def _solve(system: Array, right: Array, transposed: bool = False) -> Array:
-    """`(1 + A)⁻¹ x`, or `(1 + A)⁻ᵀ x`, of strictly lower triangular A."""
+    """`(1 + A)⁻¹ x`, or `(1 + A)⁻ᵀ x`, where A is what `system` has below its diagonal."""
     return lax.linalg.triangular_solve(system, right, left_side=True, lower=True, transpose_a=transposed, unit_diagonal=True)
 
 

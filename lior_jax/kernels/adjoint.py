@@ -52,9 +52,10 @@ class Rows(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """Of a tile of pairs, `[T, T]` each: `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the `pull`; beside
-    what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
+    """Of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the
+    `pull`; beside what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
 
+    weight: Array
     score: Array
     product: Array | None
     pull: Array
@@ -74,9 +75,9 @@ def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_re
     score = weight * (mixing - of_queries(own.mean, shape))
     pull = jnp.where(pairs.squared > 0, -of_queries(LN2 * queries.stiffness, shape) * score * pairs.slope, 0.0)
     if not shape.field:
-        return pairs, Cotangents(score, None, pull, weight, mixing)
+        return pairs, Cotangents(weight, score, None, pull, weight, mixing)
     field = field_of(field_ref, lag)
-    return pairs, Cotangents(score, field * mixing, pull, weight + field * pairs.product, mixing)
+    return pairs, Cotangents(weight, score, field * mixing, pull, weight + field * pairs.product, mixing)
 
 
 def keys_kernel(
@@ -139,17 +140,22 @@ def queries_kernel(
     of_rows = load_rows(cotangent_ref, mean_ref, log_ref, own, shape)
 
     def more(index, carry):
-        c_near, by_pull, by_product, c_stiffness = carry
+        c_near, by_pull, by_product, c_stiffness, excess, mean_length = carry
         keys = load_keys(k_ref, v_ref, origin, index, shape)
         pairs, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
         c_near = c_near + dot(_of_product(found), keys.near, (1, 0), shape)
         c_stiffness = c_stiffness - jnp.sum(found.score * pairs.length, 1)
-        return c_near, by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product), c_stiffness
+        excess, mean_length = excess + jnp.sum(found.score, 1), mean_length + jnp.sum(found.weight * pairs.length, 1)
+        by_pull, by_product = by_pull + jnp.sum(found.pull, 1), _plus_sum(by_product, found.product)
+        return c_near, by_pull, by_product, c_stiffness, excess, mean_length
 
     none = jnp.zeros((shape.tile,), queries.near.dtype)
-    *summed, c_stiffness = lax.fori_loop(0, own + 1, more, (jnp.zeros_like(queries.near), none, none, none))
+    start = jnp.zeros_like(queries.near), none, none, none, none, none
+    *summed, c_stiffness, excess, mean_length = lax.fori_loop(0, own + 1, more, start)
     store_rows(c_q_ref, _of_points(queries.near, origin, *summed), shape.points)
-    c_stiffness_ref[...] = c_stiffness
+    # A row's s̄ add up to zero, but for the rounding of products that D is not made of; all lengths are about as long, so that it
+    # would weigh as much as what is left of them.
+    c_stiffness_ref[...] = c_stiffness + excess * mean_length
 
 
 def _of_product(found: Cotangents) -> Array:

@@ -33,11 +33,11 @@ PROGRAMS = 512
 
 
 LAUNCH = {
-    "retrieve_kernel": (8, 2),
-    "statistics_kernel": (8, 2),
-    "queries_kernel": (8, 2),
-    "keys_kernel": (8, 2),
-    "lags_kernel": (8, 2),
+    "retrieve_kernel": (8, 1),
+    "statistics_kernel": (8, 1),
+    "queries_kernel": (8, 1),
+    "keys_kernel": (8, 1),
+    "lags_kernel": (8, 1),
 }
 """Warps of a program, and stages of its loops' pipeline."""
 

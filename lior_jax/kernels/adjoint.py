@@ -153,8 +153,8 @@ def queries_kernel(
     start = jnp.zeros_like(queries.near), none, none, none, none, none
     *summed, c_stiffness, excess, mean_length = lax.fori_loop(0, own + 1, more, start)
     store_rows(c_q_ref, _of_points(queries.near, origin, *summed), shape.points)
-    # A row's s̄ add up to zero, but for the rounding of products that D is not made of; all lengths are about as long, so that it
-    # would weigh as much as what is left of them.
+    # A row's s̄ add up to zero, but for the rounding of products that D is not made of. Lengths are all about as long, so that
+    # this would weigh as much as what is left of them.
     c_stiffness_ref[...] = c_stiffness + excess * mean_length
 
 

@@ -174,6 +174,7 @@ MUTATIONS = [
         "jax.nn.sigmoid(kernel.order - shift)[:, None]",
         f"{KERNEL} -k shift",
     ),
+    Mutation("physics/kernel.py", "(slice(-1), slice(-1, None))", "(slice(-1), slice(None, 1))", f"{KERNEL} -k split"),
     Mutation("physics/kernel.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{KERNEL} -k sum_by_lag"),
     Mutation(
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"

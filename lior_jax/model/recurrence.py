@@ -21,6 +21,7 @@ from lior_jax.model.operators import Operators, field_gain, prepare
 from lior_jax.model.parameters import Params
 from lior_jax.physics import field_state, kernel
 from lior_jax.physics.kernel import Poles
+from lior_jax.physics.pairwise import heads_first
 from lior_jax.physics.retrieval import Retrieved, retrieve_window
 from lior_jax.physics.taps import taps
 from lior_jax.settings import ModelConfig
@@ -34,19 +35,26 @@ class Layer(NamedTuple):
     field: Poles | None
 
 
+class Charge(NamedTuple):
+    """What poles hold, `[B, H, P, …]`: all but the last in `real` numbers, and the last, the `wave`, complex."""
+
+    real: Array
+    wave: Array
+
+
 class BlockHistory(NamedTuple):
     """What one block knows of the positions before. Stacked `[N, …]`."""
 
     directions: Array
     """`[B, τ − 1, d]`, the latest last."""
     keys: Array
-    """`[B, L, H, m]`, a ring."""
+    """`[B, H, L, m]`, a ring."""
     values: Array
-    """`[B, L, H, v]`, a ring."""
-    long_convolution: Array | None
-    """`[B, H, P, v]`, complex charges of the poles."""
-    field: Array | None
-    """`[B, H, P, v, m]`, complex."""
+    """`[B, H, L, v]`, a ring."""
+    long_convolution: Charge | None
+    """Of the poles, `[B, H, P, v]`."""
+    field: Charge | None
+    """`[B, H, P, v, m]`."""
 
 
 class History(NamedTuple):
@@ -87,11 +95,14 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
     """The history of `batch` sequences of which nothing has been read."""
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
-    ring = n, batch, config.context, heads
+    ring = n, batch, heads, config.context
     poles = jax.eval_shape(partial(layers, config=config), params)
 
-    def charge(system: Poles | None, *shape: int) -> Array | None:
-        return None if system is None else jnp.zeros((n, batch, *system.rate.shape[1:], *shape), system.rate.dtype)
+    def charge(system: Poles | None, *shape: int) -> Charge | None:
+        if system is None:
+            return None
+        rates = jax.eval_shape(lambda: [own.rate for own in jax.vmap(kernel.split)(system)])
+        return Charge(*(jnp.zeros((n, batch, *rate.shape[1:], *shape), rate.dtype) for rate in rates))
 
     blocks = BlockHistory(
         directions=jnp.zeros((n, batch, config.convolution.taps - 1, config.width)),
@@ -129,10 +140,10 @@ def extend(
         def window(key, value):
             # The ring in the order of time, and the chunk behind it.
             keys, values = (
-                jnp.concatenate([jnp.roll(x, -history.slot, axis=1), new], 1)
+                jnp.concatenate([jnp.roll(heads_first(x), -history.slot, axis=1), new], 1)
                 for x, new in ((known.keys, key), (known.values, value))
             )
-            return (keys, values), (_last(keys, lengths, ring), _last(values, lengths, ring))
+            return (keys, values), tuple(heads_first(_last(x, lengths, ring)) for x in (keys, values))
 
         known, phase, found = _block(layer, known, phase, window, lag, visible, lengths, config)
         return phase, (known, newest(found.query))
@@ -160,9 +171,9 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
         layer, known = scanned
 
         def window(key, value):
-            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-            rings = put(known.keys, key), put(known.values, value)
-            return rings, rings
+            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+            rings = put(known.keys, heads_first(key)), put(known.values, heads_first(value))
+            return tuple(map(heads_first, rings)), rings
 
         known, phase, found = _block(layer, known, phase, window, lag[None], visible[:, None], None, config)
         return phase, (known, found)
@@ -220,9 +231,10 @@ def _gather(
     if layer.long_convolution is not None:
         channels = split_heads(direction, config)
         if lengths is None:
-            charge, remembered = kernel.convolve_step(layer.long_convolution, charge, channels[:, 0])
+            charge, remembered = _step(kernel.convolve_step, layer.long_convolution, charge, channels[:, 0])
         else:
-            charge, remembered = kernel.convolve_more(layer.long_convolution, charge, channels, lengths, config.precision)
+            more = partial(kernel.convolve_more, x=channels, lengths=lengths, precision=config.precision)
+            charge, remembered = _more(more, layer.long_convolution, charge)
         context = context + operators.long_convolution.gain[None, None] * remembered.reshape(direction.shape)
     return context, (directions, charge)
 
@@ -235,10 +247,25 @@ def _read_field(
         return None, 0.0
     if lengths is None:
         points = (x[:, 0] for x in (seen.query, seen.key, seen.value))
-        field, read = field_state.encode_step(layer.field, known.field, *points)
+        field, read = _step(field_state.encode_step, layer.field, known.field, *points)
         return field, read[:, None]
-    points = seen.query, seen.key, seen.value
-    return field_state.encode_more(layer.field, known.field, *points, lengths, config.precision)
+    points = {"queries": seen.query, "keys": seen.key, "values": seen.value}
+    more = partial(field_state.encode_more, **points, lengths=lengths, precision=config.precision)
+    return _more(more, layer.field, known.field)
+
+
+def _step(step: Callable[..., tuple[Array, Array]], system: Poles, charge: Charge, *inputs: Array) -> tuple[Charge, Array]:
+    """One position for real poles and the wave, each in their own numbers: half of what complex ones would move."""
+    charges, read = zip(
+        *(step(own, held, *inputs) for own, held in zip(kernel.split(system), charge, strict=True)), strict=True
+    )
+    return Charge(*charges), sum(read)
+
+
+def _more(more: Callable[[Poles, Array], tuple[Array, Array]], system: Poles, charge: Charge) -> tuple[Charge, Array]:
+    """A chunk of positions for all poles together."""
+    after, read = more(system, jnp.concatenate([charge.real.astype(charge.wave.dtype), charge.wave], 2))
+    return Charge(jnp.real(after[:, :, :-1]), after[:, :, -1:]), read
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:

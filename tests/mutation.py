@@ -140,8 +140,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/products.py",
-        'keys + contract("bhij,bihm->bjhm", cotangent, turned',
-        'keys - contract("bhij,bihm->bjhm", cotangent, turned',
+        'keys + contract("bhij,bhim->bhjm", cotangent, turned',
+        'keys - contract("bhij,bhim->bhjm", cotangent, turned',
         f"{PRODUCTS} -k score_adjoint",
     ),
     Mutation(
@@ -444,8 +444,8 @@ MUTATIONS = [
     Mutation("model/recurrence.py", "lag[None] <= history.count", "lag[None] < history.count", f"{RECURRENCE} -k single"),
     Mutation(
         "model/recurrence.py",
-        "jnp.roll(x, -history.slot, axis=1)",
-        "jnp.roll(x, history.slot, axis=1)",
+        "jnp.roll(heads_first(x), -history.slot, axis=1)",
+        "jnp.roll(heads_first(x), history.slot, axis=1)",
         f"{RECURRENCE} -k between",
     ),
     Mutation(

@@ -161,8 +161,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/products.py",
-        'keys + contract("bhij,bihm->bjhm", cotangent, turned',
-        'keys - contract("bhij,bihm->bjhm", cotangent, turned',
+        'keys + contract("bhij,bhim->bhjm", cotangent, turned',
+        'keys - contract("bhij,bhim->bhjm", cotangent, turned',
         f"{PRODUCTS} -k score_adjoint",
     ),
     Mutation(
@@ -195,6 +195,7 @@ MUTATIONS = [
         "jax.nn.sigmoid(kernel.order - shift)[:, None]",
         f"{KERNEL} -k shift",
     ),
+    Mutation("physics/kernel.py", "(slice(-1), slice(-1, None))", "(slice(-1), slice(None, 1))", f"{KERNEL} -k split"),
     Mutation("physics/kernel.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{KERNEL} -k sum_by_lag"),
     Mutation(
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
@@ -499,8 +500,8 @@ MUTATIONS = [
     Mutation("model/recurrence.py", "lag[None] <= history.count", "lag[None] < history.count", f"{RECURRENCE} -k single"),
     Mutation(
         "model/recurrence.py",
-        "jnp.roll(x, -history.slot, axis=1)",
-        "jnp.roll(x, history.slot, axis=1)",
+        "jnp.roll(heads_first(x), -history.slot, axis=1)",
+        "jnp.roll(heads_first(x), history.slot, axis=1)",
         f"{RECURRENCE} -k between",
     ),
     Mutation(

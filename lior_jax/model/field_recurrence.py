@@ -4,12 +4,15 @@ Shapes: `B` sequences, `C` positions of a chunk, `H` heads, `P` poles, `m` white
 takes `lengths` `[B]` reads a chunk of which each sequence has as many positions; without them it reads a single position.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.model import charges
+from lior_jax.model.charges import Charge
 from lior_jax.model.charts import Points
 from lior_jax.model.field import FieldState, gain
 from lior_jax.model.operators import Operators
@@ -27,10 +30,10 @@ class Systems(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What the field holds: `kernel` `[B, H, P, v, m]`, complex; `evidence` `[B, H, m, v]`, of the site of the master equation;
+    """What the field holds: `kernel` of the poles, `[B, H, P, v, m]`; `evidence` `[B, H, m, v]`, of the master equation's site;
     `projection` `[B, H, P, m + v]`, complex, what keys and values get. None for what is left out."""
 
-    kernel: Array
+    kernel: Charge
     evidence: Array | None
     projection: Array | None
 
@@ -49,12 +52,12 @@ def empty(raw: FieldState | None, batch: int, config: ModelConfig) -> Held | Non
     if raw is None:
         return None
     shape, m, v = (config.blocks, batch, config.heads), config.geometry.whitened_dim, config.width // config.heads
-    poles = jax.eval_shape(jax.vmap(kernel.poles), raw.kernel).rate
-    charges = *shape, poles.shape[-1]
+    poles = jax.eval_shape(jax.vmap(kernel.poles), raw.kernel)
+    projected = *shape, poles.rate.shape[-1], m + v
     return Held(
-        kernel=jnp.zeros((*charges, v, m), poles.dtype),
+        kernel=charges.empty(poles, batch, v, m),
         evidence=None if raw.evidence is None else jnp.zeros((*shape, m, v), raw.gate.dtype),
-        projection=None if raw.projection is None else jnp.zeros((*charges, m + v), poles.dtype),
+        projection=None if raw.projection is None else jnp.zeros(projected, poles.rate.dtype),
     )
 
 
@@ -89,12 +92,13 @@ def read(
     """
     if systems is None:
         return None, 0.0
-    points = points[:3]
+    queries, keys, values = points = points[:3]
     if lengths is None:
-        charge, found = field_state.encode_step(systems.read, held.kernel, *(x[:, 0] for x in points))
+        charge, found = charges.step(field_state.encode_step, systems.read, held.kernel, *(x[:, 0] for x in points))
         found = found[:, None]
     else:
-        charge, found = field_state.encode_more(systems.read, held.kernel, *points, lengths, config.precision)
+        given = {"queries": queries, "keys": keys, "values": values, "lengths": lengths, "precision": config.precision}
+        charge, found = charges.chunk(partial(field_state.encode_more, **given), systems.read, held.kernel)
     if operators.evidence is None:
         return Held(charge, None, projected), found
     evidence, by_site = _evolve(held.evidence, operators, (*points, pull), lengths, config)

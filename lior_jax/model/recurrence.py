@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.model import block, field_recurrence, network
+from lior_jax.model import block, charges, field_recurrence, network
+from lior_jax.model.charges import Charge
 from lior_jax.model.charts import see, split_heads
 from lior_jax.model.operators import Operators, prepare
 from lior_jax.model.parameters import Params
 from lior_jax.physics import kernel
 from lior_jax.physics.kernel import Poles
+from lior_jax.physics.pairwise import heads_first
 from lior_jax.physics.retrieval import Retrieved, retrieve_window
 from lior_jax.physics.taps import taps
 from lior_jax.settings import ModelConfig
@@ -40,11 +42,11 @@ class BlockHistory(NamedTuple):
     directions: Array
     """`[B, τ − 1, d]`, the latest last."""
     keys: Array
-    """`[B, L, H, m]`, a ring."""
+    """`[B, H, L, m]`, a ring."""
     values: Array
-    """`[B, L, H, v]`, a ring."""
-    long_convolution: Array | None
-    """`[B, H, P, v]`, complex charges of the poles."""
+    """`[B, H, L, v]`, a ring."""
+    long_convolution: Charge | None
+    """Of the poles, `[B, H, P, v]`."""
     field: field_recurrence.Held | None
 
 
@@ -82,17 +84,15 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
     """The history of `batch` sequences of which nothing has been read."""
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
-    ring, zeros = (n, batch, config.context, heads), partial(jnp.zeros, dtype=params.embedding.dtype)
-    long = None
-    if params.blocks.long_convolution is not None:
-        poles = jax.eval_shape(jax.vmap(kernel.poles), params.blocks.long_convolution.kernel).rate
-        long = jnp.zeros((n, batch, *poles.shape[1:], v), poles.dtype)
+    ring, zeros = (n, batch, heads, config.context), partial(jnp.zeros, dtype=params.embedding.dtype)
+    long = params.blocks.long_convolution
+    charge = None if long is None else charges.empty(jax.eval_shape(jax.vmap(kernel.poles), long.kernel), batch, v)
 
     blocks = BlockHistory(
         directions=zeros((n, batch, config.convolution.taps - 1, config.width)),
         keys=zeros((*ring, m)),
         values=zeros((*ring, v)),
-        long_convolution=long,
+        long_convolution=charge,
         field=field_recurrence.empty(params.blocks.field, batch, config),
     )
     last, query = zeros((batch, config.width)), zeros((batch, heads, m))
@@ -124,10 +124,10 @@ def extend(
         def window(key, value):
             # The ring in the order of time, and the chunk behind it.
             keys, values = (
-                jnp.concatenate([jnp.roll(x, -history.slot, axis=1), new], 1)
+                jnp.concatenate([jnp.roll(heads_first(x), -history.slot, axis=1), new], 1)
                 for x, new in ((known.keys, key), (known.values, value))
             )
-            return (keys, values), (_last(keys, lengths, ring), _last(values, lengths, ring))
+            return (keys, values), tuple(heads_first(_last(x, lengths, ring)) for x in (keys, values))
 
         known, phase, found = _block(layer, known, phase, window, lag, visible, lengths, config)
         return phase, (known, newest(found.query))
@@ -155,9 +155,9 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
         layer, known = scanned
 
         def window(key, value):
-            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-            rings = put(known.keys, key), put(known.values, value)
-            return rings, rings
+            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+            rings = put(known.keys, heads_first(key)), put(known.values, heads_first(value))
+            return tuple(map(heads_first, rings)), rings
 
         known, phase, found = _block(layer, known, phase, window, lag[None], visible[:, None], None, config)
         return phase, (known, found)
@@ -208,7 +208,7 @@ def _block(
 
 def _gather(
     layer: Layer, known: BlockHistory, lengths: Array | None, operators: Operators, direction: Array, config: ModelConfig
-) -> tuple[Array, tuple[Array, Array | None]]:
+) -> tuple[Array, tuple[Array, Charge | None]]:
     """The context of positions that go on from a history; keeps their last directions and the poles' charges."""
     along, delays = jnp.concatenate([known.directions, direction], 1), known.directions.shape[1]
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
@@ -216,9 +216,10 @@ def _gather(
     if layer.long_convolution is not None:
         channels = split_heads(direction, config)
         if lengths is None:
-            charge, remembered = kernel.convolve_step(layer.long_convolution, charge, channels[:, 0])
+            charge, remembered = charges.step(kernel.convolve_step, layer.long_convolution, charge, channels[:, 0])
         else:
-            charge, remembered = kernel.convolve_more(layer.long_convolution, charge, channels, lengths, config.precision)
+            more = partial(kernel.convolve_more, x=channels, lengths=lengths, precision=config.precision)
+            charge, remembered = charges.chunk(more, layer.long_convolution, charge)
         context = context + operators.long_convolution.gain[None, None] * remembered.reshape(direction.shape)
     return context, (directions, charge)
 

@@ -70,6 +70,12 @@ def poles(kernel: Kernel) -> Poles:
     return Poles(*(jnp.concatenate(parts, -1) for parts in zip(exponential, power, wave, strict=True)))
 
 
+def split(system: Poles) -> tuple[Poles, Poles]:
+    """The poles of `poles` apart: the real ones as real numbers, `P − 1`, and the wave's. Their sums add up."""
+    real, wave = (jax.tree.map(lambda x, part=part: x[:, part], system) for part in (slice(-1), slice(-1, None)))
+    return jax.tree.map(jnp.real, real), wave
+
+
 def values(kernel: Kernel, length: int) -> Array:
     """`K(Δ)` for the lags `Δ = 0 … L − 1`: `[H, L]`."""
     modes, _ = _modes(kernel, length)
@@ -214,7 +220,7 @@ def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]
     """One position of `convolve` at a cost that does not grow with the history.
 
     Args:
-        charge: `[B, H, P, v]`, complex: what each pole holds after the step before; zero before the first.
+        charge: `[B, H, P, v]`, complex if the poles are: what each holds after the step before; zero before the first.
         x: `[B, H, v]`.
 
     Returns:

@@ -79,17 +79,17 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/frames.py",
-        "c_first * second - c_second * first",
-        "c_second * first - c_first * second",
+        "by_row[planes[:, 0]] - by_row[planes[:, 1]]",
+        "by_row[planes[:, 1]] - by_row[planes[:, 0]]",
         f"{FRAMES} -k rotate_adjoint",
     ),
     Mutation(
         "physics/frames.py",
-        "rotated = _turn(rotated, planes, cos, -sin)",
-        "rotated = _turn(rotated, planes, cos, sin)",
+        "rotated, cotangent = _turn(rotated, partner, cos, -sin)",
+        "rotated, cotangent = _turn(rotated, partner, cos, sin)",
         f"{FRAMES} -k rotate_adjoint",
     ),
-    Mutation("physics/frames.py", "cos * second - sin * first", "cos * second + sin * first", f"{FRAMES} -k rotation"),
+    Mutation("physics/frames.py", "cos * x + sin * x[partner]", "cos * x - sin * x[partner]", f"{FRAMES} -k rotation"),
     Mutation(
         "physics/geometry.py",
         "jax.nn.softplus(metric.scale) * jnp.sqrt(jax.nn.softplus(metric.stiffness))",

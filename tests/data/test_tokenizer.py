@@ -13,7 +13,7 @@ from lior_jax.errors import UserError
 
 CORPUS = "The quick brown fox — naïve, déjà vu — jumps over the lazy dog. " * 30
 KINDS = ["byte", "char", "bpe:300"]
-BUILT = {kind: tokenizers.build(kind, CORPUS, CORPUS) for kind in KINDS}
+BUILT = {kind: tokenizers.build(kind, CORPUS, [CORPUS]) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,13 +39,13 @@ def test_a_saved_copy_gives_the_same_tokens(kind):
 
 
 def test_char_vocabulary_is_the_sorted_alphabet():
-    tokenizer = tokenizers.build("char", "hello", "hell")
+    tokenizer = tokenizers.build("char", "hello", ["hell"])
     assert tokenizer.vocab_size == 4
     assert tokenizer.encode("hello").tolist() == [1, 0, 2, 2, 3]
 
 
 def test_bpe_learns_from_the_training_part_only_and_compresses_it():
-    tokenizer = tokenizers.build("bpe:300", CORPUS + "zebra " * 500, CORPUS)
+    tokenizer = tokenizers.build("bpe:300", CORPUS + "zebra " * 500, [CORPUS])
     assert len(tokenizer.encode("zebra")) > 3
     assert len(tokenizer.encode(CORPUS)) < 0.6 * len(CORPUS)
     assert tokenizer.vocab_size <= 300
@@ -54,7 +54,7 @@ def test_bpe_learns_from_the_training_part_only_and_compresses_it():
 def test_bpe_cuts_runs_that_are_longer_than_any_word_and_no_others():
     """Merging within runs would take the square of their length, hours for a genome on one line."""
     run = "".join(np.random.default_rng(0).choice(list("acgt"), 100_000))
-    tokenizer = tokenizers.build("bpe:1000", run, run)
+    tokenizer = tokenizers.build("bpe:1000", run, [run])
     cut = tokenizer._tokenizer.pre_tokenizer.pre_tokenize_str
     assert max(len(piece) for piece, _ in cut(run)) == 256
     assert tokenizer.decode(tokenizer.encode(run)) == run

@@ -37,6 +37,8 @@ def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Cal
 
 
 def _answer(conversation: Conversation, line: str, show: Callable[..., Any]) -> None:
+    if said := conversation.engine.replaced(line):
+        show(said)
     try:
         with contextlib.closing(conversation.reply(line)) as pieces:
             for piece in pieces:

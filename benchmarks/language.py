@@ -249,11 +249,12 @@ def _train(rows: dict[str, Row], config: Config, corpus: Corpus, seed: int) -> d
 def _validate(losses: Callable[..., jax.Array], windows: scoring.Windows, size: int = 16) -> float:
     """Mean nats of the counted targets."""
     total = 0.0
-    for first in range(0, len(windows.tokens), size):
-        piece = [x[first : first + size] for x in windows]
-        tokens, targets, counted = (np.pad(x, ((0, size - len(x)), (0, 0))) for x in piece)
+    for first in range(0, len(windows), size):
+        piece = windows[first : first + size]
+        arrays = piece.tokens, piece.targets, piece.counted
+        tokens, targets, counted = (np.pad(x, ((0, size - len(x)), (0, 0))) for x in arrays)
         total += float((np.asarray(losses(tokens, targets)) * counted).sum(dtype=np.float64))
-    return total / int(windows.counted.sum())
+    return total / int(windows.counts.sum())
 
 
 def _masks(state: State, tokens: jax.Array, config: Config) -> dropout.Masks:

@@ -108,7 +108,7 @@ def _worth(arguments: argparse.Namespace) -> None:
     begin = time.perf_counter()
     mixture, chosen = remembering.choose(bank, engine.params, windows, engine.config)
     print(
-        f"chosen on {windows.counted.sum():,} held-out targets in {time.perf_counter() - begin:.0f} s: "
+        f"chosen on {windows.counts.sum():,} held-out targets in {time.perf_counter() - begin:.0f} s: "
         f"λ = {mixture.weight:.3f}, β = {mixture.inverse_temperature:.3f} ({chosen.model:.4f} → {chosen.mixed:.4f} nats)"
     )
     windows = scoring.cover(scored, context, context // 2, count=arguments.windows)
@@ -117,7 +117,7 @@ def _worth(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begin
     per_character = len(scored) / len(text[middle:])
     model, mixed = (nats * per_character for nats in score)
-    print(f"scored {windows.counted.sum():,} of {len(scored) - 1:,} targets in {seconds:.0f} s, nats per character:\n")
+    print(f"scored {windows.counts.sum():,} of {len(scored) - 1:,} targets in {seconds:.0f} s, nats per character:\n")
     print("| model alone | with its memory | difference | ratio |")
     print("|---|---|---|---|")
     print(f"| {model:.4f} | {mixed:.4f} | {mixed - model:+.4f} | {mixed / model:.4f} |")

@@ -1,5 +1,5 @@
-"""Tables of what a configuration chooses by name: potentials, integrators, score terms, optimisers, learning rules; users may
-add to them.
+"""Tables of what a configuration chooses by name: potentials, integrators, score terms, optimisers, learning rules, and
+readers of text by the end of a file's name; users may add to them.
 
 Built-in entries are imported when they are first used, so that reading a configuration needs no JAX.
 """
@@ -143,6 +143,15 @@ TRACKERS: Registry[Callable[..., Any]] = Registry(
     },
 )
 """Functions of a configuration and a run's folder that return a subscriber, by `training.track`."""
+
+READERS: Registry[Any] = Registry(
+    "text reader",
+    {
+        ".jsonl": "lior_jax.data.readers:json_lines",
+        ".parquet": "lior_jax.data.readers:parquet",
+    },
+)
+"""Functions of a path and `data.field` to the pieces of a file's text (`data.readers`), by the end of the file's name."""
 
 RULES: Registry[Rule] = Registry(
     "learning rule",

@@ -552,7 +552,7 @@ MUTATIONS = [
         f"{REMEMBERING} -k planted",
     ),
     Mutation("inference/remembering.py", "1 if commit else _WINDOWS_AT_ONCE", "_WINDOWS_AT_ONCE", f"{REMEMBERING} -k earlier"),
-    Mutation("inference/remembering.py", "pick(windows.targets)", "pick(windows.tokens)", f"{REMEMBERING} -k token_by"),
+    Mutation("inference/remembering.py", "pick(some.targets)", "pick(some.tokens)", f"{REMEMBERING} -k token_by"),
     Mutation(
         "inference/remembering.py", "- 2 * jnp.mean(queries, 0)", "+ 2 * jnp.mean(queries, 0)", f"{REMEMBERING} -k best_of"
     ),

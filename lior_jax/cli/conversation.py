@@ -39,6 +39,8 @@ def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Cal
 
 
 def _answer(conversation: Conversation, line: str, show: Callable[..., Any]) -> None:
+    if said := conversation.engine.replaced(line):
+        show(said)
     with contextlib.closing(conversation.reply(line)) as pieces:
         for piece in pieces:
             show(piece, end="", flush=True)

@@ -31,6 +31,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key of --config")
     parser.add_argument("--step", type=int, help="use the checkpoint of this step instead of the best one")
 
+    parser.add_argument(
+        "--unknown",
+        choices=("refuse", "replace"),
+        help="characters that the vocabulary has not: refuse the text, or read others in their place and say how many; by "
+        "default as in training (data.unknown)",
+    )
+
     task = parser.add_argument_group("what to do").add_mutually_exclusive_group()
     task.add_argument("--prompt", metavar="TEXT", help="continue a text")
     task.add_argument(
@@ -120,7 +127,10 @@ def run(arguments: argparse.Namespace) -> None:
     from lior_jax.cli import tasks
     from lior_jax.inference import Engine
 
-    engine = tasks.with_memory(Engine.from_checkpoint(folder, arguments.step), Path(folder) / MEMORY, arguments)
+    engine = Engine.from_checkpoint(folder, arguments.step)
+    if arguments.unknown:
+        engine = engine.with_unknown(arguments.unknown)
+    engine = tasks.with_memory(engine, Path(folder) / MEMORY, arguments)
     if arguments.export:
         print(f"Written: {engine.export(arguments.export)}", flush=True)
     elif arguments.score:

@@ -1,13 +1,15 @@
 """A run on the terminal: a progress bar on standard error, and sentences on standard output."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from tqdm import tqdm
 
 from lior_jax.cli import output
 from lior_jax.cli.sentences import sentence
+from lior_jax.data.sources import Report
 from lior_jax.training import events
 
 
@@ -45,8 +47,8 @@ class Bar:
                 self._step(event)
             case events.Validated():
                 self._figure("val", f"{event.nats_per_token:.3f}")
-            case events.Scoring() if self._is_terminal:
-                self._scoring(event)
+            case events.Scoring() | events.Tokenising() if self._is_terminal:
+                self._passing(event)
             case events.SubscriberFailed():
                 self.clear()
                 print(sentence(event), file=self._stream, flush=True)
@@ -77,9 +79,13 @@ class Bar:
         if self._bar is not None:
             self._bar.set_postfix(self._figures, refresh=False)
 
-    def _scoring(self, event: events.Scoring) -> None:
+    def _passing(self, event: events.Scoring | events.Tokenising) -> None:
+        if self._pass is not None and self._pass.desc != f"{event.what}: ":
+            self._pass.close()
+            self._pass = None
         if self._pass is None:
-            self._pass = tqdm(total=event.total, desc=event.what, file=self._stream, leave=False, delay=3)
+            shown = {"file": self._stream, "leave": False, "delay": 3, "unit_scale": True}
+            self._pass = tqdm(total=event.total, desc=event.what, **shown)
         self._pass.update(event.done - self._pass.n)
         if event.done == event.total:
             self._pass.close()
@@ -100,6 +106,16 @@ class Bar:
                     bar.close()
                 bar.disable = True
         self._bar = self._pass = self._stream = None
+
+
+@contextmanager
+def reading() -> Iterator[Report]:
+    """A bar for what `data.load` reports."""
+    bar = Bar()
+    try:
+        yield lambda what, done, total: bar(events.Tokenising(what, done, total))
+    finally:
+        bar.close()
 
 
 class Sentences:

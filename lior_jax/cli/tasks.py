@@ -28,11 +28,18 @@ def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> En
     for file in arguments.remember:
         text = read_file(file)
         capacity = CAPACITY if arguments.capacity is None else arguments.capacity
+        say_replaced(engine, text)
         engine = engine.remember(text, capacity, output.progress)
         engine.save_memory(path)
         trust = f"it has a weight of {engine.memory.mixture.weight:.3f} beside the model"
         print(f"{len(text):,} characters of {file} are remembered in {path}; {trust}", file=sys.stderr)
     return engine
+
+
+def say_replaced(engine: Engine, text: str) -> None:
+    """Say on standard error which characters of a text the model reads as others, if any."""
+    if said := engine.replaced(text):
+        print(said, file=sys.stderr, flush=True)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -47,7 +54,9 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def score(engine: Engine, path: str, stride: int | None) -> None:
     """Print how well the model predicts a file."""
     stride = scoring.half_window(engine.config.context) if stride is None else stride
-    found = engine.score(read_file(path), stride, progress=output.progress)
+    text = read_file(path)
+    say_replaced(engine, text)
+    found = engine.score(text, stride, progress=output.progress)
     history = engine.config.context - stride
     print(
         f"{found.nats_per_character:.4f} nats/char = {found.bits_per_character:.4f} bits/char, "
@@ -78,6 +87,7 @@ def complete(engine: Engine, arguments: argparse.Namespace) -> None:
     """Continue every line of a file."""
     began, tokens = time.monotonic(), 0
     items = prompts.read(arguments.prompts, engine, arguments.samples)
+    say_replaced(engine, "".join(item["prompt"] for item in items))
     for item in prompts.complete(items, engine, arguments.samples, **settings(arguments)):
         tokens += len(engine.tokenizer.encode(item["completion"]))
         print(prompts.to_line(item, sys.stdout.encoding or "utf-8"), flush=True)
@@ -93,6 +103,7 @@ def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
             print("Type a prompt and end it with Ctrl-D (or give --prompt TEXT).", file=sys.stderr)
         prompt = read_stream(sys.stdin.buffer)
         prompt = prompt.removesuffix("\r\n" if prompt.endswith("\r\n") else "\n")
+    say_replaced(engine, prompt)
     chosen = settings(arguments)
     for sample in range(arguments.samples):
         pieces = engine.stream(prompt, sample=sample, **chosen)

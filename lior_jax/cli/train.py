@@ -55,6 +55,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--profile", metavar="STEPS", type=int, help="trace that many steps, once they are compiled, into RUN/profile"
     )
+    parser.add_argument(
+        "--prepare", action="store_true", help="tokenise a long text into the cache, where later runs find it; do not train"
+    )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
     parser.add_argument(
         "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
@@ -71,7 +74,7 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
-    alone += (arguments.init_from, arguments.find_rate, arguments.profile)
+    alone += (arguments.init_from, arguments.find_rate, arguments.profile, arguments.prepare)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
@@ -79,6 +82,14 @@ def parse() -> argparse.Namespace:
         parser.error("--init-from begins a new run, and --resume goes on with one; give one of them")
     if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
         parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
+    if arguments.prepare and (
+        arguments.resume
+        or arguments.dry_run
+        or arguments.find_rate
+        or arguments.profile
+        or arguments.stop_after is not None
+    ):
+        parser.error("--prepare goes with --config, --init-from and --set alone")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
     for option, least in (("stop_after", 1), ("profile", 1), ("find_rate", 20)):
@@ -116,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     # JAX starts only now, so that a mistake in the configuration is reported at once.
     backend.start()
     from lior_jax import training
+    from lior_jax.cli import progress
     from lior_jax.training import dry_run, origin
 
     if config is None and arguments.init_from:
@@ -126,14 +138,29 @@ def run(arguments: argparse.Namespace) -> None:
         config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)
-    if arguments.dry_run:
-        print(dry_run.report(config), flush=True)
+    if arguments.prepare:
+        prepare(config)
+    elif arguments.dry_run:
+        with progress.reading() as reading:
+            print(dry_run.report(config, reading), flush=True)
     elif arguments.find_rate:
         from lior_jax.cli import rate
 
         rate.find(config, arguments)
     else:
         train(config, arguments)
+
+
+def prepare(config) -> None:
+    """Tokenise the text of a configuration, and say where the tokens are."""
+    from lior_jax.cli import progress
+    from lior_jax.training import origin
+
+    with progress.reading() as reading:
+        _, corpus, _ = origin.begin(config, reading)
+    counts = f"{len(corpus.train):,} tokens for training and {len(corpus.validation):,} for validation"
+    where = "every run reads them anew in a moment" if corpus.folder is None else f"in {corpus.folder}"
+    print(f"{counts}, {where}.", flush=True)
 
 
 def train(config, arguments: argparse.Namespace) -> None:
@@ -157,6 +184,9 @@ def train(config, arguments: argparse.Namespace) -> None:
                 force=arguments.force,
                 stop=stop,
             )
+        except signals.NotBegunError as stopped:
+            output.complain(str(stopped))
+            sys.exit(stopped.status)
         except signals.StoppedError as stopped:
             said = f"{stopped} What was saved before is kept" if str(stopped) else "Saved"
             output.complain(f"{said}; go on with --resume {config.run.directory}.")

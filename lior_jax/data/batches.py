@@ -1,8 +1,14 @@
 """Batches as a pure function of `(seed, step)`: nothing of them needs to be saved to resume a run."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
+
+TABLE = 2**20
+"""Windows up to which an epoch's order is a table; the order of more is computed place by place, in no memory."""
+
+_ROUNDS = 6
 
 
 def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -12,7 +18,7 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
     is read once an epoch, but for less than a window left over at each end.
 
     Args:
-        tokens: `[T]`, with `T > context`.
+        tokens: `[T]` of any integer type, in memory or mapped from a file, with `T > context`.
         step: from 0.
 
     Returns:
@@ -23,8 +29,8 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
     for index in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(index, windows)
         first, order = _epoch(windows, min(context, len(tokens) - windows * context), seed, epoch)
-        offsets.append(first + order[place] * context)
-    rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)]
+        offsets.append(first + order(place) * context)
+    rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)].astype(np.int32, copy=False)
     return rows[:, :-1], rows[:, 1:]
 
 
@@ -33,8 +39,40 @@ def windows_per_epoch(tokens: np.ndarray, context: int) -> int:
     return max(1, (len(tokens) - context) // context)
 
 
+def shuffled(place: int, count: int, keys: tuple[int, ...]) -> int:
+    """Where a place below `count` goes: a permutation of them all, chosen by the keys, that needs no table.
+
+    A Feistel network permutes the numbers of an even number of bits, the fewest that hold `count`: in each round
+    `(a, b) → (b, a ⊕ F(b, key))`, which can be undone whatever `F` is. What lies beyond `count` goes through it again (Black &
+    Rogaway 2002, "Ciphers with arbitrary finite domains"), fewer than four times on average.
+
+    Args:
+        keys: a 64-bit number for each round.
+    """
+    bits = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        high, low = place >> bits, place & mask
+        for key in keys:
+            high, low = low, high ^ (_mixed(low ^ key) & mask)
+        place = high << bits | low
+        if place < count:
+            return place
+
+
+def _mixed(x: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): every bit of 64 depends on all."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return x ^ x >> 31
+
+
 @lru_cache(maxsize=2)
-def _epoch(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
-    """Offset of the first window of an epoch, below `offsets`, and the order of its windows."""
+def _epoch(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, Callable[[int], int]]:
+    """Offset of the first window of an epoch, below `offsets`, and the window at each place of its order."""
     random = np.random.default_rng((seed, epoch))
-    return int(random.integers(offsets)), random.permutation(windows)
+    first = int(random.integers(offsets))
+    if windows <= TABLE:
+        return first, random.permutation(windows).item
+    keys = tuple(random.integers(2**64, size=_ROUNDS, dtype=np.uint64).tolist())
+    return first, partial(shuffled, count=windows, keys=keys)

@@ -1,20 +1,25 @@
 """The corpus of a run: text, split into a training and a validation part, and tokenised."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lior_jax import config as configuration
+from lior_jax.data import shards, sources
 from lior_jax.data import tokenizer as tokenizers
-from lior_jax.data.text import read_text
+from lior_jax.data.sources import Report, Source, unreported
+from lior_jax.data.survey import beginning
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
-from lior_jax.settings import REQUIRED, Config
+from lior_jax.settings import REQUIRED, Config, DataConfig
 from lior_jax.storage import sums
 from lior_jax.storage.checkpoint import Metadata
 
-_BEGINNING = 24
-"""Characters of a text's beginning, at most."""
+IN_MEMORY = 2**24
+"""Characters up to which a text is read anew by every run and kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,9 @@ class Corpus:
     """A tokenised corpus. Training and validation text never overlap: the one ends where the other begins."""
 
     train: np.ndarray
-    """`[T]` int32."""
+    """`[T]` int32; or, mapped from a file, uint16 or uint32."""
     validation: np.ndarray
-    """`[T']` int32."""
+    """`[T']`, likewise."""
     tokenizer: Tokenizer
     characters_per_token: float
     """Ratio of characters to tokens in the validation text; turns nats per token into nats per character."""
@@ -32,61 +37,94 @@ class Corpus:
     """SHA-256 of the text, by which a resumed run knows its corpus again."""
     beginning: str
     """Its first characters: the prompt of samples that have none of their own."""
+    unknown: Mapping[str, int]
+    """Characters that the vocabulary has not and that were replaced, with their counts."""
+    folder: Path | None = None
+    """Where the tokens of a long text are kept."""
 
 
-def load(config: Config, saved: Metadata | None = None, another: bool = False) -> Corpus:
-    """Read, split and tokenise the corpus of a configuration.
+def load(config: Config, saved: Metadata | None = None, another: bool = False, report: Report = unreported) -> Corpus:
+    """Read, split and tokenise the corpus of a configuration: in memory, or into the cache (`shards`) if it is long.
 
     Args:
         saved: of a run to resume, whose tokenizer is used.
         another: whether the text may be another one than that run's.
+        report: told how far a long text has come.
 
     Raises:
         UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one; or the
             configuration requires a text and was given none.
     """
-    if config.data.path == REQUIRED:
+    data = config.data
+    if data.path == REQUIRED:
         raise UserError(
             "data.path: this configuration is for a text of your own; give it with --set data.path=FILE "
             "(or take the embedded one with --set data.path=null)."
         )
-    text, source = read_text(config.data.path)
-    fingerprint = sums.of([text.encode("utf-8")])
-    if saved is not None and saved.corpus != fingerprint and not another:
-        raise UserError(
-            f"{source} is not the corpus that {config.run.directory} was started with; restore it to resume, or take the new "
-            "one by --force."
-        )
-    cut = len(text) - round(len(text) * config.data.validation_fraction)
-    parts = text[:cut], text[cut:]
+    source = sources.find(data.path, data.field)
+
+    def check(fingerprint: str) -> None:
+        if saved is not None and saved.corpus != fingerprint and not another:
+            raise UserError(
+                f"{source.name} is not the corpus that {config.run.directory} was started with; restore it to resume, or take "
+                "the new one by --force."
+            )
+
+    words = None
     if saved is not None:
-        tokenizer = tokenizers.from_json(saved.tokenizer)
-    else:
-        tokenizer = tokenizers.build(config.data.tokenizer, text, parts[0])
-    if tokenizer.vocab_size < 2:
-        raise UserError(f"{source} consists of one character, over and over; give a text with something to learn.")
-    train, validation = (tokenizer.encode(part) for part in parts)
-    for name, tokens in (("training", train), ("validation", validation)):
+        words = tokenizers.with_unknown(tokenizers.from_json(saved.tokenizer), data.unknown).to_json()
+    text = source.short(IN_MEMORY)
+    corpus = _read(text, data, words, check) if text is not None else _mapped(source, data, words, check, report)
+    # Of which one is for what is not in the text, where that is replaced.
+    if corpus.tokenizer.vocab_size < (3 if data.unknown == "replace" else 2):
+        raise UserError(f"{source.name} consists of one character, over and over; give a text with something to learn.")
+    for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
         if len(tokens) <= config.model.context:
             raise UserError(
-                f"The {name} part of {source} has {len(tokens)} tokens, but one window needs model.context + 1 = "
+                f"The {name} part of {source.name} has {len(tokens)} tokens, but one window needs model.context + 1 = "
                 f"{config.model.context + 1}; give a longer text, a shorter context or another data.validation_fraction."
             )
+    return corpus
+
+
+def _read(text: str, data: DataConfig, words: dict[str, Any] | None, check: Callable[[str], object]) -> Corpus:
+    """The corpus of a short text."""
+    fingerprint = sums.of([text.encode("utf-8")])
+    check(fingerprint)
+    cut = len(text) - round(len(text) * data.validation_fraction)
+    parts = text[:cut], text[cut:]
+    if words is not None:
+        tokenizer = tokenizers.from_json(words)
+    else:
+        tokenizer = tokenizers.build(data.tokenizer, text, [parts[0]], data.unknown)
+    train, validation = (tokenizer.encode(part) for part in parts)
     return Corpus(
         train=train,
         validation=validation,
         tokenizer=tokenizer,
-        characters_per_token=len(parts[1]) / len(validation),
+        characters_per_token=len(parts[1]) / max(1, len(validation)),
         fingerprint=fingerprint,
-        beginning=_beginning(text),
+        beginning=beginning(text),
+        unknown=tokenizer.unknown(text),
     )
 
 
-def _beginning(text: str) -> str:
-    """The text's first characters, to the end of its first line if there is something on it."""
-    first = text[:_BEGINNING]
-    line = first.splitlines()[0]
-    return line if line.strip() else first
+def _mapped(
+    source: Source, data: DataConfig, words: dict[str, Any] | None, check: Callable[[str], object], report: Report
+) -> Corpus:
+    """The corpus of a long text."""
+    found = shards.load(source, data, words, check, report)
+    about = found.about
+    check(about["fingerprint"])
+    return Corpus(
+        *found.tokens,
+        tokenizer=tokenizers.from_json(about["tokenizer"]),
+        characters_per_token=about["characters"]["validation"] / max(1, about["tokens"]["validation"]),
+        fingerprint=about["fingerprint"],
+        beginning=about["beginning"],
+        unknown=about["unknown"],
+        folder=found.folder,
+    )
 
 
 def with_vocabulary(config: Config, corpus: Corpus) -> Config:

@@ -1,18 +1,21 @@
-"""Text to tokens and back: `byte`, `char`, and `bpe:N`. A tokenizer is saved with its run as plain JSON."""
+"""Text to tokens and back: `byte`, `char`, `bpe:N`, or a `tokenizer.json`. A tokenizer is saved with its run as plain JSON."""
 
 import json
-import re
-from functools import cached_property
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from lior_jax.data.vocabularies import REPLACEMENT, BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer, cuts_words
 from lior_jax.errors import UserError
+from lior_jax.storage import files
 
-_LONGEST_WORD = 256
-"""Bytes after which `bpe:N` cuts a run of letters, digits, signs or blanks; what is shorter is not touched."""
+__all__ = ["BpeTokenizer", "ByteTokenizer", "CharTokenizer", "FileTokenizer", "Tokenizer"]
+
+_SHOWN = 5
+"""Characters that a sentence names, at most."""
 
 
 class Tokenizer(Protocol):
@@ -28,101 +31,51 @@ class Tokenizer(Protocol):
         """Text of tokens `[T]`; bytes that are no UTF-8 become U+FFFD. Raises `UserError` for a token out of range."""
         ...
 
+    def unknown(self, text: str) -> Counter[str]:
+        """How often each character stands in a text that the vocabulary has not; none where it takes every text."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
         ...
 
-
-class ByteTokenizer:
-    """A token for every byte of UTF-8."""
-
-    vocab_size = 256
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
-
-    def decode(self, tokens: np.ndarray) -> str:
-        return bytes(_in_range(tokens, self.vocab_size).tolist()).decode("utf-8", "replace")
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "byte"}
+    def to_library(self) -> str:
+        """The `tokenizer.json` with which the `tokenizers` library encodes alike."""
+        ...
 
 
-class CharTokenizer:
-    """A token for every character that the corpus contains, in code point order."""
-
-    def __init__(self, alphabet: str):
-        self.alphabet = alphabet
-        self.vocab_size = len(alphabet)
-
-    @cached_property
-    def _table(self) -> dict[str, int]:
-        return {character: token for token, character in enumerate(self.alphabet)}
-
-    def encode(self, text: str) -> np.ndarray:
-        try:
-            return np.fromiter((self._table[character] for character in text), np.int32, len(text))
-        except KeyError as unknown:
-            raise UserError(
-                f"The character {unknown.args[0]!r} is not among the {self.vocab_size} that this model was trained on; "
-                "leave it out, or train with data.tokenizer=byte or bpe:N."
-            ) from None
-
-    def decode(self, tokens: np.ndarray) -> str:
-        return "".join(self.alphabet[token] for token in _in_range(tokens, self.vocab_size))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "char", "alphabet": self.alphabet}
-
-
-class BpeTokenizer:
-    """Byte-level byte-pair encoding by the `tokenizers` library; every text can be encoded."""
-
-    def __init__(self, serialized: str):
-        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
-        self.vocab_size = self._tokenizer.get_vocab_size()
-
-    @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BpeTokenizer":
-        """Learn merges from a text until the vocabulary is full or no pair occurs twice."""
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        # Merging takes the square of a word's length, and a text without spaces is one word.
-        cut = pre_tokenizers.Split(Regex(f".{{{_LONGEST_WORD}}}"), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(re.split(r"(?<=\n\n)", text), trainer)
-        return cls(tokenizer.to_str())
-
-    def encode(self, text: str) -> np.ndarray:
-        _utf8(text)
-        return np.array(self._tokenizer.encode(text).ids, np.int32)
-
-    def decode(self, tokens: np.ndarray) -> str:
-        return self._tokenizer.decode(_in_range(tokens, self.vocab_size).tolist())
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "bpe", "serialized": self._tokenizer.to_str()}
-
-
-def build(kind: str, text: str, training_text: str) -> Tokenizer:
-    """The tokenizer of a configuration's `data.tokenizer`.
+def build(kind: str, characters: str, training: Iterable[str], unknown: str = "refuse") -> Tokenizer:
+    """The tokenizer of a configuration.
 
     Args:
-        kind: `byte`, `char` or `bpe:N`.
-        text: the whole corpus, whose characters `char` knows.
-        training_text: its training part, from which `bpe:N` learns.
+        kind: `data.tokenizer`.
+        characters: of the whole corpus, any number of times; `char` knows them all, where it refuses others.
+        training: pieces of its training part, from which `bpe:N` learns, and `char` where it replaces others.
+        unknown: `data.unknown`.
+
+    Raises:
+        UserError: a file that is no tokenizer.
     """
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "char" and unknown == "refuse":
+        return CharTokenizer("".join(sorted(set(characters))))
     if kind == "char":
-        return CharTokenizer("".join(sorted(set(text))))
-    return BpeTokenizer.train(training_text, int(kind.removeprefix("bpe:")))
+        return CharTokenizer("".join(sorted({REPLACEMENT}.union(*training))), REPLACEMENT)
+    if kind.startswith("bpe:"):
+        return BpeTokenizer.train(training, int(kind.removeprefix("bpe:")))
+    return from_file(kind)
+
+
+def from_file(path: str) -> FileTokenizer:
+    """The tokenizer of a `tokenizer.json`. Raises `UserError` if it is none."""
+    try:
+        return FileTokenizer(files.read(Path(path), "data.tokenizer:").decode("utf-8"), path)
+    except UserError:
+        raise
+    except Exception as problem:  # whatever the library raises
+        reason = getattr(problem, "strerror", None) or problem
+        raise UserError(f"data.tokenizer: {path} is no tokenizer.json that can be read ({reason}); give another one.") from None
 
 
 def from_json(values: dict[str, Any]) -> Tokenizer:
@@ -132,25 +85,43 @@ def from_json(values: dict[str, Any]) -> Tokenizer:
         if kind == "byte":
             return ByteTokenizer()
         if kind == "char":
-            return CharTokenizer(values["alphabet"])
+            return CharTokenizer(values["alphabet"], values.get("replacement"))
         if kind == "bpe":
             json.loads(values["serialized"])
             return BpeTokenizer(values["serialized"])
+        if kind == "file":
+            return FileTokenizer(values["serialized"], values["path"])
     except Exception as problem:
         raise UserError(f"The tokenizer saved with this run is damaged ({type(problem).__name__}: {problem}).") from None
     raise UserError(f"The tokenizer saved with this run is of an unknown kind, {kind!r}.")
 
 
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise UserError(f"The text is not valid Unicode at character {problem.start}; save it as UTF-8.") from None
+def from_library(serialized: str, path: str) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`: what wrote it by `to_library`, or a `FileTokenizer`. Raises as the library does."""
+    model = json.loads(serialized)["model"]
+    made: list[Tokenizer] = [ByteTokenizer()]
+    if model["type"] == "WordLevel":
+        alphabet = "".join(sorted(model["vocab"], key=model["vocab"].get))
+        made += [CharTokenizer(alphabet, x) for x in (None, model["unk_token"]) if x is None or x in model["vocab"]]
+    if model["type"] == "BPE" and cuts_words(serialized):
+        made.append(BpeTokenizer(serialized))
+    same = (x for x in made if json.loads(x.to_library()) == json.loads(serialized))
+    return next(same, None) or FileTokenizer(serialized, path)
 
 
-def _in_range(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    tokens = np.asarray(tokens)
-    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if outside.size:
-        raise UserError(f"The token {outside[0]} is outside this vocabulary, whose tokens are 0 to {vocab_size - 1}.")
-    return tokens
+def with_unknown(tokenizer: Tokenizer, unknown: str) -> Tokenizer:
+    """A tokenizer that refuses or replaces (`data.unknown`) characters which its vocabulary has not."""
+    return tokenizer.with_unknown(unknown) if isinstance(tokenizer, CharTokenizer) else tokenizer
+
+
+def replaced(tokenizer: Tokenizer, unknown: Mapping[str, int]) -> str | None:
+    """What to say of characters that were replaced, so many of each; None if there were none."""
+    if not unknown:
+        return None
+    often = sorted(unknown, key=lambda character: (-unknown[character], character))
+    named = ", ".join(map(repr, often[:_SHOWN])) + (f" and {len(often) - _SHOWN} more" if len(often) > _SHOWN else "")
+    count = sum(unknown.values())
+    return (
+        f"{count:,} character{'' if count == 1 else 's'} that the vocabulary has not ({named}) "
+        f"{'is' if count == 1 else 'are'} replaced by {tokenizer.replacement!r}."
+    )

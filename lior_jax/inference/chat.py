@@ -86,7 +86,7 @@ class Conversation:
             raise UserError("/remember needs a file, for example /remember notes.txt.")
         text = read_file(path)
         self.engine = self.engine.remember(text)
-        return f"{len(text):,} characters of {path} are remembered."
+        return "\n".join(filter(None, [self.engine.replaced(text), f"{len(text):,} characters of {path} are remembered."]))
 
     def command(self, line: str) -> str:
         """Do what a line without its `/` asks for (`HELP`), and return what is to be shown.

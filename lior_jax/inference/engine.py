@@ -309,6 +309,20 @@ class Engine:
         export.export(self.params, self.config, self.tokenizer, folder)
         return Path(folder)
 
+    def with_unknown(self, unknown: str) -> "Engine":
+        """An engine that refuses, or replaces, characters which its vocabulary has not: `refuse` or `replace`."""
+        return replace(self, tokenizer=tokenizer.with_unknown(self.tokenizer, unknown))
+
+    def replaced(self, text: str) -> str | None:
+        """What to say of characters of a text that are replaced, with their count; None if there are none.
+
+        Raises:
+            UserError: there are some, and they are refused.
+        """
+        if unknown := self.tokenizer.unknown(text):
+            self.tokenizer.encode(text)
+        return tokenizer.replaced(self.tokenizer, unknown)
+
     def encode(self, prompt: str) -> np.ndarray:
         """Tokens of a prompt, which must not be empty."""
         if not prompt:

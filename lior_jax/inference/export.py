@@ -2,7 +2,7 @@
 
 model.safetensors   every array, named by its place in `Params`, such as `blocks.metric.scale`
 config.yaml         the `model` section of the configuration
-tokenizer.json      what `tokenizer.from_json` reads
+tokenizer.json      as the library `tokenizers` reads it (Hugging Face's format), and encodes alike
 """
 
 import json
@@ -51,7 +51,7 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
             files.replacing_file(folder / CONFIG) as configuration_file,
         ):
             arrays.fill(weights, arrays.named(params))
-            vocabulary.write_bytes((json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n").encode())
+            vocabulary.write_bytes((tokenizer.to_library() + "\n").encode("utf-8", "surrogatepass"))
             configuration_file.write_bytes(record.encode())
     except OSError as problem:
         reason = problem.strerror or problem
@@ -88,7 +88,7 @@ def load(folder: str | Path) -> tuple[Params, ModelConfig, Tokenizer]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}; give a folder that a model was exported to.")
     config = configuration.load_model(folder / CONFIG)
-    tokenizer = tokenizers.from_json(_read_json(folder / TOKENIZER))
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
     if config.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"{folder / CONFIG} has a vocabulary of {config.vocab_size}, but its tokenizer has {tokenizer.vocab_size} "
@@ -115,8 +115,13 @@ def _restore(saved: dict[str, Any], like: Params, source: Path) -> Params:
     return jax.tree.unflatten(structure, [jnp.asarray(saved[name]) for name in wanted])
 
 
-def _read_json(path: Path) -> Any:
+def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        # Before it was the library's format, it was ours.
+        return tokenizers.from_json(values) if "kind" in values else tokenizers.from_library(text, str(path))
+    except UserError:
+        raise
+    except Exception as problem:  # whatever the library raises
         raise UserError(f"{path} is damaged ({problem}); export the model again.") from None

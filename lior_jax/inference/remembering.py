@@ -81,7 +81,7 @@ def score(
     Returns:
         The score, and the memory, which is the one given unless `commit`.
     """
-    total, count = np.zeros(2), int(windows.counted.sum())
+    total, count = np.zeros(2), int(windows.counts.sum())
     bank = jax.tree.map(jnp.copy, bank) if commit else bank
     for batch in _batches(windows, 1 if commit else _WINDOWS_AT_ONCE, "scoring", progress):
         logits, points = _look(params, batch, config)
@@ -160,13 +160,14 @@ def _read_targets(bank: MemoryBank, queries: np.ndarray, targets: np.ndarray, be
 
 
 def _batches(windows: Windows, size: int, what: str, progress: Progress) -> Iterator[_Batch]:
-    most = int(windows.counted.sum(1).max())
-    places = np.argsort(~windows.counted, axis=1, kind="stable")[:, :most].astype(np.int32)
-    pick = partial(np.take_along_axis, indices=places, axis=1)
-    whole = _Batch(windows.tokens, places, pick(windows.targets), pick(windows.counted))
-    for start in progress(range(0, len(places), size), what):
-        batch = _Batch(*(x[start : start + size] for x in whole))
-        missing = size - len(batch.tokens)
+    most = int(windows.counts.max())
+    for start in progress(range(0, len(windows), size), what):
+        some = windows[start : start + size]
+        counted = some.counted
+        places = np.argsort(~counted, axis=1, kind="stable")[:, :most].astype(np.int32)
+        pick = partial(np.take_along_axis, indices=places, axis=1)
+        batch = _Batch(some.tokens, places, pick(some.targets), pick(counted))
+        missing = size - len(places)
         yield _Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in batch))
 
 

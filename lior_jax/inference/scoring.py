@@ -1,8 +1,8 @@
 """How well a model predicts a text: windows that cover it, and the nats of each of its tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,12 +22,54 @@ def unseen(items: Sequence, what: str) -> Iterable:
     return items
 
 
-class Windows(NamedTuple):
-    """`tokens` and `targets` `[K, L]`, and `counted` `[K, L]`: which targets a window is there to score."""
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text, cut out when they are asked for: the text may be longer than memory. A slice is some of them.
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    counted: np.ndarray
+    `tokens` and `targets` `[K, L]` int32, and `counted` `[K, L]`: which targets a window is there to score.
+    """
+
+    text: np.ndarray
+    """`[T]`, in memory or mapped from a file."""
+    context: int
+    stride: int
+    scored: Sequence[int] | np.ndarray
+    """Place of each window's first counted position, `[K]`."""
+
+    def __len__(self) -> int:
+        return len(self.scored)
+
+    def __getitem__(self, some: slice) -> "Windows":
+        return replace(self, scored=self.scored[some])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._cut(0)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self._cut(1)
+
+    @property
+    def counted(self) -> np.ndarray:
+        scored = np.asarray(self.scored)[:, None]
+        return (self._places >= scored) & (self._places < scored + self.counts[:, None])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many targets each window scores, `[K]`."""
+        return np.minimum(self.stride, len(self.text) - 1 - np.asarray(self.scored))
+
+    @property
+    def _places(self) -> np.ndarray:
+        first = np.maximum(0, np.asarray(self.scored) + self.stride - self.context)
+        return first[:, None] + np.arange(self.context)
+
+    def _cut(self, later: int) -> np.ndarray:
+        # The padding at the end of the text lies after every counted target, where causality keeps it out.
+        places = self._places + later
+        there = places < len(self.text)
+        return np.where(there, self.text[np.minimum(places, len(self.text) - 1)], 0).astype(np.int32)
 
 
 def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: int | None = None) -> Windows:
@@ -47,14 +89,10 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
     stride = context if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"stride is {stride}, but must be between 1 and the context, {context}.")
-    scored = np.arange(0, len(tokens) - 1, stride)
+    scored: range | np.ndarray = range(0, len(tokens) - 1, stride)
     if count is not None and count < len(scored):
-        scored = scored[np.linspace(0, len(scored) - 1, count).round().astype(int)]
-    # The padding at the end of the text lies after every counted target, where causality keeps it out.
-    padded = np.concatenate([tokens, np.zeros(context + 1, tokens.dtype)])
-    place = np.maximum(0, scored + stride - context)[:, None] + np.arange(context)
-    counted = (place >= scored[:, None]) & (place < np.minimum(scored + stride, len(tokens) - 1)[:, None])
-    return Windows(padded[place], padded[place + 1], counted)
+        scored = np.linspace(0, len(scored) - 1, count).round().astype(int) * stride
+    return Windows(tokens, context, stride, scored)
 
 
 def half_window(context: int) -> int:
@@ -64,23 +102,22 @@ def half_window(context: int) -> int:
 
 def mean_nats(params: Params, windows: Windows, config: ModelConfig, progress: Progress = unseen) -> float:
     """Mean nats of the counted targets."""
-    total = 0.0
+    total, count = 0.0, 0
     for losses, counted in _losses(params, windows, config, progress):
         total += float((losses * counted).sum(dtype=np.float64))
-    return total / int(windows.counted.sum())
+        count += int(counted.sum())
+    return total / count
 
 
 def _losses(
     params: Params, windows: Windows, config: ModelConfig, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    size = min(_WINDOWS_AT_ONCE, len(windows.tokens))
-    starts = range(0, len(windows.tokens), size)
-    for start in progress(starts, "scoring"):
-        piece = Windows(*(x[start : start + size] for x in windows))
-        missing = size - len(piece.tokens)
-        tokens, targets = (np.pad(x, ((0, missing), (0, 0))) for x in piece[:2])
+    size = min(_WINDOWS_AT_ONCE, len(windows))
+    for start in progress(range(0, len(windows), size), "scoring"):
+        piece = windows[start : start + size]
+        tokens, targets = (np.pad(x, ((0, size - len(piece)), (0, 0))) for x in (piece.tokens, piece.targets))
         losses = np.asarray(_token_losses(params, tokens, targets, config))
-        yield losses[: len(piece.tokens)], piece.counted
+        yield losses[: len(piece)], piece.counted
 
 
 @partial(jax.jit, static_argnums=3)

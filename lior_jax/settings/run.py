@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lior_jax.registry import OPTIMIZERS, RULES, TRACKERS
-from lior_jax.settings.sections import PathText, Section, off
+from lior_jax.settings.sections import PathText, Section, off, system_path
 
 
 class RunConfig(Section):
@@ -25,17 +25,29 @@ class DataConfig(Section):
     """What is read, and how it becomes tokens."""
 
     path: PathText | None = Field(None, min_length=1)
-    """UTF-8 file, folder or glob; null for the embedded corpus, `pydoc_data.topics`; `required` for a configuration that has to
-    be given one."""
+    """File, folder or glob of UTF-8 texts, JSON lines (`.jsonl`) or parquet files, also packed (`.gz`, `.zst`); null for the
+    embedded corpus, `pydoc_data.topics`; `required` for a configuration that has to be given one."""
+    field: str = Field("text", min_length=1)
+    """Key of JSON lines, or column of parquet files, that holds the text."""
     tokenizer: str = "char"
-    """`byte`, `char`, or `bpe:N` with N the size of the vocabulary."""
+    """`byte`, `char`, `bpe:N` with N the size of the vocabulary, or the path of a `tokenizer.json` (Hugging Face's format)."""
+    unknown: Literal["refuse", "replace"] = "refuse"
+    """Whether a character that the vocabulary of `char` has not is refused, or replaced and counted. Where they are replaced,
+    the vocabulary is that of the training part, and U+FFFD for all others."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the text, from its end, that is never trained on."""
 
     @model_validator(mode="after")
     def _tokenizer_is_known(self):
+        if self.unknown == "replace" and self.tokenizer != "char":
+            raise ValueError(f"unknown: replace is nothing for the tokenizer {self.tokenizer!r}; it is for char")
+        if self.tokenizer.endswith(".json"):
+            system_path(self.tokenizer)
+            return self
         if not re.fullmatch(r"byte|char|bpe:[1-9][0-9]{0,8}", self.tokenizer):
-            raise ValueError(f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048)")
+            raise ValueError(
+                f"tokenizer: {self.tokenizer!r} is none of byte, char, bpe:N (for example bpe:2048) and PATH/tokenizer.json"
+            )
         if self.tokenizer.startswith("bpe:") and not 257 <= int(self.tokenizer[4:]) <= 2**20:
             raise ValueError(f"tokenizer: {self.tokenizer!r} must have room for the 256 bytes, and at most {2**20} tokens")
         return self

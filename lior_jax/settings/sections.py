@@ -58,8 +58,8 @@ def _kinds(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _path(value: str) -> str:
-    """A path that the system can be asked for, with `~` written out."""
+def system_path(value: str) -> str:
+    """A path that the system can be asked for, with `~` written out. Raises `ValueError` if it is none."""
     try:
         if b"\0" not in os.fsencode(value):
             return os.path.expanduser(value)
@@ -68,7 +68,7 @@ def _path(value: str) -> str:
     raise ValueError("a path has neither NUL nor lone surrogates")
 
 
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(system_path)]
 """A path of a file or folder."""
 
 

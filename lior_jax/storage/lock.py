@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,29 @@ def held(run: Path) -> Iterator[None]:
         raise UserError(f"{run} cannot be locked ({problem.strerror}); put run.directory on a local disk.") from None
     try:
         files.write_atomically(run / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def turn(folder: Path, waiting: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of a folder, after whoever holds it.
+
+    Args:
+        waiting: called every second while another process holds it, with that one's name; it may raise, to give up.
+
+    Raises:
+        OSError: the folder cannot be locked.
+    """
+    lock = FileLock(folder / FILE, timeout=1, preserve_lock_file=True)
+    while not lock.is_locked:
+        try:
+            lock.acquire()
+        except Timeout:
+            waiting(_holder(folder))
+    try:
+        files.write_atomically(folder / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         lock.release()

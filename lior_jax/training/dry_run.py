@@ -5,20 +5,25 @@ import jax.numpy as jnp
 
 from lior_jax import data, model
 from lior_jax.data.corpus import check_sample
+from lior_jax.data.sources import Report, unreported
 from lior_jax.model.retrieval import choice
 from lior_jax.settings import Config
 from lior_jax.training import memory, origin
 from lior_jax.training.step import State, initial_state, train_step
 
 
-def report(config: Config) -> str:
-    """Parameters, tokens, and the memory of the compiled step; nothing is trained, and nothing written.
+def report(config: Config, reading: Report = unreported) -> str:
+    """Parameters, tokens, and the memory of the compiled step; nothing is trained, and nothing written but the tokens of a long
+    text into the cache.
+
+    Args:
+        reading: told how far a long text has come.
 
     Raises:
         UserError: as training would, for the corpus, the vocabulary and the prompt of the samples; or a step is too large to be
             compiled.
     """
-    config, corpus, _ = origin.begin(config)
+    config, corpus, _ = origin.begin(config, reading)
     check_sample(config, corpus)
     training, context = config.training, config.model.context
     state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))

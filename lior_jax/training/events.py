@@ -30,6 +30,23 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Tokenising(Event):
+    """A long text is on its way into the cache of tokenised texts; before the run begins."""
+
+    what: str
+    """Part of the work: `reading`, `tokenising` and so on."""
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Replaced(Event):
+    """The text has characters that the vocabulary has not, and that were replaced."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Initialised(Event):
     """The run begins with the parameters and the tokenizer of a trained model; its optimiser begins anew."""
 

@@ -8,6 +8,7 @@ import jax
 from lior_jax import config as configuration
 from lior_jax import data
 from lior_jax.data.corpus import Corpus, with_vocabulary
+from lior_jax.data.sources import Report, unreported
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, export
 from lior_jax.settings import Config
@@ -38,22 +39,27 @@ class Beginning(NamedTuple):
     origin: Origin | None
 
 
-def begin(config: Config) -> Beginning:
+def begin(config: Config, report: Report = unreported) -> Beginning:
     """Read the corpus of a configuration and, if it has one, the model that it begins with, whose tokenizer is kept.
+
+    Args:
+        report: told how far a long text has come.
 
     Raises:
         UserError: as `data.load`; no such model, or one whose `model` section is another; a text that its tokenizer has not
             all characters of.
     """
     if config.run.init_from is None:
-        corpus = data.load(config)
+        corpus = data.load(config, report=report)
         return Beginning(with_vocabulary(config, corpus), corpus, None)
     origin = read(config.run.init_from)
     _check(config, origin)
     kept = checkpoint.Metadata({}, origin.engine.tokenizer.to_json(), "")
-    corpus = data.load(config, kept, another=True)
+    # What is not char takes every text.
     kind = kept.tokenizer["kind"]
-    named = f"bpe:{corpus.tokenizer.vocab_size}" if kind == "bpe" else kind
+    config = configuration.replace(config, "data", unknown=config.data.unknown if kind == "char" else "refuse")
+    corpus = data.load(config, kept, True, report)
+    named = {"bpe": f"bpe:{corpus.tokenizer.vocab_size}", "file": kept.tokenizer.get("path")}.get(kind, kind)
     return Beginning(with_vocabulary(configuration.replace(config, "data", tokenizer=named), corpus), corpus, origin)
 
 

@@ -7,8 +7,9 @@ shown comes after it, so that a display that fails, hangs or takes the process w
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lior_jax.data.sources import Report
 from lior_jax.training import events, metrics
-from lior_jax.training.signals import Stop
+from lior_jax.training.signals import NotBegunError, Stop
 
 
 class Reporter:
@@ -49,6 +50,17 @@ class Reporter:
     def report(self, event: events.Event) -> None:
         """Report an event now, before what was noted."""
         self._subscriber(event)
+
+
+def watched_reading(report: events.Subscriber, stop: Stop) -> Report:
+    """What `data.load` reports to: passes it on, and gives up when the run is asked to stop."""
+
+    def told(what: str, done: int, total: int) -> None:
+        if stop.requested:
+            raise NotBegunError(stop.number, "Stopped while the text was being tokenised; start again by the same command.")
+        report(events.Tokenising(what, done, total))
+
+    return told
 
 
 def watched_pass(items: Sequence, what: str, report: events.Subscriber, stop: Stop) -> Iterator[Any]:

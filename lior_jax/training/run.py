@@ -11,6 +11,8 @@ import jax
 
 from lior_jax import data, model
 from lior_jax.data.corpus import check_sample, with_vocabulary
+from lior_jax.data.sources import Report
+from lior_jax.data.tokenizer import replaced
 from lior_jax.errors import UserError
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.settings import Config
@@ -19,7 +21,7 @@ from lior_jax.training import environment, events, origin, run_folder, summaries
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.origin import Beginning
-from lior_jax.training.reporting import Reporter, watched_pass
+from lior_jax.training.reporting import Reporter, watched_pass, watched_reading
 from lior_jax.training.signals import Stop
 from lior_jax.training.step import State, initial_state
 from lior_jax.training.summaries import Summary
@@ -58,9 +60,9 @@ def train(
     Raises:
         UserError: an unusable corpus, a run folder in use, one that belongs to another configuration, steps with bad numbers
             again and again, or a last checkpoint that could not be saved.
-        StoppedError: `stop` asked for it; what was trained is saved.
+        StoppedError: `stop` asked for it; what was trained is saved (a `NotBegunError`: nothing was yet).
     """
-    started, report = time.monotonic(), events.as_one(on_event)
+    started, report, stop = time.monotonic(), events.as_one(on_event), stop or Stop()
     finished = summaries.of_finished(config) if resume else None
     if finished:
         report(events.AlreadyFinished(finished.directory, finished.step))
@@ -70,8 +72,11 @@ def train(
         if resume:
             stack.enter_context(lock.held(run))
         saved = run_folder.saved(run, config, force) if resume else None
-        beginning = _continued(config, saved, force) if saved else origin.begin(config)
+        reading = watched_reading(report, stop)
+        beginning = _continued(config, saved, force, reading) if saved else origin.begin(config, reading)
         config, corpus, _ = beginning
+        if said := replaced(corpus.tokenizer, corpus.unknown):
+            report(events.Replaced(said))
         check_sample(config, corpus)
         if not resume:
             run_folder.make_folder(run)
@@ -81,7 +86,7 @@ def train(
             run_folder.write_record(run, config)
         trackers = stack.enter_context(tracking.opened(config, run))
         report = events.as_one([report, *trackers])
-        session = _Session(run, beginning, saved, stop_after, stop or Stop(), report)
+        session = _Session(run, beginning, saved, stop_after, stop, report)
         step, best = _train(session)
         progress = partial(watched_pass, report=report, stop=session.stop)
         summary = summaries.write(run, config, corpus, step, best, started, progress)
@@ -133,8 +138,8 @@ def _train(session: _Session) -> tuple[int, int]:
         return step, checkpoints.best
 
 
-def _continued(config: Config, saved: run_folder.Saved, force: bool) -> Beginning:
-    corpus = data.load(config, saved.metadata, another=force)
+def _continued(config: Config, saved: run_folder.Saved, force: bool, reading: Report) -> Beginning:
+    corpus = data.load(config, saved.metadata, force, reading)
     return Beginning(with_vocabulary(config, corpus), corpus, None)
 
 

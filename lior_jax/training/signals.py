@@ -29,6 +29,10 @@ class StoppedError(Exception):
         self.status = 128 + number
 
 
+class NotBegunError(StoppedError):
+    """The run was asked to stop before it began; `problem` says all there is to say."""
+
+
 class Stop:
     """Whether, and by which signal, the run was asked to stop."""
 

@@ -246,3 +246,41 @@ def test_an_epoch_reads_every_token_once_and_epochs_differ():
 def test_another_seed_gives_another_order():
     tokens = np.arange(5000, dtype=np.int32)
     assert not np.array_equal(data.batch_at(tokens, 0, 0, 8, 16)[0], data.batch_at(tokens, 1, 0, 8, 16)[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000])
+def test_a_shuffle_without_a_table_is_a_permutation(count):
+    for keys in ((1, 2, 3, 4, 5, 6), (2**64 - 1, 0, 7, 7, 2**40, 9)):
+        assert sorted(batches.shuffled(place, count, keys) for place in range(count)) == list(range(count))
+
+
+def test_a_shuffle_without_a_table_is_as_good_as_one_with():
+    """Over 4,000 keys every place goes everywhere equally often, and neighbours part: chi-square of 16 and of 240 cells."""
+    random, count, draws = np.random.default_rng(0), 16, 4000
+    found = np.empty((draws, 2), int)
+    for row in found:
+        keys = tuple(random.integers(2**64, size=6, dtype=np.uint64).tolist())
+        row[:] = batches.shuffled(3, count, keys), batches.shuffled(4, count, keys)
+    singles = np.bincount(found[:, 0], minlength=count)
+    pairs = np.bincount(found[:, 0] * count + found[:, 1], minlength=count * count)[~np.eye(count, dtype=bool).ravel()]
+    for counts in (singles, pairs):
+        freedom, expected = len(counts) - 1, draws / len(counts)
+        assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_long_texts_are_gone_through_like_short_ones(monkeypatch):
+    """The table of an epoch's order is for speed alone; without it, too, an epoch reads every token once."""
+    monkeypatch.setattr(batches, "TABLE", 10)
+    batches._epoch.cache_clear()
+    test_an_epoch_reads_every_token_once_and_epochs_differ()
+    test_another_seed_gives_another_order()
+    batches._epoch.cache_clear()
+
+
+def test_batches_are_what_they_have_been():
+    """Runs that were begun with an earlier version go on with the same batches."""
+    tokens = np.arange(1000, dtype=np.int32)
+    random = np.random.default_rng((7, 0))
+    first, order = random.integers(10), random.permutation(99)
+    found = [data.batch_at(tokens, 7, step, 3, 10)[0][:, 0] for step in range(33)]
+    np.testing.assert_array_equal(np.concatenate(found), first + order * 10)

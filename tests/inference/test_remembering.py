@@ -103,9 +103,7 @@ def test_a_memory_filled_while_scoring_scores_as_one_filled_before(params, text)
     windows = scoring.cover(text, TINY.context, STRIDE)
     start = memory_bank.empty(20, TINY)
     for index in (1, 4, 9):
-        before, this, until = (
-            type(windows)(*(x[part] for x in windows)) for part in (slice(index), slice(index, index + 1), slice(index + 1))
-        )
+        before, this, until = windows[:index], windows[index : index + 1], windows[: index + 1]
         score_before, bank = remembering.score(start, params, before, TINY, MIXTURE, commit=True)
         score_until, _ = remembering.score(start, params, until, TINY, MIXTURE, commit=True)
         score_this, same = remembering.score(bank, params, this, TINY, MIXTURE)
@@ -117,7 +115,7 @@ def test_a_memory_filled_while_scoring_scores_as_one_filled_before(params, text)
 def test_an_answer_planted_in_the_scored_window_changes_nothing(params, text):
     """A window whose targets all say the same thing twice gets no help from the first time."""
     windows = scoring.cover(np.array([2, 2, 2, 2], np.int32), TINY.context, STRIDE)
-    first = type(windows)(*(x[:1] for x in windows))
+    first = windows[:1]
     score, bank = remembering.score(memory_bank.empty(50, TINY), params, first, TINY, MIXTURE, commit=True)
     assert score.mixed == score.model
     after, _ = remembering.score(bank, params, first, TINY, MIXTURE)

@@ -41,6 +41,19 @@ def test_a_stride_that_would_leave_targets_out_is_told(stride):
         scoring.cover(np.arange(20), 4, stride)
 
 
+def test_windows_are_cut_out_of_a_mapped_text_when_they_are_asked_for(tmp_path):
+    """And are the same however many are asked for at once."""
+    np.arange(1003, dtype="<u2").tofile(tmp_path / "tokens")
+    windows = scoring.cover(np.memmap(tmp_path / "tokens", "<u2", "r"), 10, 4)
+    assert isinstance(windows.scored, range)
+    whole = scoring.cover(np.arange(1003), 10, 4)
+    for some in (slice(0, 3), slice(100, 120), slice(248, 300)):
+        for name in ("tokens", "targets", "counted", "counts"):
+            np.testing.assert_array_equal(getattr(windows[some], name), getattr(whole, name)[some])
+    assert windows[:2].tokens.dtype == np.int32
+    np.testing.assert_array_equal(whole.counts, whole.counted.sum(1))
+
+
 def test_mean_nats_equals_scoring_each_target_by_itself():
     params = model.init(jax.random.key(0), TINY)
     params = params._replace(readout=params.readout * 60)

@@ -184,11 +184,12 @@ def _share(step: jax.Array, steps: jax.Array, config: Config) -> jax.Array:
 def _validate(params: Params, windows: scoring.Windows, config: Config) -> np.ndarray:
     """Mean nats per token of each model."""
     total = 0.0
-    for first in range(0, len(windows.tokens), WINDOWS):
-        piece = [x[first : first + WINDOWS] for x in windows]
-        tokens, targets, counted = (np.pad(x, ((0, WINDOWS - len(x)), (0, 0))) for x in piece)
+    for first in range(0, len(windows), WINDOWS):
+        piece = windows[first : first + WINDOWS]
+        arrays = piece.tokens, piece.targets, piece.counted
+        tokens, targets, counted = (np.pad(x, ((0, WINDOWS - len(x)), (0, 0))) for x in arrays)
         total = total + (np.asarray(_losses(params, tokens, targets, config), np.float64) * counted).sum((1, 2))
-    return total / windows.counted.sum()
+    return total / windows.counts.sum()
 
 
 @partial(jax.jit, static_argnums=3)

@@ -83,11 +83,7 @@ def parse() -> argparse.Namespace:
     if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
         parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.prepare and (
-        arguments.resume
-        or arguments.dry_run
-        or arguments.find_rate
-        or arguments.profile
-        or arguments.stop_after is not None
+        arguments.resume or arguments.dry_run or arguments.find_rate or arguments.profile or arguments.stop_after is not None
     ):
         parser.error("--prepare goes with --config, --init-from and --set alone")
     if arguments.force and not arguments.resume:

@@ -8,7 +8,7 @@ key and `λ = 1` the field returns `v_t` at `k_t`. In a chunk of `C` positions, 
     (1 + A) u = λ ⊙ (v − ρ^i T₀ k),      A_ij = λ_i ρ^{i−j} ⟨k_i, k_j⟩ for j < i, else 0
     y_i = ρ^i T₀ q_i + Σ_{j≤i} ρ^{i−j} ⟨k_j, q_i⟩ u_j
 
-so one triangular solve per chunk, all of them at once, leaves two small products to go from chunk to chunk (the UT form of
+so one triangular inverse per chunk, all of them at once, leaves two small products to go from chunk to chunk (the UT form of
 Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length"). Source: docs/design.md
 section 3.
 
@@ -73,11 +73,12 @@ def delta_more(
         The field after each sequence's last position, and `y` `[B, L, H, v]`.
     """
     length = queries.shape[1]
-    run = _run(queries, keys, values, pull, rate, field, precision, length)
-    fading, age = -rate[None, :, None, None], (lengths[:, None] - 1 - jnp.arange(length)[None])[:, None, :, None]
-    kept = jnp.where(age >= 0, jnp.exp(fading * jnp.maximum(age, 0)), 0)
-    written = contract("bhim,bhiv->bhmv", kept * run.keys[:, :, 0], run.change[:, :, 0], precision)
-    return jnp.exp(fading * lengths[:, None, None, None]) * field + written, _joined(run.read, length)
+    run = _run(queries, keys, values, pull, rate, field, precision, min(CHUNK, length))
+    age = (lengths[:, None] - 1 - jnp.arange(length)[None])[..., None, None]
+    kept = jnp.where(age >= 0, jnp.exp(-rate[None, None, :, None] * jnp.maximum(age, 0)), 0)
+    written = contract("bihm,bihv->bhmv", kept * keys, _joined(run.change, length), precision)
+    gone = lengths[:, None, None, None]
+    return jnp.exp(-rate[None, :, None, None] * gone) * field + written, _joined(run.read, length)
 
 
 def delta_and_adjoint(
@@ -110,8 +111,8 @@ class _Fading(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both faded; `system`, which
-    has A below its diagonal; the field before each, `starts` `[B, H, N, m, v]`; the `change` u and what was `read`."""
+    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both faded; the `inverse` of
+    1 + A; the field before each, `starts` `[B, H, N, m, v]`; the `change` u and what was `read`."""
 
     queries: Array
     keys: Array
@@ -120,7 +121,7 @@ class _Run(NamedTuple):
     fading: _Fading
     overlap: Array
     match: Array
-    system: Array
+    inverse: Array
     starts: Array
     change: Array
     read: Array
@@ -131,8 +132,8 @@ def _run(queries, keys, values, pull, rate, field: Array | None, precision: Prec
     fading = _fade(rate, chunk)
     overlap = fading.pairs[None] * contract("bhnim,bhnjm->bhnij", k, k, precision)
     match = fading.pairs[None] * contract("bhnim,bhnjm->bhnij", q, k, precision)
-    system = pull * overlap  # of which the solve takes what is below the diagonal
-    alone, response = _split(_solve(system, jnp.concatenate([pull * v, pull * fading.since[None] * k], -1)), v)
+    inverse = _inverse(pull * overlap)
+    alone, response = _split(_times(inverse, jnp.concatenate([pull * v, pull * fading.since[None] * k], -1)), v)
     writer, whole = fading.until[None] * k, fading.whole[None]
 
     def pass_on(field: Array, chunk_of: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -145,7 +146,7 @@ def _run(queries, keys, values, pull, rate, field: Array | None, precision: Prec
     starts, change = _unscanned(starts), _unscanned(change)
     read = contract("bhnim,bhnmv->bhniv", fading.since[None] * q, starts, precision)
     read = read + contract("bhnij,bhnjv->bhniv", match, change, precision)
-    return _Run(q, k, v, pull, fading, overlap, match, system, starts, change, read)
+    return _Run(q, k, v, pull, fading, overlap, match, inverse, starts, change, read)
 
 
 def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Array, Array, Array, Array, Array]:
@@ -153,7 +154,7 @@ def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Arr
     q, k, v, pull, fading, starts, change = (*run[:5], run.starts, run.change)
     since, until, whole = (x[None] for x in fading[1:])
     by_read = contract("bhnij,bhniv->bhnjv", run.match, cotangent, precision)
-    alone, response = _split(_solve(run.system, jnp.concatenate([by_read, until * k], -1), transposed=True), v)
+    alone, response = _split(_times(jnp.swapaxes(run.inverse, -1, -2), jnp.concatenate([by_read, until * k], -1)), v)
     reached = contract("bhnim,bhniv->bhnmv", since * q, cotangent, precision)
 
     def pass_back(c_field: Array, chunk_of: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
@@ -163,7 +164,7 @@ def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Arr
 
     scanned = _scanned(alone, response, reached, pull * since * k)
     _, (c_ends, z) = lax.scan(pass_back, jnp.zeros_like(starts[:, :, 0]), scanned, reverse=True)
-    c_ends, z = _unscanned(c_ends), _unscanned(z)  # z is the cotangent of the solve's right-hand side.
+    c_ends, z = _unscanned(c_ends), _unscanned(z)  # z is the cotangent of what the inverse multiplies.
 
     held = contract("bhnim,bhnmv->bhniv", k, starts, precision)  # T₀ k
     c_held = -pull * since * z
@@ -199,9 +200,25 @@ def _fade(rate: Array, chunk: int) -> _Fading:
     return _Fading(pairs, since, until, jnp.exp(slow[:, 0] * chunk))
 
 
-def _solve(system: Array, right: Array, transposed: bool = False) -> Array:
-    """`(1 + A)⁻¹ x`, or `(1 + A)⁻ᵀ x`, where A is what `system` has below its diagonal."""
-    return lax.linalg.triangular_solve(system, right, left_side=True, lower=True, transpose_a=transposed, unit_diagonal=True)
+def _inverse(system: Array) -> Array:
+    """`(1 + A)⁻¹` of strictly lower triangular A `[…, C, C]`, in float32 products.
+
+    From blocks to blocks of twice the size: `[P 0; R Q]⁻¹ = [P⁻¹ 0; −Q⁻¹ R P⁻¹ Q⁻¹]`. As stable as substitution, and made of
+    products only: LAPACK's batched triangular solve can lock up XLA's threads on a CPU.
+    """
+    place, size = jnp.arange(system.shape[-1]), 1
+    inverse = jnp.broadcast_to(jnp.eye(len(place), dtype=system.dtype), system.shape)
+    while size < len(place):
+        block = place // size
+        left_below = (block[:, None] == block[None] + 1) & (block % 2 == 1)[:, None]
+        corner = jnp.where(left_below[None, None, None], system, 0)
+        corner = corner if size == 1 else _times(_times(inverse, corner), inverse)
+        inverse, size = inverse - corner, 2 * size
+    return inverse
+
+
+def _times(a: Array, b: Array) -> Array:
+    return contract("bhnij,bhnjk->bhnik", a, b, "float32")
 
 
 def _split(solved: Array, values: Array) -> tuple[Array, Array]:

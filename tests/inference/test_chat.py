@@ -123,3 +123,9 @@ def test_ctrl_c_stops_the_answer_only(engine):
     assert "[stopped]" in terminal.shown
     assert conversation.transcript.startswith("1 is ")
     assert len(conversation.answer) == 30  # of the second line
+
+
+def test_characters_that_are_replaced_are_reported_and_the_talk_goes_on(engine, talk):
+    shown, conversation = _talk(engine.with_unknown("replace"), "1 `is`", "2 is")
+    assert "2 characters that the vocabulary has not ('`') are replaced by ' '.\n" in shown
+    assert conversation.turns == 2

@@ -1,6 +1,6 @@
 """Training on JSON lines of one's own, from Python: a corpus, a run, and what it says.
 
-    python examples/own_jsonl.py
+python examples/own_jsonl.py
 """
 
 import json

@@ -49,6 +49,7 @@ FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_
 DROPOUT, BIAS = "learning/test_dropout.py", "learning/test_bias.py"
 ORIGIN, RATE = "training/test_origin.py", "training/test_rate.py"
 TRACKING, CHECKS = "training/test_tracking.py", "training/test_checks.py"
+CORPUS, SHARDS = "data/test_corpus.py", "data/test_shards.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
 KERNELS = "kernels/test_retrieval.py -k plain_form"
@@ -713,6 +714,20 @@ MUTATIONS = [
     Mutation("training/signals.py", "signal.getsignal(number) != signal.SIG_IGN", "True", f"{SIGNALS} -k nohup"),
     Mutation("training/memory.py", "4 * parameters + batch", "batch", "training/test_memory.py -k do_without"),
     Mutation("training/memory.py", "return 4 * numbers", "return 16 * numbers", "training/test_memory.py -k do_without"),
+    Mutation("data/batches.py", "high, low = low, high ^", "high, low = low, high |", f"{CORPUS} -k shuffle"),
+    Mutation("data/batches.py", "        if place < count:", "        if place <= count:", f"{CORPUS} -k permutation"),
+    Mutation("data/batches.py", "_mixed(low ^ key)", "_mixed(key)", f"{CORPUS} -k as_good"),
+    Mutation("data/batches.py", "random.permutation(windows).item", "np.arange(windows).item", f"{CORPUS} -k have_been"),
+    Mutation("data/sources.py", r"(?<=\S)[ \n\t\r]", r"[ \n\t\r]", "data/test_tokenizer.py -k as_the_whole"),
+    Mutation("data/sources.py", "rest.append(piece[left:])", "rest.append(piece)", "data/test_tokenizer.py -k lose_nothing"),
+    Mutation("data/readers.py", "read - pending + problem", "read + problem", "data/test_sources.py -k place_of"),
+    Mutation("data/readers.py", "if self._frame is not None:", "if False:", "data/test_sources.py -k cut_short"),
+    Mutation("data/shards.py", "vocab_size <= 2**16", "vocab_size <= 2**17", f"{SHARDS} -k 32_bits"),
+    Mutation("data/shards.py", "if place % every == 0", "if place < every", f"{SHARDS} -k evenly"),
+    Mutation("data/shards.py", "if problem := manifest.damage(folder)", "if problem := None", f"{SHARDS} -k damaged"),
+    Mutation(
+        "inference/scoring.py", "len(self.text) - 1 - np.asarray", "len(self.text) - np.asarray", "inference/test_scoring.py"
+    ),
     Mutation("data/text.py", '"utf-8-sig"', '"utf-8"', "data/test_corpus.py -k every_reader_keeps"),
     Mutation("inference/export.py", "    _check_vacant(folder)", "    pass", f"{EXPORT} -k no_export_wrote"),
     Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),

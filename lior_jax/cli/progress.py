@@ -80,7 +80,7 @@ class Bar:
             self._bar.set_postfix(self._figures, refresh=False)
 
     def _passing(self, event: events.Scoring | events.Tokenising) -> None:
-        if self._pass is not None and self._pass.desc != f"{event.what}: ":
+        if self._pass is not None and self._pass.desc != event.what:
             self._pass.close()
             self._pass = None
         if self._pass is None:

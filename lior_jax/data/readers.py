@@ -60,13 +60,7 @@ class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
     """The unpacked bytes of a Zstandard stream; unlike the library's own reader it notices one that is cut short."""
 
     def __init__(self, raw: BinaryIO):
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(
-                f"{raw.name} needs the package zstandard, which is not installed: pip install zstandard, or unpack the file."
-            ) from None
-        self._raw, self._new, self._broken = raw, zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+        self._raw, (self._new, self._broken) = raw, _zstd_library(raw.name)
         self._frame, self._packed, self._ready = None, b"", b""
 
     def readable(self) -> bool:
@@ -90,6 +84,22 @@ class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
         self._ready = self._ready[len(taken) :]
         buffer[: len(taken)] = taken
         return len(taken)
+
+
+def _zstd_library(name: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes an object that unpacks one frame, and the error that it raises."""
+    try:
+        from compression.zstd import ZstdDecompressor, ZstdError  # from Python 3.14 on
+    except ImportError:
+        try:
+            from zstandard import ZstdDecompressor as Decompressor
+            from zstandard import ZstdError
+        except ImportError:
+            raise UserError(
+                f"{name} needs the package zstandard, which is not installed: pip install zstandard, or unpack the file."
+            ) from None
+        return Decompressor().decompressobj, ZstdError
+    return ZstdDecompressor, ZstdError
 
 
 def plain(path: Path, field: str) -> Pieces:

@@ -134,3 +134,9 @@ def test_an_interrupt_within_a_command_stops_it_and_nothing_more(engine, monkeyp
     assert "[stopped]" in terminal.shown
     assert "Forgotten." in terminal.shown
     assert terminal.lines == ["not read"]
+
+
+def test_characters_that_are_replaced_are_reported_and_the_talk_goes_on(engine, talk):
+    shown, conversation = _talk(engine.with_unknown("replace"), "1 `is`", "2 is")
+    assert "2 characters that the vocabulary has not ('`') are replaced by ' '.\n" in shown
+    assert conversation.turns == 2

@@ -1,11 +1,11 @@
-"""train.py --find-rate: a range test, its picture, and the command that uses what it suggests."""
+"""The option --find-rate of training: a range test, its picture, and the command that uses what it suggests."""
 
 import argparse
 import shlex
 from pathlib import Path
 
 from lior_jax.analysis import plots
-from lior_jax.cli import output, overwriting
+from lior_jax.cli import calling, output, overwriting
 from lior_jax.settings import Config
 from lior_jax.training import memory, rate
 
@@ -26,17 +26,17 @@ def find(config: Config, arguments: argparse.Namespace) -> None:
     print(
         f"Suggested learning rate: {found.suggestion:.2g}, where the loss falls fastest. The test began with "
         f"{found.rates[0]:.0e}; {end}.\n\n  {picture}   loss against learning rate\n\n"
-        f"Use it:  python {command(arguments, found.suggestion)}",
+        f"Use it:  {command(arguments, found.suggestion)}",
         flush=True,
     )
 
 
 def command(arguments: argparse.Namespace, suggestion: float) -> str:
     """What was typed, with the rate in the place of the test."""
-    words = ["train.py"]
+    words: list[str] = []
     for option in ("config", "init_from"):
         if getattr(arguments, option):
             words += [f"--{option.replace('_', '-')}", getattr(arguments, option)]
     for setting in [*arguments.set, f"optimizer.learning_rate={suggestion:.2g}"]:
         words += ["--set", setting]
-    return shlex.join(words)
+    return f"{calling.start('train')} {shlex.join(words)}"

@@ -1,4 +1,4 @@
-"""What infer.py does with a model, and what it prints of it."""
+"""What inference from the command line does with a model, and what it prints of it."""
 
 import argparse
 import sys

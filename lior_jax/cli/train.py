@@ -1,26 +1,30 @@
-"""train.py: arguments, what is said of a run, and exit statuses."""
+"""Training from the command line (train.py, lior train): arguments, what is printed of a run, and exit statuses."""
 
 import argparse
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 
 from lior_jax.cli import arguments as reading
-from lior_jax.cli import backend, output
+from lior_jax.cli import backend, calling, output, pages
 
 
-def main() -> None:
-    """Run the program with the arguments of the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the program with some words, those of the command line by default."""
     # From the first step on Ctrl-C is taken by training.signals.
     mend = ". What was saved is kept; mend it and go on with --resume."
-    output.main("train.py", parse, run, mend, stopped="\nStopped.")
+    output.main(calling.program("train"), lambda: parse(words), run, mend, stopped="\nStopped.")
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; a mistake in them ends the program with status 2."""
-    parser = reading.Parser(prog="train.py", description="Train a language model without back-propagation.")
+    parser = reading.Parser(prog=calling.program("train"), description="Train a language model without back-propagation.")
     parser.add_argument(
-        "--config", metavar="FILE", type=reading.path, help="YAML configuration, for example configs/quickstart.yaml"
+        "--config",
+        metavar="FILE",
+        type=reading.path,
+        help="YAML configuration, or the name of one that comes with the package, such as quickstart",
     )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
@@ -72,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
     alone += (arguments.init_from, arguments.find_rate, arguments.profile, arguments.prepare)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
@@ -100,21 +104,17 @@ def parse() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked for."""
     if arguments.options is not None:
-        from lior_jax import options
+        pages.options(arguments.options)
+    elif arguments.compare:
+        pages.compare(arguments.compare)
+    elif arguments.report:
+        pages.report(arguments.report)
+    else:
+        _run(arguments)
 
-        print(options.text(arguments.options or None), flush=True)
-        return
-    if arguments.compare:
-        from lior_jax.analysis import compare
 
-        table, picture = compare.compare(arguments.compare)
-        print(f"{table}\n\n{picture}: the curves over steps, tokens and seconds", flush=True)
-        return
-    if arguments.report:
-        from lior_jax.analysis import report
-
-        print(report.write(arguments.report), flush=True)
-        return
+def _run(arguments: argparse.Namespace) -> None:
+    """Train, or find out how it would go, with the configuration that the arguments amount to."""
     from lior_jax import config as configuration
 
     resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
@@ -243,8 +243,9 @@ def conclude(summary, resumed: bool) -> None:
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
+Talk to it:  {calling.start("infer")} --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
     try:
         print(text, flush=True)
     except output.BROKEN as problem:  # the run is done all the same
-        output.complain(f"train.py: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")
+        name = calling.program("train")
+        output.complain(f"{name}: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")

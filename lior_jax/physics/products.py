@@ -141,7 +141,8 @@ def attend(q: Array, k: Array, v: Array, metric: Array, product: str = "wedge") 
     if product not in terms:
         raise UserError(f"product is {product!r}, but must be tensor, wedge or spinor.")
     half = jnp.linalg.cholesky(metric)
-    pairs = of_sequence(*(contract("blhn,hnm->blhm", x, half, "float32") for x in (q, k)), "float32")
+    queries, keys = (contract("blhn,hnm->bhlm", x, half, "float32") for x in (q, k))
+    pairs = of_sequence(queries, keys, "float32")
     weight = weights(terms[product].score(pairs), pairs.places.visible)
     return contract("bhij,bjhv->bihv", weight, v, "float32")
 

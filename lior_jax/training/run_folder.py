@@ -55,7 +55,7 @@ def existing_folder(run: str | Path) -> Path:
     except OSError as problem:
         raise UserError(f"The run {run} cannot be read: {problem.strerror}.") from None
     if not found:
-        raise UserError(f"There is no run at {run}; give the folder of a run that train.py started.")
+        raise UserError(f"There is no run at {run}; give the folder of a run that training started.")
     return run
 
 

@@ -132,7 +132,7 @@ def test_every_pair_is_there_or_refused_by_a_sentence():
         assert message is not None, sorted(pair)
         keys = {key.rpartition(".")[2] for name, place in pair for key in OPTIONS[name][place]}
         assert any(key in message for key in keys), message
-    # A relaxation has no momentum and no integrator, the frame without axes nothing to turn in blocks, and no field no projection.
+    # A relaxation has no momentum and no integrator; no axes turn in no blocks; and no field is projected.
     assert len(refused) == 5
 
 

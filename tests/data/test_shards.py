@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_damaged_tokens_are_made_anew(tmp_path, monkeypatch, name, how):
     assert f"tokenising anew ({expected})" in done
 
 
+def test_of_two_who_start_at_once_one_makes_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "IN_MEMORY", 1000)
+    config, said = settings(tmp_path), [[], []]
+
+    def load(done):
+        return data.load(config, report=lambda what, *_: done.append(what))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, said)
+    np.testing.assert_array_equal(first.train, second.train)
+    assert first.folder == second.folder
+    assert ["tokenising" in done for done in said].count(True) == 1
+
+
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_text(tmp_path):
     program = (
         "import sys; from lior_jax import config, data; from lior_jax.data import corpus; corpus.IN_MEMORY = 1000\n"

@@ -1,7 +1,7 @@
 """Every part of the physics off and on: the same small model, equal steps, several seeds, one table.
 
     python benchmarks/ablation.py --set data.path=tinyshakespeare.txt --set training.steps=1000     the table of the README
-    python benchmarks/ablation.py --only memory,field --seeds 1                                     a quick look
+    python benchmarks/ablation.py --only "memory;field" --seeds 1                                     a quick look
     python benchmarks/ablation.py --workers 8 --no-times                                            on a GPU
 
 Each row changes the reference by the settings it names and nothing else. A difference is taken seed by seed, which share their
@@ -61,6 +61,9 @@ ROWS: dict[str, list[str]] = {
     "adaptive order": ["model.retrieval.adaptive_order=true"],
     "action in the cost, weight 0.01": ["learning.action_weight=0.01"],
     "field state": ["model.field.evolution=kernel"],
+    "field state, projected": ["model.field.evolution=kernel", "model.field.project=true"],
+    "master equation": ["model.field.evolution=master"],
+    "master equation, projected": ["model.field.evolution=master", "model.field.project=true"],
     "product tensor": ["model.retrieval.products=[tensor]"],
     "product wedge": ["model.retrieval.products=[wedge]"],
     "product spinor": ["model.retrieval.products=[spinor]"],
@@ -103,14 +106,16 @@ CHUNK = 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="(3)")
-    parser.add_argument("--only", default="", help="rows whose name contains one of these words, beside the reference")
+    parser.add_argument(
+        "--only", default="", help="rows whose name contains one of these texts, split at semicolons, beside the reference"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
     parser.add_argument("--workers", type=int, default=1, help="rows at once (1)")
     parser.add_argument("--times", action=argparse.BooleanOptionalAction, default=True, help="measure times of steps")
     parser.add_argument("--out", type=Path, help="keep finished rows in this file, one JSON object each, and go on from it")
     arguments = parser.parse_args()
 
-    words = [word.strip() for word in arguments.only.split(",") if word.strip()]
+    words = [word.strip() for word in arguments.only.split(";") if word.strip()]
     chosen = {name: row for name, row in ROWS.items() if not words or name == "reference" or any(w in name for w in words)}
     configs = {name: configuration.parse(REFERENCE, "the ablation", [*arguments.set, *row]) for name, row in chosen.items()}
     corpus = data.load(configs["reference"])

@@ -129,6 +129,8 @@ def measure(rows: dict[str, Estimate], params: Params, batch: tuple[jax.Array, j
 
 def autodiff(shapes: ModelConfig, unroll: bool = False, remat: bool = False) -> Estimate:
     """The gradient by automatic differentiation, through blocks scanned or unrolled, kept or computed again."""
+    plain = shapes.retrieval.model_copy(update={"kernel": "plain"})  # no fused kernel can be differentiated
+    shapes = shapes.model_copy(update={"retrieval": plain})
 
     def step(state, applied):
         return block.apply(applied, *state, shapes)[0], None

@@ -171,6 +171,7 @@ def by_autodiff(state: State, batch: tuple[jax.Array, jax.Array], config: Config
     tokens, targets = batch
     params = state.params
     masks = _masks(state, tokens, config)
+    config = configuration.replace(config, "model.retrieval", kernel="plain")  # no fused kernel can be differentiated
 
     def loss(learned):
         whole = learned._replace(carried=params.carried)  # what is carried is not differentiated

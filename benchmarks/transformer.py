@@ -58,6 +58,37 @@ def muon(rest: optax.GradientTransformation, ratio: float, momentum: float) -> o
     return optax.partition({True: orthogonal, False: optax.chain(rest, optax.scale(ratio))}, hidden)
 
 
+class GPT(nn.Module):
+    """nanoGPT's model: learned positions, LayerNorm, heads and products in `dtype`, attention by a fused implementation of
+    `jax.nn.dot_product_attention` if one is named. Logits `[B, L, V]` of tokens `[B, L]`."""
+
+    vocab_size: int
+    context: int
+    width: int = 384
+    layers: int = 6
+    heads: int = 6
+    dtype: jnp.dtype = jnp.float32
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        positions = nn.Embed(self.context, self.width, dtype=self.dtype)(jnp.arange(tokens.shape[1])[None])
+        x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)(tokens) + positions
+        for _ in range(self.layers):
+            qkv = self._dense(3 * self.width)(self._norm()(x)).reshape(*x.shape[:-1], 3 * self.heads, -1)
+            q, k, v = jnp.split(qkv, 3, axis=-2)
+            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
+            x = x + self._dense(self.width)(mixed.reshape(x.shape))
+            x = x + self._dense(self.width)(nn.gelu(self._dense(4 * self.width)(self._norm()(x))))
+        return self._dense(self.vocab_size)(self._norm()(x)).astype(jnp.float32)
+
+    def _norm(self) -> nn.LayerNorm:
+        return nn.LayerNorm(use_bias=False, dtype=self.dtype)
+
+    def _dense(self, features: int) -> nn.Dense:
+        return nn.Dense(features, use_bias=False, dtype=self.dtype)
+
+
 def rotate(x: Array) -> Array:
     """Rotary positions (Su et al. 2021) of `[B, L, H, c]`: scalar products depend on the distance alone."""
     half = x.shape[-1] // 2

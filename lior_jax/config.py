@@ -253,7 +253,7 @@ def _explain(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if path in MOVED and error["type"] in ("extra_forbidden", "model_type"):
-        return f"{path} is now {MOVED[path]}" + (": kernel or off" if path == "model.field" else "")
+        return f"{path} is now {MOVED[path]}" + (": kernel, master or off" if path == "model.field" else "")
     if error["type"] == "extra_forbidden":
         known = _keys(location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)

@@ -89,7 +89,7 @@ def written(value: Any) -> str:
 _HEAD = """# Options
 
 Every key of a configuration, with its default, what it may be and what it does. In a YAML file sections are nested; on the
-command line a key is given as `--set model.flow.units=512`. `python train.py --options model.flow` shows a section of this
+command line a key is given as `--set model.flow.units=512`. `lior options model.flow` shows a section of this
 page in the terminal. The page is made from the settings, where its texts are edited, by
 `python -m lior_jax.cli.options > docs/options.md`.
 """

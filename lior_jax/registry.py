@@ -134,6 +134,16 @@ OPTIMIZERS: Registry[Any] = Registry(
 )
 """Functions of the optimiser's settings to an optax transformation (`learning.optimizer`), by `optimizer.name`."""
 
+TRACKERS: Registry[Callable[..., Any]] = Registry(
+    "tracker",
+    {
+        "wandb": "lior_jax.training.tracking:wandb",
+        "mlflow": "lior_jax.training.tracking:mlflow",
+        "aim": "lior_jax.training.tracking:aim",
+    },
+)
+"""Functions of a configuration and a run's folder that return a subscriber, by `training.track`."""
+
 READERS: Registry[Any] = Registry(
     "text reader",
     {

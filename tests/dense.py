@@ -6,22 +6,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from scipy.linalg import expm
 from scipy.special import gamma
 
 from lior_jax.model import Params
+from lior_jax.model.field import Evidence, EvidenceSite
 from lior_jax.model.operators import LongKernel, Operators
 from lior_jax.physics.action import LENGTH_EPSILON
 from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.geometry import Metric
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.kernel import Kernel
+from lior_jax.physics.master import Site
 from lior_jax.physics.numerics import RMS_EPSILON
 from lior_jax.physics.potential.gated import Gated
 from lior_jax.physics.potential.hopfield import Hopfield
 from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
+from lior_jax.physics.projection import Projector
 from lior_jax.physics.resilience import CURVATURE_EPSILON, Collapsed, Constitutive, Curvature
 from lior_jax.physics.retrieval import COST_EPSILON, Couplings
 from lior_jax.physics.scores import LagPrior
+from lior_jax.physics.turn import Generator
 from lior_jax.settings import ModelConfig
 from tests.oracles import dense_force, dense_frame, rms_hat, softplus, to_numpy
 
@@ -168,6 +173,55 @@ def score(term: Any, head: int, q: np.ndarray, k: np.ndarray, lag: np.ndarray) -
     raise TypeError(term)
 
 
+# --- the field -------------------------------------------------------------------------------------------------------
+
+
+def evidence_site(raw: Evidence, config: ModelConfig) -> EvidenceSite:
+    """`Rᵀ` of every head from its Givens matrices, and a positive rate."""
+    frames = np.zeros((*raw.angles.shape[:2], config.geometry.whitened_dim, config.geometry.whitened_dim))
+    for head in np.ndindex(raw.angles.shape[:2]):
+        frames[head] = dense_frame(raw.angles[head], config.geometry.whitened_dim).T
+    return EvidenceSite(Site(softplus(raw.rate), Generator(frames, raw.frequency)), raw.pull, raw.bias, raw.gate)
+
+
+def hermitian(generator: Generator, head: int) -> np.ndarray:
+    """`H = R (⊕_j ω_j σ_y) Rᵀ` of the planes `(j, h + j)`."""
+    frame, frequency = generator.frame[head], generator.frequency[head]
+    inner = np.zeros(frame.shape, complex)
+    for j, omega in enumerate(frequency):
+        k = len(frequency) + j
+        inner[j, k], inner[k, j] = -1j * omega, 1j * omega
+    return frame.T @ inner @ frame
+
+
+def evolve(site: Site, queries, keys, values, pull) -> np.ndarray:
+    """`T ← ρ T e^{−iH}`, `T ← T + λ (v − T k̂) k̂ᵀ`, `y = T q̂`, one position after another: `[B, L, H, v]`."""
+    read = np.zeros(values.shape)
+    for b, h in np.ndindex(values.shape[0], values.shape[2]):
+        turn, field = expm(-1j * hermitian(site.generator, h)), np.zeros((values.shape[-1], keys.shape[-1]), complex)
+        for i in range(values.shape[1]):
+            q, k = (rms_hat(x[b, i, h]) / np.sqrt(keys.shape[-1]) for x in (queries, keys))
+            field = np.exp(-site.rate[h]) * field @ turn
+            field = field + pull[b, i, h] * np.outer(values[b, i, h] - field @ k, k)
+            read[b, i, h] = (field @ q).real
+    return read
+
+
+def project(projector: Projector | None, keys, values):
+    """Keys and values with `Tᵀ a` and `T b` of the field `T_t = Σ_{s<t} K(t − s) v_s k_sᵀ` added by their gates; and the share
+    of every earlier key that each key was given, `[B, H, t, s]`."""
+    if projector is None:
+        return keys, values, None
+    moved, held = (keys.copy(), values.copy()), np.zeros((len(keys), keys.shape[2], keys.shape[1], keys.shape[1]))
+    for b, t, h in np.ndindex(keys.shape[:3]):
+        for s in range(t):
+            field = projector.by_lag[h, t - s] * np.outer(values[b, s, h], keys[b, s, h])
+            moved[0][b, t, h] += projector.key_gate[h] * field.T @ projector.key_probe[h]
+            moved[1][b, t, h] += projector.value_gate[h] * field @ projector.value_probe[h]
+            held[b, h, t, s] = projector.key_gate[h] * projector.by_lag[h, t - s] * values[b, s, h] @ projector.key_probe[h]
+    return *moved, held
+
+
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
@@ -182,13 +236,16 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     w = w.reshape(config.blocks, config.heads, *w.shape[1:])
     scale = np.sqrt(config.geometry.whitened_dim)
 
-    long, mixing, raw, scores = None, (), blocks.scores, []
+    long, mixing, raw, scores, evidence, projector = None, (), blocks.scores, [], None, None
     if "lag_prior" in raw:
         scores.append(LagPrior(log_prior(raw["lag_prior"], np.array(0.5) if state is None else state.order, length)))
     if blocks.long_convolution is not None:
         long = LongKernel(kernel_values(blocks.long_convolution.kernel, length), blocks.long_convolution.gain)
     if blocks.field is not None:
-        mixing = (ReadOut(blocks.field.gate[..., None] * kernel_values(blocks.field.kernel, length) / scale),)
+        by_lag = kernel_values(blocks.field.kernel, length)
+        mixing = (ReadOut(blocks.field.gate[..., None] * by_lag / scale),)
+        evidence = None if blocks.field.evidence is None else evidence_site(blocks.field.evidence, config)
+        projector = None if blocks.field.projection is None else Projector(by_lag, *blocks.field.projection)
     for name in config.retrieval.products:
         gates = jax.tree.map(lambda x: x / scale, raw[name])
         scores.append(gates._replace(form=gates.form - np.swapaxes(gates.form, -1, -2)) if name == "wedge" else gates)
@@ -209,6 +266,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         couplings=Couplings(softplus(blocks.inverse_temperature), tuple(scores), mixing),
         long_convolution=long,
         resilience=law,
+        evidence=evidence,
+        projector=projector,
     )
 
 
@@ -236,7 +295,11 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
         block, law = at(operators, index), at(params.blocks.resilience, index)
         context = context_of(block, rms_hat(s))
         query, key, value = (np.einsum("bld,hmd->blhm", context, chart) for chart in (block.query, block.key, block.value))
+        key, value, held = project(block.projector, key, value)
         retrieved, _ = retrieve(query, key, value, resilience(law, query, s, config), block.couplings)
+        if block.evidence is not None:
+            pull = logistic(np.einsum("bld,hd->blh", context, block.evidence.pull) + block.evidence.bias)
+            retrieved = retrieved + block.evidence.gate[:, None] * evolve(block.evidence.site, query, key, value, pull)
         if not config.flow.carry_momentum:
             p = np.zeros_like(s)
         kick = np.einsum("blhv,hvd->bld", retrieved, block.output)
@@ -254,6 +317,7 @@ def network(params: Params, tokens: Array, config: ModelConfig) -> Pass:
         states.append(s)
         actions.append(acted.mean((0, 1)))
         z = np.einsum("mn,hnd,bld->blhm", base, params.blocks.key[index], context)
+        z = z if held is None else z + np.einsum("bhts,bshm->bthm", held, z)
         moments.append(np.einsum("blhm,blhn->hmn", z, z) / tokens.size)
     return Pass(rms_hat(s) @ params.readout.T, states, np.array(actions), np.array(moments))
 

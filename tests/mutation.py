@@ -32,6 +32,7 @@ class Mutation(NamedTuple):
 
 NUMERICS, GEOMETRY, TAPS = "physics/test_numerics.py", "physics/test_geometry.py", "physics/test_taps.py"
 FRAMES, RESILIENCE, PRODUCTS = "physics/test_frames.py", "physics/test_resilience.py", "physics/test_products.py"
+MASTER, PROJECTION = "physics/test_master.py", "physics/test_projection.py"
 KERNEL, FIELD, BANK = "physics/test_kernel.py", "physics/test_field.py", "physics/test_bank.py"
 RETRIEVAL, HAMILTONIAN = "physics/test_retrieval.py", "physics/test_hamiltonian.py"
 INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
@@ -45,32 +46,51 @@ FILES = "storage/test_files.py"
 EVENTS, OUTPUT, LAYER = "training/test_events.py", "cli/test_output.py", "learning/test_layer.py"
 BAD_DRAWS, RESUME, SIGNALS = "training/test_bad_steps.py", "training/test_resume.py", "training/test_signals.py"
 FAILING, MANIFEST, CHECKPOINT = "training/test_failing_saves.py", "storage/test_manifest.py", "storage/test_checkpoint.py"
-DROPOUT = "learning/test_dropout.py"
-ORIGIN = "training/test_origin.py"
+DROPOUT, BIAS = "learning/test_dropout.py", "learning/test_bias.py"
+ORIGIN, RATE = "training/test_origin.py", "training/test_rate.py"
+TRACKING, CHECKS = "training/test_tracking.py", "training/test_checks.py"
 CORPUS, SHARDS = "data/test_corpus.py", "data/test_shards.py"
 SYSTEMS = "learning/test_systems.py"
 RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibrium.py"
+KERNELS = "kernels/test_retrieval.py -k plain_form"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
 MUTATIONS = [
+    # --- kernels -----------------------------------------------------------------------------------------------------
+    Mutation("kernels/tiles.py", "jnp.where(lag >= 0, score, HIDDEN)", "jnp.where(lag > 0, score, HIDDEN)", KERNELS),
+    Mutation("kernels/tiles.py", "- 2.0 * product", "- product", KERNELS),
+    Mutation("kernels/tiles.py", "jnp.sum(points * origin, 1)", "jnp.sum(near * origin, 1)", KERNELS),
+    Mutation("kernels/forward.py", "fade[:, None] * boltzmann +", "boltzmann +", KERNELS),
+    Mutation("kernels/adjoint.py", "(mixing - of_queries(own.mean, shape))", "mixing", KERNELS),
+    Mutation("kernels/adjoint.py", "-of_queries(LN2 * queries", "of_queries(LN2 * queries", KERNELS),
+    Mutation("kernels/adjoint.py", "by_product[:, None] * origin", "0 * origin", KERNELS),
+    Mutation("kernels/adjoint.py", "index - offset, shape", "index, shape", KERNELS),
+    Mutation("kernels/retrieval.py", "(after + jnp.pad(before[:, 1:]", "(after + 0 * jnp.pad(before[:, 1:]", KERNELS),
     # --- physics -----------------------------------------------------------------------------------------------------
     Mutation("physics/numerics.py", "(cotangent - x_hat * jnp.mean", "(cotangent + x_hat * jnp.mean", f"{NUMERICS} -k rms"),
     Mutation("physics/numerics.py", "distribution + z * density", "distribution - z * density", f"{NUMERICS} -k gelu"),
     Mutation("physics/numerics.py", "jax.nn.sigmoid(raw)", "jax.nn.sigmoid(-raw)", f"{NUMERICS} -k softplus"),
     Mutation("physics/numerics.py", "preferred_element_type=dtype", "preferred_element_type=None", f"{NUMERICS} -k bfloat16"),
+    Mutation("physics/numerics.py", "mantissa_bits=7", "mantissa_bits=10", f"{NUMERICS} -k bfloat16"),
+    Mutation(
+        "physics/numerics.py",
+        "cpu=partial(_of_rounded, subscripts)",
+        "cpu=partial(_in_bfloat16, subscripts)",
+        f"{NUMERICS} -k bfloat16",
+    ),
     Mutation(
         "physics/frames.py",
-        "c_first * second - c_second * first",
-        "c_second * first - c_first * second",
+        "by_row[planes[:, 0]] - by_row[planes[:, 1]]",
+        "by_row[planes[:, 1]] - by_row[planes[:, 0]]",
         f"{FRAMES} -k rotate_adjoint",
     ),
     Mutation(
         "physics/frames.py",
-        "rotated = _turn(rotated, planes, cos, -sin)",
-        "rotated = _turn(rotated, planes, cos, sin)",
+        "rotated, cotangent = _turn(rotated, partner, cos, -sin)",
+        "rotated, cotangent = _turn(rotated, partner, cos, sin)",
         f"{FRAMES} -k rotate_adjoint",
     ),
-    Mutation("physics/frames.py", "cos * second - sin * first", "cos * second + sin * first", f"{FRAMES} -k rotation"),
+    Mutation("physics/frames.py", "cos * x + sin * x[partner]", "cos * x - sin * x[partner]", f"{FRAMES} -k rotation"),
     Mutation(
         "physics/geometry.py",
         "jax.nn.softplus(metric.scale) * jnp.sqrt(jax.nn.softplus(metric.stiffness))",
@@ -142,8 +162,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/products.py",
-        'keys + contract("bhij,bihm->bjhm", cotangent, turned',
-        'keys - contract("bhij,bihm->bjhm", cotangent, turned',
+        'keys + contract("bhij,bhim->bhjm", cotangent, turned',
+        'keys - contract("bhij,bhim->bhjm", cotangent, turned',
         f"{PRODUCTS} -k score_adjoint",
     ),
     Mutation(
@@ -163,8 +183,8 @@ MUTATIONS = [
     Mutation("physics/kernel.py", "rate[:, 2:] - 1j * kernel", "rate[:, 2:] + 1j * kernel", f"{KERNEL} -k each_mode"),
     Mutation(
         "physics/kernel.py",
-        "digamma(1 + delta) - lag * np.exp",
-        "digamma(1 + delta) + lag * np.exp",
+        "digamma(1 + delta) - lag * _SLOWEST",
+        "digamma(1 + delta) + lag * _SLOWEST",
         f"{KERNEL} -k values_adjoint",
     ),
     Mutation(
@@ -176,7 +196,8 @@ MUTATIONS = [
         "jax.nn.sigmoid(kernel.order - shift)[:, None]",
         f"{KERNEL} -k shift",
     ),
-    Mutation("physics/kernel.py", "row[:, :length:-1]", "row[:, length + 1 :]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "(slice(-1), slice(-1, None))", "(slice(-1), slice(None, 1))", f"{KERNEL} -k split"),
+    Mutation("physics/kernel.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{KERNEL} -k sum_by_lag"),
     Mutation(
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
     ),
@@ -188,6 +209,26 @@ MUTATIONS = [
     Mutation("physics/field.py", "field + believed * (evidence - field)", "field - believed * (evidence - field)", FIELD),
     Mutation("physics/field.py", "total = total - memory(", "total = total + memory(", FIELD),
     Mutation("physics/field_state.py", "-jnp.imag(reader)], -1)", "jnp.imag(reader)], -1)", FIELD),
+    Mutation("physics/delta.py", "c_held = -pull", "c_held = pull", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "v - since * held", "v + since * held", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "whole * c_field + reached -", "whole * c_field + reached +", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "by_key + jnp.swapaxes", "by_key - jnp.swapaxes", f"{MASTER} -k delta_adjoint"),
+    Mutation("physics/delta.py", "@ (len(steps) - steps)", "@ steps", f"{MASTER} -k delta_adjoint"),
+    Mutation(
+        "physics/delta.py", "pull[..., None] * (value - contract", "pull[..., None] * (value + contract", f"{MASTER} -k exactly"
+    ),
+    Mutation("physics/turn.py", "turn(cotangent, -angle)", "turn(cotangent, angle)", f"{MASTER} -k evolve_adjoint"),
+    Mutation("physics/turn.py", "c_second * first - c_first", "c_second * first + c_first", f"{MASTER} -k evolve_adjoint"),
+    Mutation("physics/turn.py", "first * sin + second * cos", "second * cos - first * sin", f"{MASTER} -k norm"),
+    Mutation(
+        "physics/master.py", "angle = _angles(site, queries, first=1)", "angle = _angles(site, queries)", f"{MASTER} -k forms"
+    ),
+    Mutation("physics/projection.py", "by_lag.at[:, 0].set(0)", "by_lag", f"{PROJECTION} -k itself"),
+    Mutation("physics/projection.py", "held[:, None] - _own", "held[:, None] + _own", f"{PROJECTION} -k forms"),
+    Mutation("physics/projection.py", "+ on_keys * projector", "- on_keys * projector", f"{PROJECTION} -k adjoint"),
+    Mutation("physics/products.py", "jnp.linalg.cholesky(metric)", "metric", f"{PRODUCTS} -k attend"),
+    Mutation("model/field.py", "pulled * (1 - pulled)", "pulled", f"{BLOCK}::test_kick_adjoint[master]"),
+    Mutation("model/field.py", "c_by_lag + cotangent.projector", "c_by_lag - cotangent.projector", f"{OPERATORS} -k adjoint"),
     Mutation("physics/taps.py", "_delay(cotangent, -lag)", "_delay(cotangent, lag)", f"{TAPS} -k adjoint"),
     Mutation("physics/taps.py", "[pad, x[:, :-steps]]", "[x[:, steps:], pad]", f"{TAPS} -k convolution"),
     Mutation(
@@ -196,13 +237,13 @@ MUTATIONS = [
         "weight * c_mixing",
         f"{RETRIEVAL} -k retrieve_adjoint",
     ),
-    Mutation("physics/retrieval.py", "return 0.5 * (_of_queries", "return (_of_queries", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/retrieval.py", "return 0.5 * (rows(", "return (rows(", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/retrieval.py", "jnp.sum(cotangent * length, -1)", "jnp.sum(cotangent, -1)", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/retrieval.py", "c_cost = -_of_heads", "c_cost = _of_heads", RETRIEVAL),
     Mutation("physics/retrieval.py", "c_temperature = -jnp.sum", "c_temperature = jnp.sum", f"{RETRIEVAL} -k adjoint"),
     Mutation("physics/pairwise.py", "PairCotangent(-pull,", "PairCotangent(pull,", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairwise.py", "2 * per_point(c_q_squared", "per_point(c_q_squared", f"{RETRIEVAL} -k adjoint"),
-    Mutation("physics/pairwise.py", "per_point(by_key) * self.origin", "per_point(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "2 * c_q_squared * self", "c_q_squared * self", f"{RETRIEVAL} -k adjoint"),
+    Mutation("physics/pairwise.py", "rows(by_key) * self.origin", "rows(by_key) * 0", f"{RETRIEVAL} -k adjoint"),
     Mutation(
         "physics/pairwise.py",
         "return jnp.pad(c_values, ((0, 0), (0,",
@@ -218,14 +259,14 @@ MUTATIONS = [
     Mutation("physics/pairwise.py", "+ columns(_dots(self.origin, self.keys))", "", RETRIEVAL),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, keys[:, :1], Causal",
-        "Pairs(queries, keys, 0 * keys[:, :1], Causal",
+        "Pairs(queries, keys, keys[:, :, :1], Causal",
+        "Pairs(queries, keys, 0 * keys[:, :, :1], Causal",
         f"{RETRIEVAL} -k close_points",
     ),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, keys[:, :1], Causal",
-        "Pairs(queries, keys, keys.mean(1, keepdims=True), Causal",
+        "Pairs(queries, keys, keys[:, :, :1], Causal",
+        "Pairs(queries, keys, keys.mean(2, keepdims=True), Causal",
         f"{RETRIEVAL} -k future",
     ),
     Mutation(
@@ -236,7 +277,14 @@ MUTATIONS = [
     ),
     Mutation("physics/pairwise.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
-    Mutation("physics/kernel.py", "row[:, length - rows :: -1]", "row[:, : length - rows + 1]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "table[:, 0, length - 1 :: -1]", "table[:, 0, :length]", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/kernel.py", "table[:, power - rows :]", "table[:, :rows]", f"{KERNEL} -k spread"),
+    Mutation(
+        "physics/pairwise.py",
+        "[None, :, :, self.longest - self.length :]",
+        "[None, :, :, : self.length]",
+        f"{RETRIEVAL} -k tiles",
+    ),
     Mutation("physics/hamiltonian.py", "return 0.5 * jnp.sum(p * p", "return jnp.sum(p * p", f"{HAMILTONIAN} -k energies"),
     Mutation(
         "physics/hamiltonian.py", "jnp.sum(p.mean * p.slope", "0.5 * jnp.sum(p.mean * p.slope", f"{HAMILTONIAN} -k system"
@@ -362,7 +410,10 @@ MUTATIONS = [
     Mutation("learning/nudge.py", "p + shift * c, p", "p - shift * c, p", f"{ECHO} -k one_sided"),
     Mutation("learning/nudge.py", "mean - shift * slope", "mean + shift * slope", NUDGE),
     Mutation("learning/nudge.py", "jnp.maximum(push, tiny**0.5)", "push", f"{ECHO} -k pull"),
-    Mutation("learning/nudge.py", "pull * pull for pull in pulls)", "pull * pull for pull in pulls[:1])", NUDGE),
+    Mutation("learning/nudge.py", "jnp.minimum(mean_square(s), start)", "mean_square(s)", f"{BIAS} -k bears"),
+    Mutation("learning/nudge.py", "jnp.maximum(smaller, RMS_EPSILON)", "smaller", f"{NUDGE} -k floor"),
+    Mutation("learning/bias.py", "jnp.array([1.0, 2.0])", "jnp.array([1.0, 1.5])", f"{BIAS} -k distance"),
+    Mutation("learning/nudge.py", "map(mean_square, pulls[1:])", "map(mean_square, pulls[:0])", NUDGE),
     Mutation("learning/echo.py", "p_pair.slope, -s_pair.slope", "p_pair.slope, s_pair.slope", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "c_s + c_s_by_kick", "c_s", GRADIENT_AT_INIT),
     Mutation("learning/echo.py", "epsilon, sides) - kicked", "epsilon, sides)", GRADIENT_AT_INIT),
@@ -442,16 +493,16 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/pairwise.py",
-        "Pairs(queries, keys, queries[:, :1], Window",
-        "Pairs(queries, keys, 0 * queries[:, :1], Window",
+        "Pairs(queries, keys, queries[:, :, :1], Window",
+        "Pairs(queries, keys, 0 * queries[:, :, :1], Window",
         f"{RETRIEVAL} -k window_of_close",
     ),
     Mutation("model/recurrence.py", "(lag < ring))[None]", "(lag <= ring))[None]", f"{RECURRENCE} -k chunks"),
     Mutation("model/recurrence.py", "lag[None] <= history.count", "lag[None] < history.count", f"{RECURRENCE} -k single"),
     Mutation(
         "model/recurrence.py",
-        "jnp.roll(x, -history.slot, axis=1)",
-        "jnp.roll(x, history.slot, axis=1)",
+        "jnp.roll(heads_first(x), -history.slot, axis=1)",
+        "jnp.roll(heads_first(x), history.slot, axis=1)",
         f"{RECURRENCE} -k between",
     ),
     Mutation(
@@ -531,6 +582,27 @@ MUTATIONS = [
     ),
     Mutation("analysis/probe.py", "._replace(mixing=())", "", "analysis/test_probe.py -k weights"),
     Mutation("model/charts.py", "return context + operators", "return context - operators", "analysis/test_probe.py"),
+    Mutation("inference/engine.py", "nats * per_character,", "nats / per_character,", f"{ENGINE} -k spreads"),
+    Mutation("inference/engine.py", "alone * per_character)", "alone / per_character)", f"{ENGINE} -k spreads"),
+    Mutation(
+        "inference/engine.py",
+        "mixture.weight * recalled.weight",
+        "recalled.weight",
+        "inference/test_engine_memory.py -k recollections_weigh",
+    ),
+    Mutation("learning/nudge.py", "jnp.sum(powers * tokens", "jnp.sum(tokens", f"{NUDGE} -k random_signs"),
+    Mutation(
+        "analysis/conservation.py",
+        "distance / jnp.sqrt(_squares(s) + _squares(p))",
+        "distance / jnp.sqrt(_squares(s))",
+        "analysis/test_conservation.py -k way_back",
+    ),
+    Mutation(
+        "analysis/conservation.py",
+        "_squares(start_s - s) + _squares(start_p - p)",
+        "_squares(start_s - s)",
+        "analysis/test_conservation.py -k way_back",
+    ),
     Mutation("analysis/probe.py", "whiten(metric, base,", "whiten(metric, base.T,", "analysis/test_probe.py -k metrics"),
     Mutation("analysis/spectrum.py", "root[:, None] * right", "right", "analysis/test_spectrum.py -k nearest"),
     Mutation(
@@ -598,6 +670,11 @@ MUTATIONS = [
         "training/test_loop.py -k estimate_then_optimizer",
     ),
     Mutation("training/step.py", "@cache\n", "", f"{EVENTS} -k same_optimizer"),
+    Mutation("training/rate.py", "_state(beginning, factor)", "_state(beginning, 1.0)", f"{RATE} -k nothing_is_left"),
+    Mutation("training/rate.py", "factor**step / config.optimizer.learning_rate", "factor**step", f"{RATE} -k update"),
+    Mutation("training/rate.py", "np.gradient(smoothed, np.log(rates))", "np.gradient(smoothed, rates)", f"{RATE} -k fastest"),
+    Mutation("training/tracking.py", "self._works = False", "pass", f"{TRACKING} -k whole_run"),
+    Mutation("training/loop.py", "self.biases.pop(step)", "self.biases.popitem()[1]", f"{CHECKS} -k due"),
     Mutation("training/origin.py", "data.load(config, kept, another=True)", "data.load(config)", f"{ORIGIN} -k best"),
     Mutation("training/origin.py", "here[key] != there[key]]", "False]", f"{ORIGIN} -k another_model"),
     Mutation("training/run.py", "summaries.of_finished(config) if resume else None", "None", f"{RESUME} -k finished_run"),
@@ -766,6 +843,12 @@ MUTATIONS = [
         'params.carried if learning.pull == "off" else carry(',
         "carry(",
         f"{EQUILIBRIUM} -k off_changes",
+    ),
+    Mutation(
+        "learning/equilibrium.py",
+        "gradient = jax.tree.map(jnp.zeros_like, gradient)",
+        'gradient = _geometry_only(gradient) if learning.update == "geometry" else gradient',
+        f"{EQUILIBRIUM} -k whatever_the_rounding",
     ),
     Mutation("learning/optimizer.py", "if learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
     Mutation(

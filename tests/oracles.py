@@ -75,6 +75,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "wedge": {"retrieval__products": ("wedge",)},
     "spinor": {"retrieval__products": ("spinor",)},
     "field": {"field__evolution": "kernel"},
+    "master": {"field__evolution": "master"},
+    "project": {"field__evolution": "kernel", "field__project": True},
     "hopfield": {"flow__potential": "hopfield"},
     "yoshida4": {"flow__integrator": "yoshida4", "flow__step_size": 0.8},
 }
@@ -84,7 +86,8 @@ _EVERYWHERE: dict[str, Any] = {
     "convolution__long": True,
     "retrieval__adaptive_order": True,
     "retrieval__products": PRODUCTS,
-    "field__evolution": "kernel",
+    "field__evolution": "master",
+    "field__project": True,
 }
 EVERYTHING: dict[str, dict[str, Any]] = {
     "rotor_curvature_carry": _EVERYWHERE
@@ -153,6 +156,23 @@ def model_config(**values: Any) -> ModelConfig:
     return ModelConfig.model_validate(nested)
 
 
+TINY = Config(  # which fills in the model's dynamics
+    model=model_config(
+        vocab_size=7,
+        context=6,
+        width=8,
+        blocks=2,
+        heads=2,
+        geometry__chart_dim=4,
+        geometry__rotor_layers=1,
+        geometry__rank=1,
+        convolution__taps=2,
+        flow__units=8,
+    )
+).model
+"""For tests of what is done with a model, whatever it is."""
+
+
 def changed(config: ModelConfig, **changes: Any) -> ModelConfig:
     """A model's section with some values changed, named as in `model_config`."""
     flat = {key.replace(".", "__"): value for key, value in configuration.flat(config).items()}
@@ -197,7 +217,7 @@ def model_changes(draw) -> dict[str, Any]:
     heads, n = draw(st.integers(1, 3)), draw(st.integers(2, 6))
     metric = draw(st.sampled_from(["diag_rot", "block_rot"] if n % 2 == 0 else ["diag_rot"]))
     frame = draw(st.sampled_from(["rotor", "derived"] + ["learned_lowrank"] * (metric == "diag_rot")))
-    lag_prior = draw(st.booleans())
+    lag_prior, evolution = draw(st.booleans()), draw(st.sampled_from(["kernel", "master", "off"]))
     return {
         "heads": heads,
         "width": heads * draw(st.integers(2, 4)),
@@ -215,7 +235,8 @@ def model_changes(draw) -> dict[str, Any]:
         "retrieval__lag_prior": lag_prior,
         "retrieval__adaptive_order": lag_prior and draw(st.booleans()),
         "retrieval__products": tuple(draw(st.lists(st.sampled_from(PRODUCTS), unique=True))),
-        "field__evolution": draw(st.sampled_from(["kernel", "off"])),
+        "field__evolution": evolution,
+        "field__project": evolution != "off" and draw(st.booleans()),
         "flow__potential": draw(st.sampled_from(sorted(POTENTIALS))),
         "flow__units": draw(st.integers(1, 9)),
         "blocks": draw(st.integers(1, 3)),

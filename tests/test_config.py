@@ -125,6 +125,7 @@ def test_allowed_values_are_listed():
         ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: verlet is unstable at 2"),
         ("model: {flow: {integrator: yoshida4, step_size: 1.6}}", "model.flow.step_size: yoshida4 is unstable at 1.6"),
         ("model: {flow: {integrator: euler}}", "model.flow.integrator: 'euler' is no integrator; there are verlet, yoshida4"),
+        ("model: {field: {evolution: off, project: true}}", "project: without a field there is nothing to project"),
         ("model: {flow: {potential: flat}}", "model.flow.potential: 'flat' is no potential; there are gated, hopfield"),
         (
             "{model: {flow: {integrator: yoshida4}}, learning: {rule: equilibrium}}",
@@ -394,3 +395,12 @@ def test_what_is_no_way_to_tokens_is_told(overrides, message):
     with pytest.raises(UserError, match=message):
         configuration.parse("{}", "x", overrides)
     assert configuration.parse("{}", "x", ["data.tokenizer=own/tokenizer.json"]).data.tokenizer == "own/tokenizer.json"
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "fast", "1.5", "true"])
+def test_a_tile_that_is_none_is_refused_in_one_sentence(value):
+    with pytest.raises(
+        UserError, match=r"model\.retrieval\.tile: .* is none of auto, null, and a whole number of positions"
+    ) as told:
+        configuration.parse("{}", "x", [f"model.retrieval.tile={value}"])
+    assert "literal" not in str(told.value)

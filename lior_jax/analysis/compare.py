@@ -137,7 +137,7 @@ def _names(folders: list[Path]) -> list[str]:
         names = ["/".join(one[-count:]) for one in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError("--compare names the same run twice; give each once.")
+    raise UserError("The same run is named twice; give each once.")
 
 
 def _best(run: Run) -> str:

@@ -14,7 +14,7 @@ from lior_jax.model import Params, block, network
 from lior_jax.model.charts import see
 from lior_jax.model.operators import Operators, prepare
 from lior_jax.physics.geometry import whiten
-from lior_jax.physics.pairwise import of_sequence
+from lior_jax.physics.pairwise import heads_first, of_sequence
 from lior_jax.physics.retrieval import geodesic_cost, retrieve
 from lior_jax.settings import ModelConfig
 
@@ -68,7 +68,7 @@ def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig
     return View(
         state=s,
         momentum=block.entering_momentum(p, config) + kicked,
-        cost=geodesic_cost(of_sequence(queries, keys, config.precision).squared, resilience),
+        cost=geodesic_cost(of_sequence(*map(heads_first, (queries, keys)), config.precision).squared, heads_first(resilience)),
         weights=jnp.swapaxes(weights, 1, 2),
         resilience=resilience,
         action=action,

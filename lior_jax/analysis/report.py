@@ -102,8 +102,10 @@ def _curves(lines: list[dict[str, Any]], rule: Rule) -> Iterator[str]:
     yield heading(f"Health of the {rule.title}")
     yield picture(
         plots.health(lines, residual=rule.residual),
-        f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied. "
-        "Middle: how hard each block's end is nudged. Right: the norm of the gradient estimate before clipping.",
+        f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied, "
+        "and, where it was measured, the change of the estimate by twice the nudge (`nudge_bias`), of which the estimate's own "
+        "bias is about a third (all of it if the nudge is one-sided). Middle: how hard each block's end is nudged. Right: the "
+        "norm of the gradient estimate before clipping.",
     )
     yield heading("Action")
     yield picture(plots.action_over_training(lines), "Mean LIoR action of each block's flow during training.")

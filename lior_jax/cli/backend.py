@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from lior_jax.cli import compiled
 from lior_jax.errors import UserError
 
 _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
@@ -12,17 +13,21 @@ _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 def start() -> None:
     """Start JAX's backend, once and before anything is computed.
 
-    What the programs compute is float32, whatever JAX_ENABLE_X64 says: the same seed draws the same text everywhere.
+    What was compiled is kept for the next start (`compiled`). What the programs compute is float32, whatever JAX_ENABLE_X64
+    says: the same seed draws the same text everywhere.
 
     Raises:
-        UserError: the environment asks for a device or a flag that is not there.
+        UserError: the environment asks for a device, a flag or a folder that is not there.
     """
     _check_flags()
     try:
         import jax
 
         jax.config.update("jax_enable_x64", False)
+        compiled.keep(jax)
         jax.devices()
+    except UserError:
+        raise
     except Exception as problem:  # whatever JAX and its plugins raise: RuntimeError, AssertionError, ValueError …
         asked = os.environ.get("JAX_PLATFORMS")
         reason = (str(problem).splitlines() or [""])[0].rstrip(". ") or type(problem).__name__

@@ -25,24 +25,23 @@ def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Cal
         except KeyboardInterrupt:
             show("\n/quit leaves.")
             continue
+        if line.strip() == "/quit":
+            return
         try:
-            if line.strip() == "/quit":
-                return
             if line.startswith("/"):
                 show(conversation.command(line[1:].strip()))
             elif line:
                 _answer(conversation, line, show)
         except UserError as problem:
             show(problem)
+        except KeyboardInterrupt:
+            show(" [stopped]")
 
 
 def _answer(conversation: Conversation, line: str, show: Callable[..., Any]) -> None:
     if said := conversation.engine.replaced(line):
         show(said)
-    try:
-        with contextlib.closing(conversation.reply(line)) as pieces:
-            for piece in pieces:
-                show(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        show(" [stopped]", end="")
+    with contextlib.closing(conversation.reply(line)) as pieces:
+        for piece in pieces:
+            show(piece, end="", flush=True)
     show()

@@ -1,47 +1,32 @@
-"""infer.py: arguments, tasks and exit statuses."""
+"""Inference from the command line (infer.py, lior infer): arguments, tasks and exit statuses."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lior_jax.cli import arguments as reading
-from lior_jax.cli import backend, output, overwriting
-from lior_jax.errors import UserError
+from lior_jax.cli import backend, calling, output, overwriting
 
 MEMORY = "memory.safetensors"
 """File of a run's memory, in its folder."""
 
 
-def main() -> None:
-    """Run the program with the arguments of the command line."""
-    with output.prepared():
-        arguments = parse()
-        try:
-            run(arguments)
-        except UserError as problem:
-            output.complain(f"infer.py: {problem}")
-            sys.exit(2)
-        except KeyboardInterrupt:
-            output.complain("")
-            sys.exit(130)
-        except BrokenPipeError:  # the reader, `head` for one, has enough
-            pass
-        except OSError as problem:
-            output.complain(f"infer.py: {problem}; choose another file or folder.")
-            sys.exit(2)
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the program with some words, those of the command line by default."""
+    output.main(calling.program("infer"), lambda: parse(words), run, mend="; choose another file or folder.")
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; a mistake in them ends the program with status 2."""
     parser = reading.Parser(
-        prog="infer.py", description="Use a trained model. Without --prompt, it is read from standard input."
+        prog=calling.program("infer"), description="Use a trained model. Without --prompt, it is read from standard input."
     )
     model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
     model.add_argument(
         "--checkpoint",
         metavar="RUN",
         type=reading.path,
-        help="folder that train.py or --export wrote, for example runs/quickstart",
+        help="folder that training or --export wrote, for example runs/quickstart",
     )
     model.add_argument("--config", metavar="FILE", type=reading.path, help="configuration whose run.directory is that folder")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key of --config")
@@ -98,7 +83,7 @@ def parse() -> argparse.Namespace:
     )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-tokens", metavar="N", type=int, default=400, help="length of a continuation (400)")
+    sampling.add_argument("--max-tokens", metavar="N", type=int, help="length of a continuation (400; with --explain 40)")
     sampling.add_argument(
         "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann; 0 takes the most probable (0.8)"
     )
@@ -112,7 +97,7 @@ def parse() -> argparse.Namespace:
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
     sampling.add_argument("--samples", metavar="N", type=int, default=1, help="number of continuations (1)")
     sampling.add_argument("--speed", action="store_true", help="print tokens per second to standard error")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     if arguments.set and not arguments.config:
         parser.error("--set goes with --config")

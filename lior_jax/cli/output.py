@@ -2,11 +2,41 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
+
+from lior_jax.errors import UserError
 
 BROKEN = (OSError, ValueError)
 """What writing to a stream raises that is full or whose reader has left, or that was closed."""
+
+
+def main(program: str, parse: Callable[[], Any], run: Callable[[Any], None], mend: str, stopped: str = "") -> None:
+    """A whole program: what keeps it from its work is one sentence on standard error, and its exit status.
+
+    Args:
+        program: its name, which the sentence begins with.
+        parse: the arguments of the command line; a mistake in them ends the program.
+        run: does what they ask for.
+        mend: follows what the system says of a file or device.
+        stopped: said at Ctrl-C.
+    """
+    with prepared():
+        arguments = parse()
+        try:
+            run(arguments)
+        except UserError as problem:
+            complain(f"{program}: {problem}")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            complain(stopped)
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, `head` for one, has enough
+            pass
+        except OSError as problem:
+            complain(f"{program}: {problem}{mend}")
+            sys.exit(2)
 
 
 @contextmanager

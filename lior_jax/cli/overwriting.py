@@ -23,4 +23,4 @@ def check_picture(path: str | Path) -> None:
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}); choose another file.") from None
     if not (head.startswith(b"\x89PNG") and _MARK.encode() in head):
-        raise UserError(f"{path} is there already, and is no picture of an earlier --explain; choose another file.")
+        raise UserError(f"{path} is there already, and is no picture that this program drew; choose another file.")

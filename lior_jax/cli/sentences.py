@@ -34,6 +34,8 @@ def sentence(event: events.Event) -> str | None:
         case events.RefusedStep(step, reasons, folder, problem):
             kept = f"could not be written ({problem})" if problem else f"are in {folder}"
             return f"Step {step} was not applied: {', '.join(reasons)}; batch and state {kept}."
+        case events.Checked(step, bias, advice) if advice:
+            return f"Step {step}: twice the nudge changes the estimate by {bias:.1%}, so it is biased; {advice}."
         case events.Validated():
             return _validated(event)
         case events.Sampled(_, text):
@@ -44,6 +46,11 @@ def sentence(event: events.Event) -> str | None:
             return problem
         case events.FiguresNotWritten(step, problem):
             return f"The figures of step {step} could not be written ({problem}); they will be as soon as they can."
+        case events.Profiled(folder, steps):
+            return (
+                f"A trace of {steps} steps is in {folder}: tensorboard --logdir {folder} (with the plugin xprof), or open its "
+                "perfetto_trace.json.gz at https://ui.perfetto.dev."
+            )
         case events.SubscriberFailed(subscriber, problem):
             return f"{subscriber} failed ({problem}); training goes on."
     return None

@@ -1,4 +1,4 @@
-"""What infer.py does with a model, and what it prints of it."""
+"""What inference from the command line does with a model, and what it prints of it."""
 
 import argparse
 import sys
@@ -7,12 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lior_jax.cli import conversation, output, overwriting
 from lior_jax.data import read_file, read_stream
 from lior_jax.inference import Engine, prompts, scoring
 from lior_jax.inference.chat import Conversation
 from lior_jax.inference.engine import CAPACITY
+from lior_jax.inference.explanation import SHOWN
 from lior_jax.inference.sampling import Sampling
+
+MAX_TOKENS = 400
+"""Length of a continuation, unless another is asked for."""
 
 
 def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> Engine:
@@ -39,7 +45,10 @@ def say_replaced(engine: Engine, text: str) -> None:
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """How tokens are chosen, as `Engine.generate` takes it."""
     names = "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"
-    return {name: getattr(arguments, name) for name in names} | {"stop": arguments.stop or ()}
+    chosen = {name: getattr(arguments, name) for name in names} | {"stop": arguments.stop or ()}
+    if chosen["max_tokens"] is None:
+        chosen["max_tokens"] = SHOWN if arguments.explain else MAX_TOKENS
+    return chosen
 
 
 def score(engine: Engine, path: str, stride: int | None) -> None:
@@ -62,16 +71,16 @@ def score(engine: Engine, path: str, stride: int | None) -> None:
 
 def chat(engine: Engine, arguments: argparse.Namespace) -> None:
     """Talk in turns."""
+    # What is no text is refused by the tokenizer, and the talk goes on.
+    sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
     if sys.stdin.isatty():
         with suppress(ImportError):  # which Windows does without
             import readline  # noqa: F401 - gives `input` its line editing and history
-    else:  # what is no UTF-8 is refused by the tokenizer, and the talk goes on
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
     chosen = settings(arguments)
     how = Sampling(**{name: chosen[name] for name in Sampling._fields})
     stop = tuple(chosen["stop"]) or ("\n\n",)
-    conversation.run(Conversation(engine, how, stop, arguments.max_tokens, arguments.seed))
+    conversation.run(Conversation(engine, how, stop, chosen["max_tokens"], arguments.seed))
 
 
 def complete(engine: Engine, arguments: argparse.Namespace) -> None:
@@ -122,9 +131,14 @@ def explain(engine: Engine, prompt: str, continuation: str, path: str) -> None:
 
     explained = engine.explain(prompt, continuation)
     print(f"\n{explained.table()}")
-    rows = [repr(token)[1:-1] for token in explained.tokens]
+    names = [repr(token)[1:-1] for token in explained.tokens]
+    seen = int(np.argmax(explained.weight.any(0)))  # what lies further back than the context is not retrieved from
     figure = plots.retrieval_map(
-        explained.weight, rows[explained.first :], rows, "Boltzmann weight of the tokens retrieved from"
+        explained.weight[:, seen:],
+        names[explained.first :],
+        names[seen:],
+        "Boltzmann weight of the tokens retrieved from",
+        memory_share=explained.memory_share,
     )
     figure.savefig(path, **overwriting.PICTURE)
     print(f"\n{path}: the weights as a picture", flush=True)

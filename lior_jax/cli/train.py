@@ -1,39 +1,30 @@
-"""train.py: arguments, what is said of a run, and exit statuses."""
+"""Training from the command line (train.py, lior train): arguments, what is printed of a run, and exit statuses."""
 
 import argparse
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 
 from lior_jax.cli import arguments as reading
-from lior_jax.cli import backend, output
-from lior_jax.errors import UserError
+from lior_jax.cli import backend, calling, output, pages
 
 
-def main() -> None:
-    """Run the program with the arguments of the command line."""
-    with output.prepared():
-        arguments = parse()
-        try:
-            run(arguments)
-        except UserError as problem:
-            output.complain(f"train.py: {problem}")
-            sys.exit(2)
-        except BrokenPipeError:  # of a report; a run goes on without its reader
-            pass
-        except OSError as problem:
-            output.complain(f"train.py: {problem}. What was saved is kept; mend it and go on with --resume.")
-            sys.exit(2)
-        except KeyboardInterrupt:  # before training began; from then on see training.signals
-            output.complain("\nStopped.")
-            sys.exit(130)
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the program with some words, those of the command line by default."""
+    # From the first step on Ctrl-C is taken by training.signals.
+    mend = ". What was saved is kept; mend it and go on with --resume."
+    output.main(calling.program("train"), lambda: parse(words), run, mend, stopped="\nStopped.")
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; a mistake in them ends the program with status 2."""
-    parser = reading.Parser(prog="train.py", description="Train a language model without back-propagation.")
+    parser = reading.Parser(prog=calling.program("train"), description="Train a language model without back-propagation.")
     parser.add_argument(
-        "--config", metavar="FILE", type=reading.path, help="YAML configuration, for example configs/quickstart.yaml"
+        "--config",
+        metavar="FILE",
+        type=reading.path,
+        help="YAML configuration, or the name of one that comes with the package, such as quickstart",
     )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key; may be repeated"
@@ -58,6 +49,17 @@ def parse() -> argparse.Namespace:
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
     )
     parser.add_argument(
+        "--find-rate",
+        metavar="STEPS",
+        type=int,
+        nargs="?",
+        const=100,
+        help="train for that many steps (100) with a growing learning rate, suggest one, draw the loss, and keep nothing",
+    )
+    parser.add_argument(
+        "--profile", metavar="STEPS", type=int, help="trace that many steps, once they are compiled, into RUN/profile"
+    )
+    parser.add_argument(
         "--prepare", action="store_true", help="tokenise a long text into the cache, where later runs find it; do not train"
     )
     parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
@@ -74,9 +76,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
-    alone += arguments.init_from, arguments.prepare
+    alone += (arguments.init_from, arguments.find_rate, arguments.profile, arguments.prepare)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
@@ -84,33 +86,35 @@ def parse() -> argparse.Namespace:
         parser.error("--init-from begins a new run, and --resume goes on with one; give one of them")
     if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
         parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
-    if arguments.prepare and (arguments.resume or arguments.dry_run or arguments.stop_after is not None):
+    if arguments.prepare and (
+        arguments.resume or arguments.dry_run or arguments.find_rate or arguments.profile or arguments.stop_after is not None
+    ):
         parser.error("--prepare goes with --config, --init-from and --set alone")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
-    if arguments.stop_after is not None and arguments.stop_after < 1:
-        parser.error(f"--stop-after is {arguments.stop_after}, but must be 1 or more")
+    for option, least in (("stop_after", 1), ("profile", 1), ("find_rate", 20)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            parser.error(f"--{option.replace('_', '-')} is {value}, but must be {least} or more")
+    if arguments.find_rate and (arguments.resume or arguments.dry_run or arguments.stop_after or arguments.profile):
+        parser.error("--find-rate goes with --config, --init-from and --set alone")
     return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked for."""
     if arguments.options is not None:
-        from lior_jax import options
+        pages.options(arguments.options)
+    elif arguments.compare:
+        pages.compare(arguments.compare)
+    elif arguments.report:
+        pages.report(arguments.report)
+    else:
+        _run(arguments)
 
-        print(options.text(arguments.options or None), flush=True)
-        return
-    if arguments.compare:
-        from lior_jax.analysis import compare
 
-        table, picture = compare.compare(arguments.compare)
-        print(f"{table}\n\n{picture}: the curves over steps, tokens and seconds", flush=True)
-        return
-    if arguments.report:
-        from lior_jax.analysis import report
-
-        print(report.write(arguments.report), flush=True)
-        return
+def _run(arguments: argparse.Namespace) -> None:
+    """Train, or find out how it would go, with the configuration that the arguments amount to."""
     from lior_jax import config as configuration
 
     resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
@@ -135,6 +139,10 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.dry_run:
         with progress.reading() as reading:
             print(dry_run.report(config, reading), flush=True)
+    elif arguments.find_rate:
+        from lior_jax.cli import rate
+
+        rate.find(config, arguments)
     else:
         train(config, arguments)
 
@@ -156,14 +164,17 @@ def train(config, arguments: argparse.Namespace) -> None:
     from lior_jax import training
     from lior_jax.cli.progress import Bar, Sentences
     from lior_jax.training import memory, signals
+    from lior_jax.training.profile import Profiler
 
     memory.check(config)
     bar, finished = Bar(), Finished()
+    sentences = Sentences(bar)
+    profiler = Profiler(arguments.profile or 0, sentences)
     with memory.explained(config), signals.watched(output.complain_at_once) as stop:
         try:
             summary = training.train(
                 config,
-                [bar, Sentences(bar), finished],
+                [bar, sentences, finished, profiler],
                 resume=bool(arguments.resume),
                 stop_after=arguments.stop_after,
                 force=arguments.force,
@@ -177,6 +188,7 @@ def train(config, arguments: argparse.Namespace) -> None:
             output.complain(f"{said}; go on with --resume {config.run.directory}.")
             sys.exit(stopped.status)
         finally:
+            profiler.close()
             bar.close()
     if not finished.before:
         draw_loss(config, summary)
@@ -231,8 +243,9 @@ def conclude(summary, resumed: bool) -> None:
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  python infer.py --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
+Talk to it:  {calling.start("infer")} --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
     try:
         print(text, flush=True)
     except output.BROKEN as problem:  # the run is done all the same
-        output.complain(f"train.py: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")
+        name = calling.program("train")
+        output.complain(f"{name}: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")

@@ -7,13 +7,13 @@ from lior_jax.data import read_file
 from lior_jax.errors import UserError
 from lior_jax.inference.decoder import sequence_keys
 from lior_jax.inference.engine import PACE, Engine
-from lior_jax.inference.explanation import Explanation
+from lior_jax.inference.explanation import SHOWN, Explanation
 from lior_jax.inference.sampling import Sampling
 from lior_jax.inference.text import Writer
 
 HELP = """/reset             forget the conversation
 /temperature T     Boltzmann temperature of what follows; 0 takes the most probable token
-/explain           where each token of the last answer was retrieved from
+/explain N         where the first N tokens (40) of the last answer were retrieved from
 /remember FILE     read a text into the memory, without training
 /help              these lines
 /quit              leave (so does Ctrl-D); Ctrl-C stops an answer"""
@@ -101,12 +101,17 @@ class Conversation:
         if name == "temperature":
             return self._set_temperature(argument)
         if name == "explain":
-            return self.explain().table()
+            return self._explain(argument)
         if name == "remember":
             return self.remember(argument.strip())
         if name == "help":
             return HELP
         raise UserError(f"There is no command /{name}; /help lists them.")
+
+    def _explain(self, count: str) -> str:
+        if count and not (count.isascii() and count.isdigit() and int(count)):
+            raise UserError("/explain takes a number of tokens, for example /explain 10.")
+        return self.explain().table(int(count or SHOWN))
 
     def _set_temperature(self, value: str) -> str:
         try:

@@ -38,12 +38,14 @@ class Prefix(NamedTuple):
 
 class MeanAttention(NamedTuple):
     """The attention of `T` positions over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
-    these weights, `[T, L]`; the mean `resilience` `[T]`; and the `point` `[T, m]` by which a memory is asked."""
+    these weights, `[T, L]`; the mean `resilience` `[T]`; the `point` `[T, m]` by which a memory is asked; and the `state`
+    `[T, d]` after the last block, which the next token is read out from."""
 
     weight: np.ndarray
     cost: np.ndarray
     resilience: np.ndarray
     point: np.ndarray
+    state: np.ndarray
 
 
 class Memory(NamedTuple):
@@ -146,7 +148,8 @@ def _attention(params: Params, layers: Layer, history: History, text: Array, con
         total = jnp.sum(seen.weight, (0, 1, 2))
         cost = jnp.sum(seen.weight * seen.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
         point = memory_bank.flatten(known.query)[0]
-        return known, MeanAttention(total / (config.blocks * config.heads), cost, jnp.mean(seen.resilience), point)
+        weight = total / (config.blocks * config.heads)
+        return known, MeanAttention(weight, cost, jnp.mean(seen.resilience), point, known.last[0])
 
     return lax.scan(step, history, text)[1]
 

@@ -15,7 +15,7 @@ from lior_jax.data import tokenizer
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import export, memory_bank, remembering, scoring
-from lior_jax.inference.decoder import SEGMENT, Decoder, Memory, sequence_keys
+from lior_jax.inference.decoder import SEGMENT, Decoder, MeanAttention, Memory, sequence_keys
 from lior_jax.inference.explanation import Explanation, Recollection, by_position
 from lior_jax.inference.sampling import Sampling
 from lior_jax.inference.scoring import Progress, unseen
@@ -270,7 +270,17 @@ class Engine:
         # The position before a token is what retrieves it.
         attention = self.decoder.attention(prefix, tokens[len(before) - 1 : -1])
         names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
-        return by_position(attention, names, len(before), self._recollections(attention.point))
+        share, memories = self._memory_share(attention, after), self._recollections(attention.point)
+        return by_position(attention, names, len(before), share, memories)
+
+    def _memory_share(self, attention: MeanAttention, tokens: np.ndarray) -> np.ndarray | None:
+        """How much of each token's probability is the memory's, `[T]`; None without one."""
+        if self.memory is None:
+            return None
+        bank, (weight, beta) = self.memory
+        recalled = memory_bank.read(bank, attention.point, beta, self.config.vocab_size)
+        log_model = jax.nn.log_softmax(model.network.readout(self.params.readout, attention.state, self.config.precision))
+        return np.asarray(memory_bank.share(bank, log_model, recalled, weight))[np.arange(len(tokens)), tokens]
 
     def _recollections(self, points: np.ndarray) -> list[list[Recollection]]:
         if self.memory is None:

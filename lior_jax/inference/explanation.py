@@ -6,6 +6,10 @@ import numpy as np
 
 from lior_jax.inference.decoder import MeanAttention
 
+SHOWN = 40
+"""Tokens that are explained where no other number is asked for."""
+_WIDTH = 100  # columns of a table, at most
+
 
 class Recollection(NamedTuple):
     """An entry of the memory that a token was retrieved from."""
@@ -31,23 +35,53 @@ class Explanation(NamedTuple):
     """`[T, S]`, geodesic cost, averaged with the weights of blocks and heads."""
     resilience: np.ndarray
     """`[T]`, mean over blocks and heads of the resilience that the costs were weighed by."""
+    memory_share: np.ndarray | None
+    """`[T]`, how much of each token's probability the memory gives, and not the model; None without a memory."""
     memories: list[list[Recollection]]
     """The nearest entries for each of the `T` tokens, nearest first; empty without a memory."""
 
-    def table(self, sources: int = 4) -> str:
-        """A line for each token of the continuation: its resilience, and the sources of most weight, each as
-        `token@place weight (cost)`."""
-        lines = [f"{'token':>8}  {'R':>6}  retrieved from: token@place weight (geodesic cost)"]
-        for row, (weight, cost, resilience) in enumerate(zip(self.weight, self.cost, self.resilience, strict=True)):
-            best = np.argsort(-weight, kind="stable")[: min(sources, self.first + row)]
-            found = "   ".join(f"{self.tokens[j]!r:>5}@{j:<4} {weight[j]:4.2f} ({cost[j]:.2f})" for j in best)
-            lines.append(f"{self.tokens[self.first + row]!r:>8}  {resilience:6.3f}  {found}")
+    def table(self, count: int | None = None) -> str:
+        """A line for each of the first `count` tokens of the continuation, by default all: its resilience, the memory's share
+        if there is one, and the sources of most weight, each as `token@place weight (cost)`; at most 100 columns."""
+        rows = self.weight.shape[0] if count is None else min(count, self.weight.shape[0])
+        share = "" if self.memory_share is None else " memory"
+        lines = [f"    token      R{share}  retrieved from: token@place weight (geodesic cost)"]
+        for row in range(rows):
+            lines.append(self._line(row))
             for entry in self.memories[row] if self.memories else []:
-                lines.append(f"{'':>18}memory {entry.text!r} {entry.weight:.3f} ({entry.cost:.2f})")
+                lines.append(f"{'':16} memory {_clip(repr(entry.text), 60, -1)} {entry.weight:.3f} ({entry.cost:.2f})")
+        if rows < self.weight.shape[0]:
+            lines.append(f"and {self.weight.shape[0] - rows} tokens more")
         return "\n".join(lines)
 
+    def _line(self, row: int) -> str:
+        weight, cost = self.weight[row], self.cost[row]
+        line = f"{_clip(repr(self.tokens[self.first + row]), 9):>9} {self.resilience[row]:6.3f}"
+        if self.memory_share is not None:
+            line += f" {self.memory_share[row]:6.3f}"
+        for source in np.argsort(-weight, kind="stable")[: self.first + row]:
+            token = _clip(repr(self.tokens[source]), 8)
+            found = f"  {token:>5}@{source:<4} {weight[source]:4.2f} ({cost[source]:.2f})"
+            if len(line) + len(found) > _WIDTH:
+                break
+            line += found
+        return line.rstrip()
 
-def by_position(attention: MeanAttention, tokens: list[str], first: int, memories: list[list[Recollection]]) -> Explanation:
+
+def _clip(text: str, width: int, end: int = 1) -> str:
+    """At most `width` characters: the first ones, or with `end = −1` the last ones, and a mark for what is left out."""
+    if len(text) <= width:
+        return text
+    return text[: width - 1] + "…" if end > 0 else "…" + text[1 - width :]
+
+
+def by_position(
+    attention: MeanAttention,
+    tokens: list[str],
+    first: int,
+    memory_share: np.ndarray | None,
+    memories: list[list[Recollection]],
+) -> Explanation:
     """From lags to places in the text: the token at `first + t` was retrieved by the position before it."""
     rows, lags = attention.weight.shape
     weight, cost = np.zeros((rows, len(tokens)), np.float32), np.zeros((rows, len(tokens)), np.float32)
@@ -56,4 +90,4 @@ def by_position(attention: MeanAttention, tokens: list[str], first: int, memorie
         known = min(place + 1, lags)
         for there, by_lag in ((weight, attention.weight), (cost, attention.cost)):
             there[row, place + 1 - known : place + 1] = by_lag[row, :known][::-1]
-    return Explanation(tokens, first, weight, cost, attention.resilience, memories)
+    return Explanation(tokens, first, weight, cost, attention.resilience, memory_share, memories)

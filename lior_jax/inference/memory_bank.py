@@ -10,6 +10,7 @@ The field calls it a kNN language model (kNN-LM), here with the learned metric. 
 Shapes: `N` entries of capacity, `m = H (n + r)` coordinates, `Q` queries, `V` vocabulary.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
     if not 1 <= capacity <= MAX_CAPACITY:
         raise UserError(f"The memory's capacity is {capacity}, but must be between 1 and {MAX_CAPACITY}.")
     dimension = config.heads * (config.geometry.whitened_dim)
-    return MemoryBank(jnp.zeros((capacity, dimension)), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
+    return MemoryBank(jnp.zeros((capacity, dimension), jnp.float32), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
@@ -117,7 +118,7 @@ def read(
     log_p, _ = physics.retrieve_labels(
         queries, bank.coordinates, bank.tokens, inverse_temperature, vocab_size, bank.present, block
     )
-    return jnp.where(bank.present > 0, log_p, -np.log(vocab_size))
+    return jnp.where(bank.present > 0, log_p, -math.log(vocab_size))
 
 
 def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, count: int) -> Recalled:
@@ -146,6 +147,13 @@ def mix(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | f
     """`ln((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape; of an empty memory, the model's alone."""
     weight = jnp.where(bank.present > 0, weight, 0)
     return jnp.logaddexp(jnp.log1p(-weight) + log_model, jnp.log(weight) + log_memory)
+
+
+def share(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
+    """`λ p_memory / ((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape: how much of a token's probability in
+    the mixture the memory gives; 0 of an empty memory."""
+    mixed = mix(bank, log_model, log_memory, weight)
+    return jnp.where(bank.present > 0, jnp.exp(jnp.log(weight) + log_memory - mixed), 0)
 
 
 def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:

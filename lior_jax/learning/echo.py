@@ -26,10 +26,12 @@ from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
-    """What the free phase keeps of a block whose momentum starts from zero: its input and its last momentum."""
+    """What the free phase keeps of a block: the size of its input (`nudge.mean_square`), `[B, L, 1]`, and, if its momentum
+    starts from zero, its input and its last momentum, `[B, L, d]` each."""
 
-    s_in: Array
-    p_out: Array
+    size: Array
+    s_in: Array | None = None
+    p_out: Array | None = None
 
 
 def estimate(
@@ -66,7 +68,7 @@ def estimate(
 
     def back(end: PhasePoint, scanned):
         operators, stored, keys = scanned
-        if stored is not None:
+        if stored.s_in is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
         run = partial(echo_block, operators, c_action=c_action, model=model, learning=learning)
         start, gradient, health = in_chunks(run, learning.chunk, end, stored, keys)
@@ -75,7 +77,7 @@ def estimate(
     end = PhasePoint(s_last, p_last, c_s, jnp.zeros_like(c_s))
     start, (c_operators, health) = lax.scan(back, end, (operators, stored, keys.blocks), reverse=True)
     reversibility = jnp.max(health.reversibility)
-    if stored is None:
+    if stored.s_in is None:
         reversibility = _rms(start.s - s_first) / _rms(s_first)
 
     gradient = Params(
@@ -115,7 +117,7 @@ class Health(NamedTuple):
 def echo_block(
     operators: Operators,
     end: PhasePoint,
-    stored: Stored | None,
+    stored: Stored,
     keys: Array | None,
     c_action: float,
     model: ModelConfig,
@@ -124,7 +126,7 @@ def echo_block(
     """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators.
 
     Args:
-        stored: of the free phase, or `None` if the block's input and first momentum are to be rebuilt.
+        stored: of the free phase; without the block's input, that and the first momentum are rebuilt.
         keys: of the block's dropout masks, one per sequence.
         c_action: cotangent of the block's actions, summed over positions.
     """
@@ -137,7 +139,7 @@ def echo_block(
         before = end.s - model.flow.step_size * system.velocity(end.p)
         *_, c_after = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
         pulls.append(c_after)
-    epsilon = nudge.strength(learning.nudge_size, end.s, *pulls)
+    epsilon = nudge.strength(learning.nudge_size, end.s, *pulls, start=stored.size)
     s_pair, p_pair, span = nudge.nudged_pair(end.s, end.p, end.c_s, end.c_p, epsilon, sides)
 
     def source(before: Array, after: Array) -> tuple[Array, Array, block.ActionGradient]:
@@ -151,16 +153,22 @@ def echo_block(
     c_s, c_p = p_pair.slope, -s_pair.slope
 
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
-    s = rebuilt if stored is None else stored.s_in
+    s = rebuilt if stored.s_in is None else stored.s_in
     kicked, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, s, c_p, model, masks)
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
-    p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored is None else jnp.zeros_like(s)
+    p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored.s_in is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
     gradient = gradient._replace(hamiltonian=Hamiltonian(*contrast))
     if by_action is not None:
         law = jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)
         gradient = gradient._replace(query=gradient.query + by_action.query, resilience=law)
     return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
+
+
+def kept(s_in: Array, p_out: Array, model: ModelConfig) -> Stored:
+    """What is kept of a block that began with `s_in` and ended with `p_out`."""
+    size = nudge.mean_square(s_in)
+    return Stored(size) if model.flow.carry_momentum else Stored(size, s_in, p_out)
 
 
 def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
@@ -170,8 +178,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
         operators, keys = scanned
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         (after, p), observed = block.apply(operators, *state, model, masks)
-        stored = None if model.flow.carry_momentum else Stored(s_in=state[0], p_out=p)
-        return (after, p), (stored, observed)
+        return (after, p), (kept(state[0], p, model), observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))
 

@@ -36,7 +36,7 @@ def apply_adjoint(
 
     def back(end: echo.PhasePoint, scanned):
         own, kept = scanned
-        if kept is not None:
+        if kept.s_in is not None:
             end = end._replace(p=kept.p_out, c_p=jnp.zeros_like(end.p))
         run = partial(echo.echo_block, own, c_action=0.0, model=model, learning=learning)
         start, gradient, _ = in_chunks(run, learning.chunk, end, kept, None)
@@ -54,7 +54,7 @@ def _forward(params: Params, s: Array, model: ModelConfig):
 
     def step(state: tuple[Array, Array], own):
         after, _ = block.apply(own, *state, model)
-        return after, None if model.flow.carry_momentum else echo.Stored(s_in=state[0], p_out=after[1])
+        return after, echo.kept(state[0], after[1], model)
 
     end, stored = lax.scan(step, (s, jnp.zeros_like(s)), operators)
     return end, (operators, stored)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.flow import State
-from lior_jax.physics.numerics import rms_normalize, rms_normalize_adjoint
+from lior_jax.physics.numerics import RMS_EPSILON, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.pair import Pair
 
 # Signs of the two pushes. Free is a push of zero.
@@ -35,19 +35,29 @@ def target_embedding_adjoint(embedding: Array, s: Array, targets: Array) -> Arra
     return rms_normalize_adjoint(direction, inverse, (direction - target) / s.size)
 
 
-def strength(size: float, s: Array, *pulls: Array) -> Array:
+def mean_square(s: Array) -> Array:
+    """`mean(s²)` over channels: `[B, L, 1]` of `[B, L, d]`."""
+    return jnp.mean(s * s, axis=-1, keepdims=True)
+
+
+def strength(size: float, s: Array, *pulls: Array, start: Array | None = None) -> Array:
     """ε of every position, `[B, L, 1]`: `ε₀ rms(s) / rms(λ)`, so that each is pushed by the same share of its state.
+
+    The pushed runs go back to where the flow began, and the push is small only if it is small beside the state there too: an
+    embedding can be a hundredth of what a block makes of it. Where a state is next to nothing, its own size means nothing:
+    directions `s / sqrt(mean(s²) + RMS_EPSILON)` are linear there, and ε₀ is relative to the root of that constant.
 
     Args:
         size: ε₀.
         s: `[B, L, d]`, the state that is pushed.
         pulls: `[B, L, d]`, what pushes it: the cotangents `λ_s` and `λ_p`, and those that a cost along the path adds.
+        start: `[B, L, 1]`, `mean_square` of the state that the flow began with; None if it is not left.
     """
-    push = jnp.sum(sum(pull * pull for pull in pulls), axis=-1, keepdims=True)
-    scale = jnp.sum(s * s, axis=-1, keepdims=True)
+    push = mean_square(pulls[0]) + sum(map(mean_square, pulls[1:]))
+    smaller = mean_square(s) if start is None else jnp.minimum(mean_square(s), start)
     # A position without a pull (λ = 0) is not pushed whatever ε is; it only must not become infinite.
     tiny = jnp.finfo(s.dtype).tiny
-    return size * jnp.sqrt(jnp.maximum(scale, tiny) / jnp.maximum(push, tiny**0.5))
+    return size * jnp.sqrt(jnp.maximum(smaller, RMS_EPSILON) / jnp.maximum(push, tiny**0.5))
 
 
 def nudged_pair(

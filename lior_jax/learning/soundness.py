@@ -15,6 +15,15 @@ def residual_limit(learning: LearningConfig) -> float:
     return RULES[learning.rule].residual_limit if given is None else given
 
 
+def bias_advice(bias: float, learning: LearningConfig) -> str:
+    """What to do about a `nudge_bias`, in words; nothing if it is within its limit."""
+    if bias <= learning.nudge_bias_limit:
+        return ""
+    if learning.nudge == "one_sided":
+        return "nudge to both sides, learning.nudge=centred"
+    return f"take a smaller nudge, learning.nudge_size={learning.nudge_size / 10:g}"
+
+
 def is_sound(info: Info, learning: LearningConfig) -> Array:
     """`[]` bool: loss, gradient and what is carried on are finite, and the residual is within its limit.
 

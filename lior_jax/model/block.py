@@ -6,17 +6,19 @@ measures the flow.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.model import field
 from lior_jax.model.charts import correlate_heads, from_heads, see, see_adjoint, to_heads
 from lior_jax.model.dropout import KEEP_BLOCK, BlockMasks
 from lior_jax.model.operators import Operators
+from lior_jax.model.retrieval import retrieve, retrieve_and_adjoint
 from lior_jax.physics import flow, hamiltonian, integrators, relaxation
 from lior_jax.physics.action import length, length_adjoint
 from lior_jax.physics.numerics import contract, masked, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import Law, resilience, resilience_adjoint
-from lior_jax.physics.retrieval import retrieve, retrieve_and_adjoint
 from lior_jax.registry import INTEGRATORS, POTENTIALS
 from lior_jax.settings import ModelConfig
 
@@ -107,7 +109,9 @@ def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
     """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
     seen = see(operators, s, config)
-    retrieved = retrieve(*seen.points, operators.couplings, config.precision, config.retrieval.tile)
+    retrieved = retrieve(seen.points, operators.couplings, config)
+    if operators.evidence is not None:
+        retrieved = retrieved + field.read(operators.evidence, *seen.points[:3], seen.pull, config)
     moment = None
     if config.geometry.frame == "derived":
         rigid = seen.key[..., : config.geometry.chart_dim]
@@ -129,10 +133,15 @@ def kick_and_adjoint(
     seen = see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = to_heads(c_pushed, operators.output, config)
-    retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(
-        *seen.points, operators.couplings, c_retrieved, config.precision, config.retrieval.tile
-    )
-    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), config)
+    retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(seen.points, operators.couplings, c_retrieved, config)
+    c_evidence = c_pull = None
+    if operators.evidence is not None:
+        read, (c_evidence, *c_by_field, c_pull) = field.read_and_adjoint(
+            operators.evidence, *seen.points[:3], seen.pull, c_retrieved, config
+        )
+        retrieved, c_points[:3] = retrieved + read, map(jnp.add, c_points[:3], c_by_field)
+    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), c_pull, config)
+    gradient = gradient._replace(evidence=jax.tree.map(jnp.add, gradient.evidence, c_evidence))
     gradient = gradient._replace(output=correlate_heads(retrieved, c_pushed, config), couplings=c_couplings)
     kicked = masked(push(operators, retrieved, config), masks.kick)
     return kicked, (gradient, c_s)

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.model import field
 from lior_jax.model.operators import Operators
+from lior_jax.physics import projection
 from lior_jax.physics.kernel import convolve, convolve_adjoint
 from lior_jax.physics.numerics import correlate, project, project_back, rms_normalize, rms_normalize_adjoint
 from lior_jax.physics.resilience import resilience, resilience_adjoint
@@ -30,7 +32,8 @@ Points = tuple[Array, Array, Array, Array]
 
 class Seen(NamedTuple):
     """What a block sees of a state: its `direction` `[B, L, d]`, `inverse` `[B, L, 1]` (one over its root mean square),
-    `context` `[B, L, d]`, what `gather` `kept` of that, and retrieval's points."""
+    `context` `[B, L, d]`, what `gather` `kept` of that; retrieval's points, and what `project` `held` of keys and values; the
+    `pull` `[B, L, H]` of the field to its evidence, if it is pulled."""
 
     direction: Array
     inverse: Array
@@ -40,6 +43,8 @@ class Seen(NamedTuple):
     key: Array
     value: Array
     resilience: Array
+    held: Any
+    pull: Array | None
 
     @property
     def points(self) -> Points:
@@ -57,27 +62,46 @@ def gather_sequence(operators: Operators, direction: Array, config: ModelConfig)
     return context + operators.long_convolution.gain[None, None] * remembered, remembered
 
 
+def project_sequence(
+    operators: Operators, key: Array, value: Array, config: ModelConfig
+) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+    """Keys and values of sequences from their beginning, with what they get of the field; those without it, if they get any."""
+    if operators.projector is None:
+        return (key, value), None
+    return projection.project(operators.projector, key, value, config.precision), (key, value)
+
+
 Gather = Callable[[Operators, Array, ModelConfig], tuple[Array, Any]]
+Project = Callable[[Operators, Array, Array, ModelConfig], tuple[tuple[Array, Array], Any]]
 
 
-def see(operators: Operators, s: Array, config: ModelConfig, gather: Gather = gather_sequence) -> Seen:
+def see(
+    operators: Operators, s: Array, config: ModelConfig, gather: Gather = gather_sequence, project: Project = project_sequence
+) -> Seen:
     """What a block sees of a state `[B, L, d]`.
 
     Args:
         gather: makes the context of the directions `[B, L, d]`, with whatever past it knows, and what is kept of that.
+        project: adds to keys and values what they get of the field of whatever past it knows; and what is kept of that.
     """
     direction, inverse = rms_normalize(s)
     context, kept = gather(operators, direction, config)
     query, key, value = (to_heads(context, chart, config) for chart in _charts(operators))
-    return Seen(direction, inverse, context, kept, query, key, value, resilience(operators.resilience, query, inverse))
+    (key, value), held = project(operators, key, value, config)
+    law = resilience(operators.resilience, query, inverse)
+    pull = None if operators.evidence is None else field.pull(operators.evidence, context, config)
+    return Seen(direction, inverse, context, kept, query, key, value, law, held, pull)
 
 
-def see_adjoint(operators: Operators, seen: Seen, cotangent: Points, config: ModelConfig) -> tuple[Operators, Array]:
+def see_adjoint(
+    operators: Operators, seen: Seen, cotangent: Points, c_pull: Array | None, config: ModelConfig
+) -> tuple[Operators, Array]:
     """Adjoint of `see` for sequences from their beginning.
 
     Args:
         seen: what `see` made of the state.
         cotangent: of retrieval's points.
+        c_pull: of the pull, if there is one.
 
     Returns:
         Cotangents of the operators, zero of those that nothing is seen by, and of the state `[B, L, d]`.
@@ -86,10 +110,19 @@ def see_adjoint(operators: Operators, seen: Seen, cotangent: Points, config: Mod
     c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
         operators.resilience, seen.query, seen.direction, seen.inverse, c_resilience
     )
+    c_projector = c_evidence = None
+    if operators.projector is not None:
+        c_projector, c_key, c_value = projection.project_adjoint(
+            operators.projector, *seen.held, (c_key, c_value), config.precision
+        )
     c_points = c_query + c_query_by_law, c_key, c_value
 
     c_charts = [correlate_heads(c, seen.context, config) for c in c_points]
     c_context = sum(from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
+    if operators.evidence is not None:
+        c_weights, c_bias, c_by_pull = field.pull_adjoint(operators.evidence, seen.context, seen.pull, c_pull, config)
+        c_evidence = jax.tree.map(jnp.zeros_like, operators.evidence)._replace(pull=c_weights, bias=c_bias)
+        c_context = c_context + c_by_pull
     c_taps, c_direction = taps_adjoint(operators.taps, seen.direction, c_context)
     c_long = None
     if operators.long_convolution is not None:
@@ -104,6 +137,7 @@ def see_adjoint(operators: Operators, seen: Seen, cotangent: Points, config: Mod
         c_long = operators.long_convolution._replace(by_lag=c_by_lag, gain=jnp.sum(c_context * seen.kept, (0, 1)))
 
     gradient = jax.tree.map(jnp.zeros_like, operators)._replace(taps=c_taps, long_convolution=c_long, resilience=c_law)
+    gradient = gradient._replace(evidence=c_evidence, projector=c_projector)
     gradient = gradient._replace(**dict(zip(("query", "key", "value"), c_charts, strict=True)))
     return gradient, rms_normalize_adjoint(seen.direction, seen.inverse, c_direction) + c_s_by_law
 

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.model import terms
-from lior_jax.model.parameters import Block, Carried, FieldState, LongConvolution, Params
+from lior_jax.model import field, terms
+from lior_jax.model.field import EvidenceSite, FieldOperators
+from lior_jax.model.parameters import Block, Carried, LongConvolution, Params
 from lior_jax.physics import action, hamiltonian, kernel
-from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.frames import Derived, follow
 from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
 from lior_jax.physics.numerics import softplus_adjoint
+from lior_jax.physics.projection import Projector
 from lior_jax.physics.resilience import Constitutive, Curvature, Law, collapse, collapse_adjoint
 from lior_jax.physics.retrieval import Couplings
 from lior_jax.registry import POTENTIALS
@@ -48,6 +49,8 @@ class Operators(NamedTuple):
     couplings: Couplings
     long_convolution: LongKernel | None
     resilience: Law
+    evidence: EvidenceSite | None
+    projector: Projector | None
 
 
 def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
@@ -55,9 +58,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
     positive = jax.nn.softplus
     blocks = params.blocks
     by_lag = jax.vmap(partial(kernel.values, length=length))
-    scores, mixing, long = terms.prepare(blocks.scores, params.carried.action, length, config), (), None
-    if blocks.field is not None:
-        mixing = (ReadOut(field_gain(blocks.field.gate, config)[..., None] * by_lag(blocks.field.kernel)),)
+    scores, long = terms.prepare(blocks.scores, params.carried.action, length, config), None
+    mixing, evidence, projector = field.prepare(blocks.field, length, config)
     if blocks.long_convolution is not None:
         long = LongKernel(by_lag(blocks.long_convolution.kernel), blocks.long_convolution.gain)
     return Operators(
@@ -70,6 +72,8 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
         couplings=Couplings(positive(blocks.inverse_temperature), scores, mixing),
         long_convolution=long,
         resilience=_prepare_resilience(blocks.resilience, config),
+        evidence=evidence,
+        projector=projector,
     )
 
 
@@ -79,17 +83,11 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     metric_by_query, c_query = _whiten_charts_adjoint(params, blocks.query, cotangent.query, config)
     metric_by_key, c_key = _whiten_charts_adjoint(params, blocks.key, cotangent.key, config)
     by_lag_adjoint = jax.vmap(kernel.values_adjoint)
-    c_long = c_field = None
+    c_long = None
     if blocks.long_convolution is not None:
         c_long = LongConvolution(
             by_lag_adjoint(blocks.long_convolution.kernel, cotangent.long_convolution.by_lag), cotangent.long_convolution.gain
         )
-    if blocks.field is not None:
-        (c_read_out,) = couplings.mixing
-        by_lag = jax.vmap(partial(kernel.values, length=c_read_out.by_lag.shape[-1]))(blocks.field.kernel)
-        c_read = c_read_out.by_lag / terms.products_scale(config)
-        c_kernel = by_lag_adjoint(blocks.field.kernel, blocks.field.gate[..., None] * c_read)
-        c_field = FieldState(c_kernel, jnp.sum(c_read * by_lag, -1))
     return Block(
         taps=cotangent.taps,
         query=c_query,
@@ -100,7 +98,9 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
         inverse_temperature=softplus_adjoint(blocks.inverse_temperature, couplings.inverse_temperature),
         hamiltonian=_prepare_hamiltonian_adjoint(blocks.hamiltonian, cotangent.hamiltonian, config),
         long_convolution=c_long,
-        field=c_field,
+        field=field.prepare_adjoint(
+            blocks.field, FieldOperators(couplings.mixing, cotangent.evidence, cotangent.projector), config
+        ),
         scores=terms.prepare_adjoint(blocks.scores, params.carried.action, couplings.scores, config),
         resilience=_prepare_resilience_adjoint(blocks.resilience, cotangent.resilience, config),
     )
@@ -164,11 +164,6 @@ def _whiten_charts_adjoint(params: Params, charts: Array, cotangent: Array, conf
     adjoint = jax.vmap(jax.vmap(partial(whiten_adjoint, block=_block(config))))
     c_metric, c_charts = adjoint(params.blocks.metric, charts, cotangent, _frame(params, config))
     return c_metric, c_charts if base is None else jnp.einsum("mn,bhmd->bhnd", base.astype(charts.dtype), c_charts)
-
-
-def field_gain(gate: Array, config: ModelConfig) -> Array:
-    """What the field state's kernel is multiplied by, from its raw `gate`."""
-    return gate / terms.products_scale(config)
 
 
 def _prepare_resilience(raw: Constitutive | Curvature | None, config: ModelConfig) -> Law:

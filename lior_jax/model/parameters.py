@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 
 from lior_jax.errors import UserError
-from lior_jax.model import terms
+from lior_jax.model import field, terms
+from lior_jax.model.field import FieldState
 from lior_jax.physics import action
 from lior_jax.physics.action import ActionState
 from lior_jax.physics.frames import Derived, initial_derived
@@ -34,13 +35,6 @@ class LongConvolution(NamedTuple):
 
     kernel: Kernel
     gain: Array
-
-
-class FieldState(NamedTuple):
-    """The prompt's field state: the propagating `kernel` of each head, and the `gate` `[H]` of its read-out."""
-
-    kernel: Kernel
-    gate: Array
 
 
 class Block(NamedTuple):
@@ -114,7 +108,7 @@ def init(key: Array, config: ModelConfig) -> Params:
 def _init_block(key: Array, config: ModelConfig) -> Block:
     d, heads, n, rank, units = config.width, config.heads, config.geometry.chart_dim, config.geometry.rank, config.flow.units
     v = d // heads
-    keys = iter(jax.random.split(key, 9))
+    keys = iter(jax.random.split(key, 11))
 
     def normal(*shape: int, scale: float) -> Array:
         return scale * jax.random.normal(next(keys), shape)
@@ -139,10 +133,7 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
         inverse_temperature=raw_positive(1.0, heads),
         hamiltonian=init_hamiltonian(POTENTIALS[config.flow.potential], next(keys), d, units, depth_scale),
         long_convolution=_init_long_convolution(config) if config.convolution.long else None,
-        # A gate of zero: the field state starts silent, and its kernel learns once the gate has moved.
-        field=FieldState(terms.initial_kernel(config, (0.5, -0.1, 0.2), order=0.5), jnp.zeros(heads))
-        if config.field.evolution != "off"
-        else None,
+        field=field.init(config, normal),
         scores=terms.init(config, normal),
         resilience=_init_resilience(config, normal),
     )

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lior_jax.model import block, network
-from lior_jax.model.charts import Seen, see, split_heads
-from lior_jax.model.operators import Operators, field_gain, prepare
+from lior_jax.model import block, charges, field_recurrence, network
+from lior_jax.model.charges import Charge
+from lior_jax.model.charts import see, split_heads
+from lior_jax.model.operators import Operators, prepare
 from lior_jax.model.parameters import Params
-from lior_jax.physics import field_state, kernel
+from lior_jax.physics import kernel
 from lior_jax.physics.kernel import Poles
+from lior_jax.physics.pairwise import heads_first
 from lior_jax.physics.retrieval import Retrieved, retrieve_window
 from lior_jax.physics.taps import taps
 from lior_jax.settings import ModelConfig
@@ -31,7 +33,7 @@ class Layer(NamedTuple):
 
     operators: Operators
     long_convolution: Poles | None
-    field: Poles | None
+    field: field_recurrence.Systems | None
 
 
 class BlockHistory(NamedTuple):
@@ -40,13 +42,12 @@ class BlockHistory(NamedTuple):
     directions: Array
     """`[B, τ − 1, d]`, the latest last."""
     keys: Array
-    """`[B, L, H, m]`, a ring."""
+    """`[B, H, L, m]`, a ring."""
     values: Array
-    """`[B, L, H, v]`, a ring."""
-    long_convolution: Array | None
-    """`[B, H, P, v]`, complex charges of the poles."""
-    field: Array | None
-    """`[B, H, P, v, m]`, complex."""
+    """`[B, H, L, v]`, a ring."""
+    long_convolution: Charge | None
+    """Of the poles, `[B, H, P, v]`."""
+    field: field_recurrence.Held | None
 
 
 class History(NamedTuple):
@@ -76,31 +77,25 @@ def layers(params: Params, config: ModelConfig) -> Layer:
     """What the recurrence applies: once for all positions."""
     blocks = params.blocks
     long = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
-    field = None
-    if blocks.field is not None:
-        field = jax.vmap(kernel.poles)(blocks.field.kernel)
-        field = field._replace(weight=field_gain(blocks.field.gate, config)[..., None] * field.weight)
-    return Layer(prepare(params, config.context, config), long, field)
+    return Layer(prepare(params, config.context, config), long, field_recurrence.systems(blocks.field, config))
 
 
 def empty(params: Params, batch: int, config: ModelConfig) -> History:
     """The history of `batch` sequences of which nothing has been read."""
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
-    ring = n, batch, config.context, heads
-    poles = jax.eval_shape(partial(layers, config=config), params)
-
-    def charge(system: Poles | None, *shape: int) -> Array | None:
-        return None if system is None else jnp.zeros((n, batch, *system.rate.shape[1:], *shape), system.rate.dtype)
+    ring, zeros = (n, batch, heads, config.context), partial(jnp.zeros, dtype=params.embedding.dtype)
+    long = params.blocks.long_convolution
+    charge = None if long is None else charges.empty(jax.eval_shape(jax.vmap(kernel.poles), long.kernel), batch, v)
 
     blocks = BlockHistory(
-        directions=jnp.zeros((n, batch, config.convolution.taps - 1, config.width)),
-        keys=jnp.zeros((*ring, m)),
-        values=jnp.zeros((*ring, v)),
-        long_convolution=charge(poles.long_convolution, v),
-        field=charge(poles.field, v, m),
+        directions=zeros((n, batch, config.convolution.taps - 1, config.width)),
+        keys=zeros((*ring, m)),
+        values=zeros((*ring, v)),
+        long_convolution=charge,
+        field=field_recurrence.empty(params.blocks.field, batch, config),
     )
-    last, query = jnp.zeros((batch, config.width)), jnp.zeros((batch, heads, m))
+    last, query = zeros((batch, config.width)), zeros((batch, heads, m))
     return History(blocks, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), last, query)
 
 
@@ -129,10 +124,10 @@ def extend(
         def window(key, value):
             # The ring in the order of time, and the chunk behind it.
             keys, values = (
-                jnp.concatenate([jnp.roll(x, -history.slot, axis=1), new], 1)
+                jnp.concatenate([jnp.roll(heads_first(x), -history.slot, axis=1), new], 1)
                 for x, new in ((known.keys, key), (known.values, value))
             )
-            return (keys, values), (_last(keys, lengths, ring), _last(values, lengths, ring))
+            return (keys, values), tuple(heads_first(_last(x, lengths, ring)) for x in (keys, values))
 
         known, phase, found = _block(layer, known, phase, window, lag, visible, lengths, config)
         return phase, (known, newest(found.query))
@@ -160,9 +155,9 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
         layer, known = scanned
 
         def window(key, value):
-            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-            rings = put(known.keys, key), put(known.values, value)
-            return rings, rings
+            put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+            rings = put(known.keys, heads_first(key)), put(known.values, heads_first(value))
+            return tuple(map(heads_first, rings)), rings
 
         known, phase, found = _block(layer, known, phase, window, lag[None], visible[:, None], None, config)
         return phase, (known, found)
@@ -200,11 +195,12 @@ def _block(
     """
     s, p = phase
     operators = layer.operators
-    seen = see(operators, s, config, partial(_gather, layer, known, lengths))
+    project = partial(field_recurrence.project, layer.field, known.field, lengths)
+    seen = see(operators, s, config, partial(_gather, layer, known, lengths), project)
     directions, charge = seen.kept
     seen_from, (keys, values) = window(seen.key, seen.value)
     retrieved = retrieve_window(seen.query, *seen_from, seen.resilience, operators.couplings, lag, visible, config.precision)
-    field, read = _read_field(layer, known, seen, lengths, config)
+    field, read = field_recurrence.read(layer.field, known.field, seen.held, operators, seen.points, seen.pull, lengths, config)
     s, p, _ = block.move(operators, s, p, block.push(operators, retrieved.values + read, config), config)
     found = _Found(retrieved, seen.query, seen.resilience)
     return BlockHistory(directions, keys, values, charge, field), (s, p), found
@@ -212,7 +208,7 @@ def _block(
 
 def _gather(
     layer: Layer, known: BlockHistory, lengths: Array | None, operators: Operators, direction: Array, config: ModelConfig
-) -> tuple[Array, tuple[Array, Array | None]]:
+) -> tuple[Array, tuple[Array, Charge | None]]:
     """The context of positions that go on from a history; keeps their last directions and the poles' charges."""
     along, delays = jnp.concatenate([known.directions, direction], 1), known.directions.shape[1]
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
@@ -220,25 +216,12 @@ def _gather(
     if layer.long_convolution is not None:
         channels = split_heads(direction, config)
         if lengths is None:
-            charge, remembered = kernel.convolve_step(layer.long_convolution, charge, channels[:, 0])
+            charge, remembered = charges.step(kernel.convolve_step, layer.long_convolution, charge, channels[:, 0])
         else:
-            charge, remembered = kernel.convolve_more(layer.long_convolution, charge, channels, lengths, config.precision)
+            more = partial(kernel.convolve_more, x=channels, lengths=lengths, precision=config.precision)
+            charge, remembered = charges.chunk(more, layer.long_convolution, charge)
         context = context + operators.long_convolution.gain[None, None] * remembered.reshape(direction.shape)
     return context, (directions, charge)
-
-
-def _read_field(
-    layer: Layer, known: BlockHistory, seen: Seen, lengths: Array | None, config: ModelConfig
-) -> tuple[Array | None, Array | float]:
-    """The field state after the positions, and what they read of it, `[B, C, H, v]`; 0 without one."""
-    if layer.field is None:
-        return None, 0.0
-    if lengths is None:
-        points = (x[:, 0] for x in (seen.query, seen.key, seen.value))
-        field, read = field_state.encode_step(layer.field, known.field, *points)
-        return field, read[:, None]
-    points = seen.query, seen.key, seen.value
-    return field_state.encode_more(layer.field, known.field, *points, lengths, config.precision)
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:

@@ -17,12 +17,30 @@ def wrap_angle(angle: Array) -> Array:
     return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
 
 
-def _turn(x: Array, planes: np.ndarray, cos: Array, sin: Array) -> Array:
+class _Layers(NamedTuple):
+    """Of every layer: its `planes` `[layers, n // 2, 2]`; which coordinate each one turns with, `partner` `[layers, n]`; and
+    cosine and sine of the angle, `[layers, n, 1]`, the sine negative for the second of two."""
+
+    planes: np.ndarray
+    partner: np.ndarray
+    cos: Array
+    sin: Array
+
+
+def _layers(n: int, angles: Array, block: int | None) -> _Layers:
+    planes = rotor_planes(n, angles.shape[0], block)
+    layer, pair = np.arange(len(planes))[:, None], np.arange(n // 2)[None]
+    partner, plane, side = np.tile(np.arange(n), (len(planes), 1)), *np.zeros((2, len(planes), n), np.int32)
+    for own, other, sign in ((planes[..., 0], planes[..., 1], 1), (planes[..., 1], planes[..., 0], -1)):
+        partner[layer, own], plane[layer, own], side[layer, own] = other, pair, sign
+    # A coordinate that no plane has keeps the side 0, and stands still.
+    angle = wrap_angle(angles)[layer, plane] * side if len(planes) else jnp.zeros((0, n), angles.dtype)
+    return _Layers(planes, partner, jnp.cos(angle)[..., None], jnp.sin(angle)[..., None])
+
+
+def _turn(x: Array, partner: np.ndarray, cos: Array, sin: Array) -> Array:
     """Turn the rows of `x` `[n, m]` in each plane `(i, j)`: `(x_i, x_j) → (c x_i + s x_j, −s x_i + c x_j)`."""
-    first, second = x[planes[:, 0]], x[planes[:, 1]]
-    cos, sin = cos[:, None], sin[:, None]
-    turned = x.at[planes[:, 0]].set(cos * first + sin * second)
-    return turned.at[planes[:, 1]].set(cos * second - sin * first)
+    return cos * x + sin * x[partner]
 
 
 def rotate(angles: Array, x: Array, block: int | None = None) -> Array:
@@ -33,9 +51,9 @@ def rotate(angles: Array, x: Array, block: int | None = None) -> Array:
         x: `[n, m]`, vectors in columns.
         block: size of the blocks of a block-diagonal frame; by default one block.
     """
-    wrapped = wrap_angle(angles)
-    for layer, planes in enumerate(rotor_planes(x.shape[0], angles.shape[0], block)):
-        x = _turn(x, planes, jnp.cos(wrapped[layer]), jnp.sin(wrapped[layer]))
+    layers = _layers(x.shape[0], angles, block)
+    for partner, cos, sin in zip(*layers[1:], strict=True):
+        x = _turn(x, partner, cos, sin)
     return x
 
 
@@ -51,17 +69,12 @@ def rotate_adjoint(angles: Array, rotated: Array, cotangent: Array, block: int |
     Returns:
         Cotangents of the angles and of `x`.
     """
-    wrapped = wrap_angle(angles)
-    slopes = []
-    layers = list(enumerate(rotor_planes(rotated.shape[0], angles.shape[0], block)))
-    for layer, planes in reversed(layers):
-        cos, sin = jnp.cos(wrapped[layer]), jnp.sin(wrapped[layer])
-        first, second = rotated[planes[:, 0]], rotated[planes[:, 1]]
-        c_first, c_second = cotangent[planes[:, 0]], cotangent[planes[:, 1]]
+    slopes, layers = [], _layers(rotated.shape[0], angles, block)
+    for planes, partner, cos, sin in reversed(list(zip(*layers, strict=True))):
         # A larger angle moves the pair (first, second) towards (second, −first).
-        slopes.append(jnp.sum(c_first * second - c_second * first, axis=-1))
-        rotated = _turn(rotated, planes, cos, -sin)
-        cotangent = _turn(cotangent, planes, cos, -sin)
+        by_row = jnp.sum(cotangent * rotated[partner], axis=-1)
+        slopes.append(by_row[planes[:, 0]] - by_row[planes[:, 1]])
+        rotated, cotangent = _turn(rotated, partner, cos, -sin), _turn(cotangent, partner, cos, -sin)
     return jnp.stack(slopes[::-1]) if slopes else jnp.zeros_like(angles), cotangent
 
 

@@ -10,6 +10,7 @@ with one slow pole for the tail below the nodes. So `K` is a sum of complex pole
 Shapes: `H` kernels, `L` positions, `P` poles, `B` sequences, `v` channels of each kernel.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,9 @@ from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
 
 NODES = np.arange(-10.5, 3.0, 1.0)
 """`y = ln u` of the power law's poles."""
-_TAIL = NODES[0] - 0.5
+_TAIL = float(NODES[0]) - 0.5
 """The slow pole carries everything below."""
+_SLOWEST = math.exp(_TAIL)
 
 
 class Kernel(NamedTuple):
@@ -50,7 +52,7 @@ def _power_poles(order: Array) -> tuple[Array, Array]:
     nodes = jnp.asarray(NODES, order.dtype)[None]
     weights = jnp.exp(nodes * delta - gammaln(delta))
     slow_weight = jnp.exp(_TAIL * delta - gammaln(1 + delta))
-    slow_rate = np.exp(_TAIL) * delta / (1 + delta)  # the tail's mean rate
+    slow_rate = _SLOWEST * delta / (1 + delta)  # the tail's mean rate
     rates = jnp.broadcast_to(jnp.exp(nodes), weights.shape)
     return jnp.concatenate([weights, slow_weight], -1), jnp.concatenate([rates, slow_rate], -1)
 
@@ -66,6 +68,12 @@ def poles(kernel: Kernel) -> Poles:
         rate[:, 2:] - 1j * kernel.frequency[:, None],
     )
     return Poles(*(jnp.concatenate(parts, -1) for parts in zip(exponential, power, wave, strict=True)))
+
+
+def split(system: Poles) -> tuple[Poles, Poles]:
+    """The poles of `poles` apart: the real ones as real numbers, `P − 1`, and the wave's. Their sums add up."""
+    real, wave = (jax.tree.map(lambda x, part=part: x[:, part], system) for part in (slice(-1), slice(-1, None)))
+    return jax.tree.map(jnp.real, real), wave
 
 
 def values(kernel: Kernel, length: int) -> Array:
@@ -100,7 +108,7 @@ def _modes(kernel: Kernel, length: int) -> tuple[Array, tuple[Array, Array]]:
     terms = weights[..., None] * jnp.exp(-rates[..., None] * lag[None])
     nodes = jnp.asarray(NODES, lag.dtype)[None]
     slopes = (nodes - digamma(delta))[..., None] * terms[:, :-1]
-    slow_slope = (_TAIL - digamma(1 + delta) - lag * np.exp(_TAIL) / (1 + delta) ** 2) * terms[:, -1]
+    slow_slope = (_TAIL - digamma(1 + delta) - lag * _SLOWEST / (1 + delta) ** 2) * terms[:, -1]
     angle = kernel.frequency[:, None] * lag + kernel.phase[:, None]
     modes = jnp.stack([jnp.ones_like(angle), -jnp.sum(terms, 1), jnp.cos(angle)], 1) * decay
     by_order = -(jnp.sum(slopes, 1) + slow_slope) * decay[:, 1]
@@ -154,21 +162,27 @@ def spread(by_lag: Array, rows: int | None = None) -> Array:
     last `rows` rows, by default all, `[H, rows, L]`."""
     heads, length = by_lag.shape
     rows = length if rows is None else rows
-    # A row of `rows + L`, walked with a stride one shorter: each row of the result starts one lag later.
-    first, others = by_lag[:, : length - rows + 1], by_lag[:, length - rows + 1 :]
-    row = jnp.concatenate([first[:, ::-1], jnp.zeros((heads, rows), by_lag.dtype), others[:, ::-1]], -1)
-    stride = rows + length - 1
-    walked = jnp.tile(row, (1, rows))[:, : rows * stride]
-    # Made once, and not element by element inside every loop that uses it.
-    return lax.optimization_barrier(walked.reshape(heads, rows, stride)[:, :, :length])
+    power = _power_of_two(rows)
+    table = jnp.concatenate([by_lag[:, ::-1], jnp.zeros((heads, power - 1), by_lag.dtype)], -1)[:, None]
+    # The rows are one row, each shifted by one more lag. Doubled, they are plain copies of memory: an index that is worked out
+    # element by element would be, again, in every loop that reads it.
+    while (made := table.shape[1]) < power:
+        table = jnp.concatenate([table[..., made:], table[..., :-made]], 1)
+    return table[:, power - rows :]
 
 
 def sum_by_lag(pairs: Array) -> Array:
     """Adjoint of `spread`: the sums of `[H, rows, L]` along its diagonals, `[H, L]`."""
-    heads, rows, length = pairs.shape
-    walked = jnp.pad(pairs, ((0, 0), (0, 0), (0, rows - 1))).reshape(heads, -1)
-    row = jnp.sum(jnp.pad(walked, ((0, 0), (0, rows))).reshape(heads, rows, rows + length), 1)
-    return jnp.concatenate([row[:, length - rows :: -1], row[:, :length:-1]], -1)
+    _, rows, length = pairs.shape
+    table = jnp.pad(pairs, ((0, 0), (_power_of_two(rows) - rows, 0), (0, 0)))
+    while (made := table.shape[1] // 2) > 0:
+        early, late = (((0, 0), (0, 0), pad) for pad in ((made, 0), (0, made)))
+        table = jnp.pad(table[:, :made], early) + jnp.pad(table[:, made:], late)
+    return table[:, 0, length - 1 :: -1]
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------
@@ -206,7 +220,7 @@ def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]
     """One position of `convolve` at a cost that does not grow with the history.
 
     Args:
-        charge: `[B, H, P, v]`, complex: what each pole holds after the step before; zero before the first.
+        charge: `[B, H, P, v]`, complex if the poles are: what each holds after the step before; zero before the first.
         x: `[B, H, v]`.
 
     Returns:

@@ -8,7 +8,8 @@ All of them follow from one matrix product, of the points as measured from an or
 `PairCotangent`. These add up, so that the matrix product's own adjoint is made once for all that looked at the pairs.
 
 Shapes: `B` sequences, `T` queries, `L` keys, `H` heads, `m` whitened chart dimensions; a quantity of all pairs is
-`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`.
+`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`. Points, too, have their heads first, so that no product has
+to lay them out anew.
 """
 
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from lior_jax.physics.numerics import Precision, contract
 
 class PairCotangent(NamedTuple):
     """What a cotangent of pair quantities comes to: for the product of the points as measured from the origin `[B, H, T, L]`,
-    and, beside it, for queries `[B, T, H, m]` and keys `[B, L, H, m]` themselves. 0 where it does not reach."""
+    and, beside it, for queries `[B, H, T, m]` and keys `[B, H, L, m]` themselves. 0 where it does not reach."""
 
     product: Array | float = 0.0
     queries: Array | float = 0.0
@@ -35,10 +36,14 @@ class PairCotangent(NamedTuple):
 
 @dataclass(frozen=True)
 class Causal:
-    """Queries of the last `rows` of `length` positions: each sees its own key and those before."""
+    """Queries of the last `rows` of `length` positions: each sees its own key and those before.
+
+    `longest` is the largest `length` of all tiles of a sequence, whose tables by lag they share.
+    """
 
     rows: int
     length: int
+    longest: int
 
     @property
     def visible(self) -> Array:
@@ -47,11 +52,13 @@ class Causal:
 
     def by_lag(self, values: Array) -> Array:
         """`values[:, i − j]` of the pair `(i, j)`, 0 where it is not seen, of `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
-        return spread(values[:, : self.length], self.rows)[None]
+        return spread(values[:, : self.longest], self.rows)[None, :, :, self.longest - self.length :]
 
     def by_lag_adjoint(self, values: Array, cotangent: Array) -> Array:
         """Adjoint of `by_lag` for a cotangent `[B, H, T, L]`: `[H, N]`."""
-        c_values = sum_by_lag(jnp.sum(cotangent, 0))
+        # As a product: XLA's sum over a leading axis takes fifty times as long on a CPU.
+        of_all = contract("b,bhij->hij", jnp.ones(len(cotangent), cotangent.dtype), cotangent, "float32")
+        c_values = sum_by_lag(of_all)
         return jnp.pad(c_values, ((0, 0), (0, values.shape[1] - self.length)))
 
 
@@ -69,7 +76,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Whitened `queries` `[B, T, H, m]` and `keys` `[B, L, H, m]`, measured from `origin` `[B, 1, H, m]` where products must
+    """Whitened `queries` `[B, H, T, m]` and `keys` `[B, H, L, m]`, measured from `origin` `[B, H, 1, m]` where products must
     not cancel. A value of one trace: not to be carried into a loop or a map that began later."""
 
     queries: Array
@@ -88,7 +95,7 @@ class Pairs:
 
     @cached_property
     def _near_product(self) -> Array:
-        return contract("bihm,bjhm->bhij", self.near_queries, self.near_keys, self.precision)
+        return contract("bhim,bhjm->bhij", self.near_queries, self.near_keys, self.precision)
 
     @cached_property
     def squared(self) -> Array:
@@ -99,7 +106,7 @@ class Pairs:
     def squared_adjoint(self, cotangent: Array) -> PairCotangent:
         pull = jnp.where(self.squared > 0, 2 * cotangent, 0)
         by_query, by_key = jnp.sum(pull, -1), jnp.sum(pull, -2)
-        return PairCotangent(-pull, per_point(by_query) * self.near_queries, per_point(by_key) * self.near_keys)
+        return PairCotangent(-pull, rows(by_query) * self.near_queries, rows(by_key) * self.near_keys)
 
     @cached_property
     def product(self) -> Array:
@@ -108,7 +115,7 @@ class Pairs:
 
     def product_adjoint(self, cotangent: Array) -> PairCotangent:
         by_query, by_key = jnp.sum(cotangent, -1), jnp.sum(cotangent, -2)
-        return PairCotangent(cotangent, per_point(by_query) * self.origin, per_point(by_key) * self.origin)
+        return PairCotangent(cotangent, rows(by_query) * self.origin, rows(by_key) * self.origin)
 
     @cached_property
     def q_squared(self) -> Array:
@@ -121,27 +128,34 @@ class Pairs:
     def products_adjoint(self, c_product: Array, c_q_squared: Array, c_k_squared: Array) -> PairCotangent:
         """Adjoint of product and squared norms together."""
         product, queries, keys = self.product_adjoint(c_product)
-        queries = queries + 2 * per_point(c_q_squared[..., 0]) * self.queries
-        return PairCotangent(product, queries, keys + 2 * per_point(c_k_squared[:, :, 0]) * self.keys)
+        queries = queries + 2 * c_q_squared * self.queries
+        return PairCotangent(product, queries, keys + 2 * rows(c_k_squared[:, :, 0]) * self.keys)
 
     def points_adjoint(self, cotangents: Iterable[PairCotangent]) -> tuple[Array, Array]:
-        """Cotangents of queries and keys, from those of all that looked at the pairs."""
+        """Cotangents of queries `[B, T, H, m]` and keys `[B, L, H, m]`, positions first, from those of all that looked at the
+        pairs."""
         product, queries, keys = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
-        queries = queries + contract("bhij,bjhm->bihm", product, self.near_keys, self.precision)
-        return queries, keys + contract("bhij,bihm->bjhm", product, self.near_queries, self.precision)
+        queries = queries + contract("bhij,bhjm->bhim", product, self.near_keys, self.precision)
+        # Given with positions last, a CPU would first turn the matrix of all pairs.
+        by_product = contract("bhim,bhij->bjhm", self.near_queries, product, self.precision)
+        return heads_first(queries), heads_first(keys) + by_product
 
 
-def of_sequence(queries: Array, keys: Array, precision: Precision) -> Pairs:
-    """Pairs of the last `T` positions of a sequence with all `L`.
+def of_sequence(queries: Array, keys: Array, precision: Precision, longest: int | None = None) -> Pairs:
+    """Pairs of the last `T` positions of a sequence with all `L`, for points `[B, H, T, m]` and `[B, H, L, m]`.
 
     The origin is the first key. It is visible to every query, so causality is kept to the last bit.
+
+    Args:
+        longest: the largest `L` of all tiles of the sequence (`Causal`); by default this one's.
     """
-    return Pairs(queries, keys, keys[:, :1], Causal(queries.shape[1], keys.shape[1]), precision)
+    length = keys.shape[2]
+    return Pairs(queries, keys, keys[:, :, :1], Causal(queries.shape[2], length, longest or length), precision)
 
 
 def of_window(queries: Array, keys: Array, lag: Array, visible: Array, precision: Precision) -> Pairs:
     """Pairs of a sequence's last positions with a window of keys, as in `Window`; the first query is the origin."""
-    return Pairs(queries, keys, queries[:, :1], Window(lag, visible), precision)
+    return Pairs(queries, keys, queries[:, :, :1], Window(lag, visible), precision)
 
 
 def weights(scores: Array, visible: Array) -> Array:
@@ -150,7 +164,7 @@ def weights(scores: Array, visible: Array) -> Array:
 
 
 def rows(x: Array) -> Array:
-    """`[B, H, T]` as a quantity of pairs."""
+    """`[B, H, T]` as a quantity of pairs, or as a factor of points `[B, H, T, m]`."""
     return x[..., None]
 
 
@@ -159,16 +173,16 @@ def columns(x: Array) -> Array:
     return x[:, :, None]
 
 
-def per_point(x: Array) -> Array:
-    """`[B, H, L]` as a factor of points `[B, L, H, m]`."""
-    return x.transpose(0, 2, 1)[..., None]
+def heads_first(x: Array) -> Array:
+    """`[B, L, H, …]` as `[B, H, L, …]`, or back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _squares(x: Array) -> Array:
-    """Squared norms of `[B, L, H, m]`: `[B, H, L]`."""
+    """Squared norms of `[B, H, L, m]`: `[B, H, L]`."""
     return _dots(x, x)
 
 
 def _dots(x: Array, y: Array) -> Array:
-    """Dot products of `[B, L, H, m]` and `[B, L or 1, H, m]`: `[B, H, L]`."""
-    return jnp.sum(x * y, -1).transpose(0, 2, 1)
+    """Dot products of `[B, H, L, m]` and `[B, H, L or 1, m]`: `[B, H, L]`."""
+    return jnp.sum(x * y, -1)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from lior_jax.errors import UserError
 from lior_jax.physics.numerics import contract
-from lior_jax.physics.pairwise import PairCotangent, Pairs
+from lior_jax.physics.pairwise import PairCotangent, Pairs, of_sequence, weights
 
 PRODUCT_EPSILON = 1e-4
 
@@ -88,8 +89,8 @@ class Wedge(NamedTuple):
 
     def score(self, pairs: Pairs) -> Array:
         # Centring the keys changes a row of scores by a constant, which Boltzmann weights do not see.
-        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
-        signed = contract("bihm,bjhm->bhij", turned, pairs.near_keys, pairs.precision)
+        turned = contract("bhim,hmn->bhin", pairs.queries, self.form, pairs.precision)
+        signed = contract("bhim,bhjm->bhij", turned, pairs.near_keys, pairs.precision)
         return _of_heads(self.area) * area(pairs.product, pairs.q_squared, pairs.k_squared) + signed
 
     def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["Wedge", PairCotangent]:
@@ -97,11 +98,11 @@ class Wedge(NamedTuple):
         c_area = _by_head(cotangent * area(*seen))
         product, queries, keys = pairs.products_adjoint(*area_adjoint(*seen, _of_heads(self.area) * cotangent))
 
-        turned = contract("bihm,hmn->bihn", pairs.queries, self.form, pairs.precision)
-        c_turned = contract("bhij,bjhm->bihm", cotangent, pairs.near_keys, pairs.precision)
-        queries = queries + contract("bihn,hmn->bihm", c_turned, self.form, pairs.precision)
-        keys = keys + contract("bhij,bihm->bjhm", cotangent, turned, pairs.precision)
-        c_form = contract("bihm,bihn->hmn", pairs.queries, c_turned, pairs.precision)
+        turned = contract("bhim,hmn->bhin", pairs.queries, self.form, pairs.precision)
+        c_turned = contract("bhij,bhjm->bhim", cotangent, pairs.near_keys, pairs.precision)
+        queries = queries + contract("bhin,hmn->bhim", c_turned, self.form, pairs.precision)
+        keys = keys + contract("bhij,bhim->bhjm", cotangent, turned, pairs.precision)
+        c_form = contract("bhim,bhin->hmn", pairs.queries, c_turned, pairs.precision)
         return Wedge(c_area, c_form), PairCotangent(product, queries, keys)
 
 
@@ -117,6 +118,33 @@ class Spinor(NamedTuple):
         seen = pairs.product, pairs.q_squared, pairs.k_squared
         c_gate = _by_head(cotangent * spinor(*seen))
         return Spinor(c_gate), pairs.products_adjoint(*spinor_adjoint(*seen, _of_heads(self.gate) * cotangent))
+
+
+def attend(q: Array, k: Array, v: Array, metric: Array, product: str = "wedge") -> Array:
+    """Causal attention by a geometric product of metric-weighted queries and keys, `softmax_j(product(q_i, k_j) / √n) v_j`: the
+    audit's `geometric_attention`, by the terms that retrieval adds to its distance.
+
+    Args:
+        q: `[B, T, H, n]`, of the last `T` positions.
+        k, v: `[B, L, H, n]` and `[B, L, H, v]`, of all positions.
+        metric: `g` `[H, n, n]`, symmetric positive definite.
+        product: `tensor` ⟨q, k⟩_g, `wedge` ‖q ∧ k‖_g, or `spinor` ‖q‖ ‖k‖ cos(θ/2).
+
+    Returns:
+        `[B, T, H, v]`.
+
+    Raises:
+        UserError: `product` is none of the three.
+    """
+    scale = jnp.full(len(metric), q.shape[-1] ** -0.5, q.dtype)
+    terms = {"tensor": Tensor(scale), "wedge": Wedge(scale, jnp.zeros_like(metric)), "spinor": Spinor(scale)}
+    if product not in terms:
+        raise UserError(f"product is {product!r}, but must be tensor, wedge or spinor.")
+    half = jnp.linalg.cholesky(metric)
+    queries, keys = (contract("blhn,hnm->bhlm", x, half, "float32") for x in (q, k))
+    pairs = of_sequence(queries, keys, "float32")
+    weight = weights(terms[product].score(pairs), pairs.places.visible)
+    return contract("bhij,bjhv->bihv", weight, v, "float32")
 
 
 def _of_heads(gate: Array) -> Array:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import Precision, contract
-from lior_jax.physics.pairwise import Pairs, of_sequence, of_window, rows, weights
+from lior_jax.physics.pairwise import Pairs, heads_first, of_sequence, of_window, rows, weights
 from lior_jax.physics.scores import MixingTerm, ScoreTerm
 
 COST_EPSILON = 1e-4
@@ -62,12 +62,14 @@ def retrieve(
         `[B, L, H, v]`.
     """
 
-    def one_tile(own: slice) -> Array:
-        pairs = of_sequence(queries[:, own], keys[:, : own.stop], precision)
-        _, weight = _weigh(pairs, resilience[:, own], couplings)
-        return contract("bhij,bjhv->bihv", _mix(pairs, weight, couplings), values[:, : own.stop], precision)
+    queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))
 
-    return jnp.concatenate([one_tile(own) for own in _tiles(queries.shape[1], tile)], 1)
+    def one_tile(own: slice) -> Array:
+        pairs = of_sequence(queries[:, :, own], keys[:, :, : own.stop], precision, keys.shape[2])
+        _, weight = _weigh(pairs, resilience[:, :, own], couplings)
+        return contract("bhij,bhjv->bhiv", _mix(pairs, weight, couplings), values[:, :, : own.stop], precision)
+
+    return heads_first(jnp.concatenate([one_tile(own) for own in _tiles(queries.shape[2], tile)], 2))
 
 
 def _weigh(pairs: Pairs, resilience: Array, couplings: Couplings) -> tuple[Array, Array]:
@@ -102,36 +104,34 @@ def retrieve_and_adjoint(
         What `retrieve` returns, and the cotangents of queries, keys, values, resilience and couplings.
     """
 
-    def one_tile(own: slice) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-        seen = keys[:, : own.stop], values[:, : own.stop]
-        return _tile_and_adjoint(queries[:, own], *seen, resilience[:, own], couplings, cotangent[:, own], precision)
+    points = tuple(map(heads_first, (queries, keys, values, resilience, cotangent)))
+    length = queries.shape[1]
 
-    retrieved, cotangents = zip(*(one_tile(own) for own in _tiles(queries.shape[1], tile)), strict=True)
+    def one_tile(own: slice) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
+        queries, keys, values, resilience, cotangent = points
+        seen = keys[:, :, : own.stop], values[:, :, : own.stop]
+        pairs = of_sequence(queries[:, :, own], seen[0], precision, length)
+        return _tile_and_adjoint(pairs, seen[1], resilience[:, :, own], couplings, cotangent[:, :, own])
+
+    retrieved, cotangents = zip(*(one_tile(own) for own in _tiles(length, tile)), strict=True)
     c_queries, c_keys, c_values, c_resilience, c_couplings = zip(*cotangents, strict=True)
     # The last tile sees all keys and values; the others add to a part of what it gives.
     c_keys, c_values = (reduce(_add_start, reversed(by_tile)) for by_tile in (c_keys, c_values))
-    c_queries, c_resilience = jnp.concatenate(c_queries, 1), jnp.concatenate(c_resilience, 1)
+    c_queries, c_resilience, retrieved = (jnp.concatenate(x, 1) for x in (c_queries, c_resilience, retrieved))
     c_couplings = jax.tree.map(lambda *by_tile: reduce(add, by_tile), *c_couplings)
-    return jnp.concatenate(retrieved, 1), (c_queries, c_keys, c_values, c_resilience, c_couplings)
+    return retrieved, (c_queries, c_keys, c_values, c_resilience, c_couplings)
 
 
 def _tile_and_adjoint(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    resilience: Array,
-    couplings: Couplings,
-    cotangent: Array,
-    precision: Precision,
+    pairs: Pairs, values: Array, resilience: Array, couplings: Couplings, cotangent: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-    """`retrieve_and_adjoint` for the last `T` positions of the keys."""
-    pairs = of_sequence(queries, keys, precision)
+    """`retrieve_and_adjoint` for the last `T` positions of the keys, given with their heads first."""
     cost, weight = _weigh(pairs, resilience, couplings)
     mixing = _mix(pairs, weight, couplings)
-    retrieved = contract("bhij,bjhv->bihv", mixing, values, precision)
+    retrieved = contract("bhij,bhjv->bihv", mixing, values, pairs.precision)
 
-    c_values = contract("bhij,bihv->bjhv", mixing, cotangent, precision)
-    c_mixing = contract("bihv,bjhv->bhij", cotangent, values, precision)
+    c_values = contract("bhiv,bhij->bjhv", cotangent, mixing, pairs.precision)
+    c_mixing = contract("bhiv,bhjv->bhij", cotangent, values, pairs.precision)
     c_score = weight * (c_mixing - jnp.sum(weight * c_mixing, -1, keepdims=True))
 
     c_temperature = -jnp.sum(c_score * cost, (0, 2, 3))
@@ -143,7 +143,7 @@ def _tile_and_adjoint(
     c_queries, c_keys = pairs.points_adjoint([pairs.squared_adjoint(c_squared), *by_terms])
 
     c_couplings = Couplings(c_temperature, tuple(c for c, _ in by_scores), tuple(c for c, _ in by_mixing))
-    return retrieved, (c_queries, c_keys, c_values, c_resilience, c_couplings)
+    return retrieved, (c_queries, c_keys, c_values, heads_first(c_resilience), c_couplings)
 
 
 def geodesic_length(squared: Array) -> Array:
@@ -152,15 +152,15 @@ def geodesic_length(squared: Array) -> Array:
 
 
 def geodesic_cost(squared: Array, resilience: Array) -> Array:
-    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighed by the query's resilience `[B, T, H]`."""
-    return _of_queries(resilience) * geodesic_length(squared)
+    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighed by the query's resilience `[B, H, T]`."""
+    return rows(resilience) * geodesic_length(squared)
 
 
 def geodesic_cost_adjoint(squared: Array, resilience: Array, cotangent: Array) -> tuple[Array, Array]:
     """Adjoint of `geodesic_cost`: cotangents of `squared` `[B, H, T, L]` and of the resilience."""
     length = geodesic_length(squared)
-    c_resilience = jnp.sum(cotangent * length, -1).transpose(0, 2, 1)
-    return 0.5 * (_of_queries(resilience) * cotangent / length), c_resilience
+    c_resilience = jnp.sum(cotangent * length, -1)
+    return 0.5 * (rows(resilience) * cotangent / length), c_resilience
 
 
 class Retrieved(NamedTuple):
@@ -193,8 +193,9 @@ def retrieve_window(
         lag: `[C, S]` integers, positions from each key to each query; counts only where visible, and is below `L` there.
         visible: `[B, C, S]`; each query sees at least one key.
     """
+    queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))
     cost, weight = _weigh(of_window(queries, keys, lag, visible, precision), resilience, couplings)
-    return Retrieved(contract("bhij,bjhv->bihv", weight, values, precision), weight, cost)
+    return Retrieved(heads_first(contract("bhij,bhjv->bhiv", weight, values, precision)), weight, cost)
 
 
 def _tiles(length: int, tile: int | None) -> list[slice]:
@@ -205,11 +206,6 @@ def _tiles(length: int, tile: int | None) -> list[slice]:
 def _add_start(whole: Array, start: Array) -> Array:
     """Add to what `start` `[B, T, …]` covers of `whole` `[B, L, …]`."""
     return whole.at[:, : start.shape[1]].add(start)
-
-
-def _of_queries(x: Array) -> Array:
-    """`[B, T, H]` as a quantity of pairs."""
-    return rows(x.transpose(0, 2, 1))
 
 
 def _of_heads(x: Array) -> Array:

@@ -79,6 +79,13 @@ class ConvolutionConfig(Section):
     """Add the LIoR kernel's convolution over all earlier positions."""
 
 
+def _tile(value: Any) -> Any:
+    """One sentence for what is no tile, where a union would complain once for each of its types."""
+    if value in (None, "auto") or (isinstance(value, int) and value is not True and 1 <= value <= 2**20):
+        return value
+    raise ValueError(f"{value!r} is none of auto, null, and a whole number of positions from 1 to 2^20")
+
+
 class RetrievalConfig(Section):
     """What scores of retrieval (attention) are made of, beside the geodesic distance."""
 
@@ -91,8 +98,12 @@ class RetrievalConfig(Section):
     products: Annotated[tuple[str, ...], SCORE_TERMS] = ()
     """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
     registered."""
-    tile: int | None = Field(128, ge=1, le=2**20)
-    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all."""
+    tile: Annotated[int | Literal["auto"] | None, BeforeValidator(_tile)] = "auto"
+    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all; by
+    default what was seen to be fast on the backend."""
+    kernel: Literal["auto", "plain", "interpret"] = "auto"
+    """Fused GPU kernels: `auto` where they fit the terms above and an NVIDIA GPU, else the `plain` form, which alone can be
+    differentiated automatically; `interpret` runs the kernels in Pallas' interpreter, slowly, to test them."""
 
     @model_validator(mode="after")
     def _terms_fit(self):
@@ -109,10 +120,20 @@ class RetrievalConfig(Section):
 
 
 class FieldConfig(Section):
-    """The prompt's field state, read beside retrieval (linear attention with decay)."""
+    """The prompt's field, read beside retrieval."""
 
-    evolution: Annotated[Literal["kernel", "off"], BeforeValidator(off)] = "kernel"
-    """How the field moves on from token to token: as the LIoR `kernel` propagates it; or `off`, without a field."""
+    evolution: Annotated[Literal["kernel", "master", "off"], BeforeValidator(off)] = "kernel"
+    """How the field moves on from token to token: as the LIoR `kernel` propagates it (linear attention with decay); by the
+    `master` equation, which adds to that a site that turns unitarily and is pulled to the evidence (the delta rule); or `off`,
+    without a field."""
+    project: bool = False
+    """Add to every position's keys and values what the field of the earlier ones holds, by learned probes."""
+
+    @model_validator(mode="after")
+    def _has_a_field(self):
+        if self.project and self.evolution == "off":
+            raise ValueError("project: without a field there is nothing to project; set evolution: kernel or master too")
+        return self
 
 
 class FlowConfig(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lior_jax.registry import OPTIMIZERS, RULES
+from lior_jax.registry import OPTIMIZERS, RULES, TRACKERS
 from lior_jax.settings.sections import PathText, Section, off, system_path
 
 
@@ -83,6 +83,12 @@ class LearningConfig(Section):
     residual_limit: float | None = Field(None, gt=0)
     """A step whose residual (the echo's reversibility, a relaxation's largest) is above this is not applied; null for
     the rule's own limit."""
+
+    check_every: int = Field(200, ge=0)
+    """Steps between measurements of `nudge_bias`, the relative change of the estimate by twice the nudge, on the step's own
+    batch, each at the cost of two more estimates; 0 for none."""
+    nudge_bias_limit: float = Field(0.05, gt=0)
+    """A `nudge_bias` above this is complained of, with advice."""
 
     @model_validator(mode="after")
     def _keys_mean_something(self):
@@ -179,3 +185,5 @@ class TrainingConfig(Section):
     """Keep the checkpoints of steps that this divides, too; null for none."""
     patience: int = Field(5, ge=1)
     """Steps in a row with bad numbers, none of which is applied, after which the run stops."""
+    track: Annotated[tuple[str, ...], TRACKERS] = ()
+    """Where figures go beside the run's folder: `wandb`, `mlflow`, `aim`, or trackers that were registered."""

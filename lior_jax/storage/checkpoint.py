@@ -208,9 +208,9 @@ def open_run(run: str | Path) -> Checkpoints:
     except OSError as problem:
         raise UserError(f"The run {run} cannot be read: {problem.strerror}.") from None
     if not is_folder:
-        raise UserError(f"There is no run at {run}; give the folder that train.py wrote, for example runs/quickstart.")
+        raise UserError(f"There is no run at {run}; give the folder that training wrote, for example runs/quickstart.")
     if not has_checkpoints:
-        raise UserError(f"{run} holds no checkpoints; give the folder that train.py wrote, or train longer.")
+        raise UserError(f"{run} holds no checkpoints; give the folder that training wrote, or train longer.")
     checkpoints = Checkpoints(run)
     if checkpoints.latest is None:
         raise UserError(f"{run} holds no finished checkpoint yet; train until the first one is saved.")

@@ -62,7 +62,7 @@ class BadSteps:
             raise UserError(
                 f"The numbers of {self.in_a_row} steps in a row, up to step {step}, were bad, and none was applied; look into "
                 f"{self.folder}. {way} a tenth of the learning rate, --set "
-                f"optimizer.learning_rate={self.config.optimizer.learning_rate / 10:g}."
+                f"optimizer.learning_rate={self.config.optimizer.learning_rate / 10:g}, or with one that --find-rate suggests."
             )
 
     def _write(self, step: int, reasons: str, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lior_jax import data, model
 from lior_jax.data.corpus import check_sample
 from lior_jax.data.sources import Report, unreported
+from lior_jax.model.retrieval import choice
 from lior_jax.settings import Config
 from lior_jax.training import memory, origin
 from lior_jax.training.step import State, initial_state, train_step
@@ -33,6 +34,7 @@ def report(config: Config, reading: Report = unreported) -> str:
         "vocabulary": f"{config.model.vocab_size:,} tokens",
         "tokens per epoch": f"{per_epoch:,} in windows of {context}; {len(corpus.validation):,} more for validation",
         "tokens read": f"{read:,} in {training.steps:,} steps, {read / per_epoch:.1f} epochs",
+        "retrieval": choice(config.model).sentence,
         "memory of a step": _memory(state, config),
         "a checkpoint": _mebibytes(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
     }

@@ -116,6 +116,17 @@ class RefusedStep(Event):
 
 
 @dataclass(frozen=True)
+class Checked(Event):
+    """The bias of a step's estimate was measured."""
+
+    step: int
+    nudge_bias: float
+    """`learning.bias.nudge_bias` of its batch, before the update."""
+    advice: str = ""
+    """What to do about it, if it is above `learning.nudge_bias_limit`."""
+
+
+@dataclass(frozen=True)
 class Validated(Event):
     """The validation loss was measured."""
 
@@ -182,6 +193,14 @@ class SubscriberFailed(Event):
     subscriber: str
     """Its `name`, or that of its function or class."""
     problem: str
+
+
+@dataclass(frozen=True)
+class Profiled(Event):
+    """A trace was written."""
+
+    folder: Path
+    steps: int
 
 
 @dataclass(frozen=True)

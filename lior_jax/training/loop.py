@@ -10,6 +10,8 @@ import numpy as np
 
 from lior_jax import data
 from lior_jax.data.corpus import Corpus
+from lior_jax.learning import soundness
+from lior_jax.learning.bias import nudge_bias
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint
 from lior_jax.training import events
@@ -17,7 +19,7 @@ from lior_jax.training.bad_steps import BadSteps
 from lior_jax.training.evaluation import Evaluation
 from lior_jax.training.reporting import Reporter, watched_pass
 from lior_jax.training.signals import Stop, StoppedError
-from lior_jax.training.step import Report, State, train_step
+from lior_jax.training.step import Report, State, step_key, train_step
 
 
 class Loop:
@@ -35,6 +37,8 @@ class Loop:
         """Complaints of the session's last save, a sentence each: why the run ends with a mistake, if it does."""
         self.saving: int | None = None
         """Step whose save was not yet seen to be finished."""
+        self.biases: dict[int, jax.Array] = {}
+        """`nudge_bias` of steps whose reports were not read yet."""
         self.clock: tuple[int, float] | None = None
         """Step and time from which the speed is measured; none before the first step and after a pause."""
 
@@ -50,6 +54,7 @@ class Loop:
         running, proceed = None, yes
         leaving = self.stop.requested
         while step < last_step and not leaving:
+            self._check(state, step)
             state, report = train_step(state, self._batch(step), self.config, proceed)
             self.report_saves()
             if running is not None and not self._read(step, running, state):
@@ -108,6 +113,13 @@ class Loop:
             self.reporter.note(self.evaluation.sample(state.weights, step))
         return validated.nats_per_token if math.isfinite(validated.nats_per_token) else None
 
+    def _check(self, state: State, step: int) -> None:
+        """Measure the nudge's bias if it is due at the step that comes after `step`."""
+        every = self.config.learning.check_every
+        if every and (step + 1) % every == 0:
+            config, key = self.config, step_key(state.step, self.config)
+            self.biases[step + 1] = nudge_bias(state.params, self._batch(step), config.model, config.learning, key)
+
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         return data.batch_at(self.corpus.train, config.run.seed, step, config.training.batch_size, config.model.context)
@@ -125,6 +137,10 @@ class Loop:
             self.bad_steps.stop_if_too_many(step)
             return False
         self.bad_steps.in_a_row = 0
+        if step in self.biases:
+            bias = float(self.biases.pop(step))
+            self.reporter.note(events.Checked(step, bias, soundness.bias_advice(bias, self.config.learning)))
+            self.clock = None
         self.loss = float(report.info.loss)
         now = time.monotonic()
         if self.clock is None:

@@ -10,6 +10,7 @@ import jax
 from lior_jax import config as configuration
 from lior_jax import model
 from lior_jax.errors import UserError
+from lior_jax.model import retrieval
 from lior_jax.settings import Config
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -45,7 +46,8 @@ def least(config: Config) -> int:
     units = sum(getattr(potential, name).shape[-2] for name in potential.MATRICES)  # a product of each row and the state
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
-    nudged = units + shapes.heads * min(shapes.retrieval.tile or shapes.context, shapes.context)
+    tile = retrieval.tile(shapes, shapes.context) or shapes.context
+    nudged = units + shapes.heads * min(tile, shapes.context)
     nudged += shapes.vocab_size
     copies = 4 if config.optimizer.average is None else 5
     nudged_at_once = (config.learning.chunk or batch) * shapes.context

@@ -34,6 +34,7 @@ _TAGS = {
     ("train", "reversibility"): "soundness/reversibility",
     ("train", "residual"): "soundness/residual",
     ("train", "nudge"): "soundness/nudge",
+    ("check", "nudge_bias"): "soundness/nudge_bias",
     ("train", "tokens_per_second"): "speed/tokens_per_second",
 }
 """What TensorBoard calls figures, which it shows by group in the order of the alphabet: the loss first."""
@@ -49,9 +50,23 @@ def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
         case events.Validated(nats_per_token=nats) if math.isfinite(nats):
             names = "nats_per_token", "nats_per_character", "bits_per_character"
             return "validation", {name: getattr(event, name) for name in names}
+        case events.Checked(nudge_bias=bias):
+            return "check", {"nudge_bias": bias}
         case events.Sampled(text=text):
             return "sample", {"text": text}
     return None
+
+
+def numbers(event: events.Event) -> dict[str, float]:
+    """The numbers of what is written down of an event, by their tags in TensorBoard."""
+    kind, values = figures(event) or ("", {})
+    found = {}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            array = np.asarray(value)
+            tag = _TAGS.get((kind, name), f"{kind}/{name}")
+            found |= {f"{tag}/{index}": float(x) for index, x in enumerate(array)} if array.ndim else {tag: float(array)}
+    return found
 
 
 class Metrics:
@@ -74,7 +89,7 @@ class Metrics:
         self._board = _Board(run / "tensorboard", after if owes_evaluation else after + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write the figures of one `kind` (`train`, `validation`, `sample`, `bad_step`) at a step; arrays by element.
+        """Write the figures of one `kind` (`train`, `check`, `validation`, `sample`, `bad_step`) at a step; arrays by element.
 
         Raises `OSError` if that cannot be done now; what is left out is written by a later call.
         """

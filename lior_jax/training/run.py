@@ -17,7 +17,7 @@ from lior_jax.errors import UserError
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, lock
-from lior_jax.training import environment, events, origin, run_folder, summaries
+from lior_jax.training import environment, events, origin, run_folder, summaries, tracking
 from lior_jax.training.loop import Loop
 from lior_jax.training.metrics import Metrics
 from lior_jax.training.origin import Beginning
@@ -84,11 +84,13 @@ def train(
             run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
             run_folder.clear(run)
             run_folder.write_record(run, config)
+        trackers = stack.enter_context(tracking.opened(config, run))
+        report = events.as_one([report, *trackers])
         session = _Session(run, beginning, saved, stop_after, stop, report)
         step, best = _train(session)
         progress = partial(watched_pass, report=report, stop=session.stop)
         summary = summaries.write(run, config, corpus, step, best, started, progress)
-    report(events.Finished(summary))
+        report(events.Finished(summary))
     return summary
 
 

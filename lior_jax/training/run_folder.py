@@ -13,10 +13,12 @@ from lior_jax.training import bad_steps, metrics
 
 RECORD = "config.yaml"
 """File of a run's folder: the configuration that it was started with."""
+PROFILE = "profile"
+"""Folder in it of traces."""
 _HEADER = "# What this run was started with: a record, not to be edited.\n"
 _LEFTOVERS = {
     *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),
-    *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER),
+    *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER, PROFILE),
 }
 """What a run leaves that ends before its first checkpoint. One that starts there takes its place, and touches nothing else."""
 
@@ -24,7 +26,7 @@ FREE = frozenset(
     {
         *("training.log_every", "training.save_every", "training.keep", "training.keep_every", "training.patience"),
         *("training.eval_every", "sample.prompt", "sample.tokens", "sample.temperature"),
-        "data.path",
+        *("learning.check_every", "learning.nudge_bias_limit", "training.track", "data.path"),
     }
 )
 """Keys that a resume may change without `--force`: no parameter and no figure of any step depends on them, only which
@@ -53,7 +55,7 @@ def existing_folder(run: str | Path) -> Path:
     except OSError as problem:
         raise UserError(f"The run {run} cannot be read: {problem.strerror}.") from None
     if not found:
-        raise UserError(f"There is no run at {run}; give the folder of a run that train.py started.")
+        raise UserError(f"There is no run at {run}; give the folder of a run that training started.")
     return run
 
 

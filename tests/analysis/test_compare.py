@@ -94,7 +94,7 @@ def test_the_picture_draws_every_run_over_steps_tokens_and_seconds(tmp_path):
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     folders = [write_run(tmp_path / name, [train(1)]) for name in ("a/run", "b/run")]
     assert [run.name for run in compare.read(folders)] == ["a/run", "b/run"]
-    with pytest.raises(UserError, match="same run twice"):
+    with pytest.raises(UserError, match="same run is named twice"):
         compare.read([folders[0], folders[0]])
 
 

@@ -82,6 +82,25 @@ def test_retrieval_map_names_tokens():
     figure.canvas.draw()  # a dollar is no mathematics
 
 
+@pytest.mark.parametrize("count", [40, 200, 1000])
+def test_retrieval_maps_stay_legible(count):
+    """Letters of at least 9 pixels that do not overlap, each token named as far as there is room."""
+    weights = np.random.default_rng(0).random((count, count + 20))
+    rows = [f"row{row}" for row in range(count)]
+    figure = plots.retrieval_map(weights, rows, [f"{column}" for column in range(count + 20)], memory_share=weights[:, 0])
+    figure.draw_without_rendering()
+    heat, bars = figure.axes[:2]
+    for labels, axis in ((heat.get_yticklabels(), 1), (heat.get_xticklabels(), 0)):
+        assert labels[0].get_fontsize() * figure.dpi / 72 >= 9
+        middles = np.sort([label.get_window_extent().get_points()[:, axis].mean() for label in labels])
+        assert np.diff(middles).min() >= 0.75 * labels[0].get_fontsize() * figure.dpi / 72
+        assert len(labels) >= min(count, 200)
+    shown = [label.get_text() for label in heat.get_yticklabels()]
+    assert shown == rows[:: rows.index(shown[1])]
+    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], weights[:, 0])
+    np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in bars.patches], np.arange(count))
+
+
 def test_cost_maps_leave_the_future_blank():
     image = np.ones((3, 3))
     shown = plots.cost_maps({"one": image}, list("abc"), "cost").axes[0].images[0].get_array()

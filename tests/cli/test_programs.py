@@ -66,6 +66,9 @@ def test_every_way_of_using_a_model(model, tmp_path):
     assert given.stdout.startswith(typed.stdout.rstrip("\n"))
     assert "tokens/s after the first" in given.stderr
     assert "retrieved from" in given.stdout
+    unasked = call("infer", "--checkpoint", model, "--prompt", "1 is", "--explain", tmp_path / "map.png")
+    table = unasked.stdout.partition("    token")[2].splitlines()
+    assert len(table) == 1 + 40 + 2  # heading and closing lines beside 40 tokens
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
     exported = call("infer", "--checkpoint", model, "--export", tmp_path / "weights")
@@ -106,7 +109,7 @@ def test_every_way_of_using_a_model(model, tmp_path):
         ),
         ("train", ["--config", "configs/quickstart.yaml", "--set", "run.directory=/proc/x"], "cannot be written to"),
         ("train", ["--resume", "runs/never"], "There is no run at runs/never"),
-        ("train", [], "give --config FILE, --resume RUN, --report RUN"),
+        ("train", [], "give --config FILE, --resume RUN, --init-from RUN, --report RUN"),
         ("infer", ["--checkpoint", "runs/never", "--prompt", "a"], "There is no run at runs/never"),
         ("train", ["--report", "runs/never"], "There is no run at runs/never"),
         ("train", ["--report", "runs/never", "--set", "run.seed=1"], "--report goes with no other option"),
@@ -132,6 +135,14 @@ def test_mistakes_get_one_sentence_and_status_2(program, arguments, message):
         ("train", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3"], 2),
         ("train", ["--config", "configs/quickstart.yaml", "--set", "model.chart_dim=3"], 2),
         ("infer", ["--config", "configs/quickstart.yaml", "--set", "model.widht=3", "--prompt", "a"], 2),
+        ("lior", ["--help"], 0),
+        ("lior", ["--version"], 0),
+        ("lior", ["train", "--help"], 0),
+        ("lior", ["infer", "--help"], 0),
+        ("lior", ["compare", "--help"], 0),
+        ("lior", ["options", "model.flow"], 0),
+        ("lior", ["train", "--config", "quickstart", "--set", "model.widht=3"], 2),
+        ("lior", ["options", "model.flwo"], 2),
     ],
 )
 def test_help_and_mistakes_do_not_wait_for_jax(program, arguments, status):
@@ -139,10 +150,12 @@ def test_help_and_mistakes_do_not_wait_for_jax(program, arguments, status):
 import sys
 from lior_jax.cli.{program} import main
 sys.argv = ["{program}.py", *{arguments!r}]
+status = 0
 try:
     main()
 except SystemExit as end:
-    assert end.code == {status}, end.code
+    status = end.code
+assert status == {status}, status
 slow = {{"jax", "flax", "optax", "orbax", "matplotlib", "tensorboardX"}} & set(sys.modules)
 assert not slow, slow
 """

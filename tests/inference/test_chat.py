@@ -99,6 +99,8 @@ def test_the_terminal(talk):
         ("/temperature hot", "needs a number"),
         ("/temperature -1", r"temperature is -1.0"),
         ("/explain", "no answer to explain"),
+        ("/explain 0", "takes a number of tokens"),
+        ("/explain all", "takes a number of tokens"),
         ("/remember", "needs a file"),
         ("/remember nowhere.txt", "nowhere.txt cannot be read"),
     ],
@@ -123,6 +125,15 @@ def test_ctrl_c_stops_the_answer_only(engine):
     assert "[stopped]" in terminal.shown
     assert conversation.transcript.startswith("1 is ")
     assert len(conversation.answer) == 30  # of the second line
+
+
+def test_an_interrupt_within_a_command_stops_it_and_nothing_more(engine, monkeypatch):
+    monkeypatch.setattr(Conversation, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    terminal = Terminal("/remember notes.txt", "/reset", "/quit", "not read")
+    conversation_loop.run(converse(engine), terminal.ask, terminal.show)
+    assert "[stopped]" in terminal.shown
+    assert "Forgotten." in terminal.shown
+    assert terminal.lines == ["not read"]
 
 
 def test_characters_that_are_replaced_are_reported_and_the_talk_goes_on(engine, talk):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from lior_jax import model
-from lior_jax.data.tokenizer import ByteTokenizer
+from lior_jax.data.tokenizer import BpeTokenizer, ByteTokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, decoder, scoring
 from lior_jax.model import block, operators
 from lior_jax.physics.taps import taps
+from tests.model.test_recurrence import windowed
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +20,27 @@ def engine(finished_run):
 
 
 def test_greedy_text_is_the_most_probable_continuation(engine):
-    """By the parallel network, up to the context; past it tests/model/test_recurrence.py has the oracle."""
+    """Each token is the parallel network's argmax after those before, up to the context and far past it. Where the two largest
+    logits are as close as rounding, either will do."""
     text = "5 is 0 a"
-    tokens = list(engine.tokenizer.encode(text))
-    logits = jax.jit(model.logits, static_argnums=2)
-    for _ in range(engine.config.context - len(text)):
-        window = np.zeros((1, engine.config.context), np.int32)
-        window[0, : len(tokens)] = tokens
-        tokens.append(int(logits(engine.params, window, engine.config)[0, len(tokens) - 1].argmax()))
-    assert text + engine.generate(text, max_tokens=8, temperature=0.0) == engine.tokenizer.decode(np.array(tokens))
+    tokens = engine.encode(text + engine.generate(text, max_tokens=5 * engine.config.context, temperature=0.0))
+    states = windowed(engine.params, tokens[None, :-1], config=engine.config)
+    logits = np.asarray(model.network.readout(engine.params.readout, states, "float32"))[0, len(text) - 1 :]
+    chosen = np.take_along_axis(logits, tokens[len(text) :, None], 1)[:, 0]
+    assert np.all(chosen >= logits.max(-1) - 1e-4)
+    assert np.mean(logits.argmax(-1) == tokens[len(text) :]) > 0.95
+
+
+def test_an_engine_stays_the_same_when_x64_is_switched_on(engine):
+    """JAX's mode widens what is made anew, and not what is loaded: an engine goes on in its own type."""
+    text = "5 is 0 and 2, 9 is 1 and 1, " * 15
+    before = engine.generate("1 is", max_tokens=20, seed=3), engine.score(text).nats_per_token
+    with jax.enable_x64(True):
+        fresh = Engine(engine.params, engine.config, engine.tokenizer)
+        assert fresh.generate("1 is", max_tokens=20, seed=3) == before[0]
+        assert np.isclose(fresh.score(text).nats_per_token, before[1], rtol=1e-5)
+        explained = fresh.remember(text, capacity=512).explain("1 is", max_tokens=2)
+    assert len(explained.memories) == 2
 
 
 def test_same_seed_same_text_and_streaming_changes_nothing(engine):
@@ -166,6 +179,21 @@ def test_score_counts_characters_and_all_tokens_but_the_first(engine):
     assert score.nats_per_token == score.nats_per_character == nats
     assert np.isclose(score.bits_per_character, nats / np.log(2))
     assert np.isclose(score.perplexity, np.exp(nats))
+
+
+def test_score_spreads_the_nats_of_a_token_over_its_characters(engine):
+    """Of pairs of bytes, which hold about two characters each; with a memory, both figures."""
+    text = "5 is 0 and 2, 9 is 1 and 1, " * 40
+    words = BpeTokenizer.train(text, 280)
+    characters = len(text) / len(words.encode(text))
+    assert characters > 1.5
+    config = engine.config.model_copy(update={"vocab_size": words.vocab_size})
+    pairs = Engine(model.init(jax.random.key(0), config), config, words)
+    alone, remembering = pairs.score(text), pairs.remember(text).score(text)
+    for score in (alone, remembering):
+        assert np.isclose(score.nats_per_character, score.nats_per_token / characters)
+        assert np.isclose(score.nats_per_character_alone, alone.nats_per_token / characters)
+    assert remembering.nats_per_character < 0.9 * alone.nats_per_character
 
 
 @pytest.mark.parametrize(

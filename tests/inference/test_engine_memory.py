@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, memory_bank
 from lior_jax.inference.decoder import Memory, next_logits
 from lior_jax.inference.engine import MIN_REMEMBERED
 from lior_jax.inference.memory_bank import Mixture
+from tests.oracles import small_config
 
 TEXT = "".join(f"{i % 10} and {i * 7 % 10} is {i * 3 % 10}, " for i in range(60))
 
@@ -44,12 +45,8 @@ def test_the_next_token_is_drawn_from_the_mixture(remembering):
     logits = next_logits(engine.params, engine.memory, prefix.history, engine.config)
     alone = np.exp(log_softmax(np.asarray(next_logits(engine.params, None, prefix.history, engine.config), np.float64)[0]))
 
-    bank, present = engine.memory.bank, len(TEXT) - 2
-    query = memory_bank.coordinates(engine.params, engine.encode(prompt)[None], engine.config)[0, -1]
-    entries = np.asarray(bank.coordinates, np.float64)[:present]
-    cost = np.sqrt(np.sum((entries - np.asarray(query, np.float64)) ** 2, -1) + 1e-4)
-    weight = np.exp(-1.7 * (cost - cost.min()))
-    recalled = np.bincount(np.asarray(bank.tokens)[:present], weight / weight.sum(), engine.config.vocab_size)
+    _, weight, tokens = dense_memory(engine, prompt, 1.7)
+    recalled = np.bincount(tokens, weight, engine.config.vocab_size)
     np.testing.assert_allclose(np.exp(log_softmax(np.asarray(logits)[0])), 0.6 * alone + 0.4 * recalled, rtol=2e-3, atol=1e-6)
 
 
@@ -70,6 +67,39 @@ def test_explanations_show_the_entries_and_what_was_read_there(remembering):
         assert [entry.cost for entry in entries] == sorted(entry.cost for entry in entries)
         assert 0.3 < sum(entry.weight for entry in entries) < 1.005  # of six alike, for the text repeats itself
     assert f"memory {explained.memories[0][0].text!r}" in explained.table()
+
+
+def dense_memory(engine, prompt, inverse_temperature):
+    """Geodesic cost of every entry from the prompt's last position, and its Boltzmann weight among all."""
+    bank, present = engine.memory.bank, len(TEXT) - 2
+    query = memory_bank.coordinates(engine.params, engine.encode(prompt)[None], engine.config)[0, -1]
+    entries = np.asarray(bank.coordinates, np.float64)[:present]
+    cost = np.sqrt(np.sum((entries - np.asarray(query, np.float64)) ** 2, -1) + 1e-4)
+    return cost, softmax(-inverse_temperature * cost), np.asarray(bank.tokens)[:present]
+
+
+def test_recollections_weigh_what_they_add_to_the_mixture(remembering):
+    """λ times the Boltzmann weight; and a token's share is the memory's part of its probability."""
+    engine, prompt, token = trusting(remembering, 0.4, 1.7), "1 and 7 is", " "
+    explained = engine.explain(prompt, token)
+    cost, weight, tokens = dense_memory(engine, prompt, 1.7)
+    nearest = np.argsort(cost)[:3]
+    np.testing.assert_allclose([entry.cost for entry in explained.memories[0]], cost[nearest], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose([entry.weight for entry in explained.memories[0]], 0.4 * weight[nearest], rtol=5e-3)
+
+    prefix = engine.decoder.read(engine.decoder.empty(1), [engine.encode(prompt)])
+    alone = log_softmax(np.asarray(next_logits(engine.params, None, prefix.history, engine.config), np.float64)[0])
+    (index,) = engine.encode(token)
+    recalled = weight[tokens == index].sum()
+    share = 0.4 * recalled / (0.6 * np.exp(alone[index]) + 0.4 * recalled)
+    np.testing.assert_allclose(explained.memory_share, [share], rtol=5e-3)
+    assert f"{explained.memory_share[0]:.3f}" in explained.table().splitlines()[1]
+
+
+def test_a_memory_without_entries_has_no_share():
+    bank = memory_bank.empty(4, small_config().model)
+    log_p = np.log(np.array([[0.25, 0.75]]))
+    np.testing.assert_array_equal(memory_bank.share(bank, log_p, log_p, 0.5), 0)
 
 
 def test_scores_tell_both(engine, remembering):

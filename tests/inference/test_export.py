@@ -14,24 +14,9 @@ from lior_jax import model
 from lior_jax.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, export
-from lior_jax.settings import Config
 from lior_jax.storage import arrays
-from tests.oracles import changed, model_config
+from tests.oracles import TINY, changed
 
-SMALL = Config(  # which fills in the model's dynamics
-    model=model_config(
-        vocab_size=7,
-        context=6,
-        width=8,
-        blocks=2,
-        heads=2,
-        geometry__chart_dim=4,
-        geometry__rotor_layers=1,
-        geometry__rank=1,
-        convolution__taps=2,
-        flow__units=8,
-    )
-).model
 FOREIGN = FileTokenizer(BpeTokenizer.train(["one two three " * 30], 260).to_library().replace("{256}", "{3}"), "a.json")
 TOKENIZER = CharTokenizer('ab"é\n→ ')
 
@@ -59,7 +44,7 @@ TOKENIZER = CharTokenizer('ab"é\n→ ')
     ids=["default", "empty and left out", "all parts", "curvature", "dissipative"],
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
-    config = changed(SMALL, **changes)
+    config = changed(TINY, **changes)
     params = model.init(jax.random.key(0), config)
     folder = tmp_path / "made" / "on the way"
     assert not export.is_export(folder)
@@ -76,8 +61,8 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
 
 
 def test_other_programs_read_the_weights(tmp_path):
-    params = model.init(jax.random.key(0), SMALL)
-    export.export(params, SMALL, TOKENIZER, tmp_path)
+    params = model.init(jax.random.key(0), TINY)
+    export.export(params, TINY, TOKENIZER, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(weights["readout"], params.readout)
     np.testing.assert_array_equal(weights["blocks.metric.stiffness"], params.blocks.metric.stiffness)
@@ -94,7 +79,7 @@ def test_an_exported_run_says_what_the_run_says(finished_run, tmp_path):
     "tokenizer", [ByteTokenizer(), BpeTokenizer.train(["one two three " * 30], 260), CharTokenizer("a?é", "?"), FOREIGN]
 )
 def test_every_tokenizer_comes_back_and_the_library_encodes_as_it_does(tmp_path, tokenizer):
-    config = SMALL.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
     export.export(model.init(jax.random.key(0), config), config, tokenizer, tmp_path)
     loaded = export.load(tmp_path)[2]
     assert type(loaded) is type(tokenizer)
@@ -120,7 +105,7 @@ def test_an_export_with_a_tokenizer_as_it_was_written_before_is_read(exported):
 
 @pytest.fixture
 def exported(tmp_path):
-    export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path)
+    export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path)
     return tmp_path
 
 
@@ -169,7 +154,7 @@ def test_a_damaged_tokenizer_or_configuration_is_told(exported):
     ],
 )
 def test_weights_of_another_configuration_are_told(exported, changes, match):
-    export.export(model.init(jax.random.key(0), SMALL), changed(SMALL, **changes), TOKENIZER, exported)
+    export.export(model.init(jax.random.key(0), TINY), changed(TINY, **changes), TOKENIZER, exported)
     refused(exported, match)
 
 
@@ -187,14 +172,14 @@ def test_weights_without_their_digest_are_told(exported):
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written to"):
-        export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path / "file")
+        export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", [export.WEIGHTS, export.CONFIG, export.TOKENIZER])
 def test_no_file_is_overwritten_that_no_export_wrote(tmp_path, name):
     (tmp_path / name).write_text("model: {width: 8}\n")
     with pytest.raises(UserError, match=f"{tmp_path} holds {name} that no export wrote; choose another"):
-        export.export(model.init(jax.random.key(0), SMALL), SMALL, TOKENIZER, tmp_path)
+        export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "model: {width: 8}\n"
 
@@ -215,8 +200,8 @@ def test_no_run_is_exported_into_even_if_its_record_is_lost(finished_run, tmp_pa
 def test_an_earlier_export_is_replaced_and_its_neighbours_are_not_touched(exported):
     (exported / "README").write_text("mine")
     (exported / export.WEIGHTS).unlink()  # as a full disk leaves it
-    params = model.init(jax.random.key(1), SMALL)
-    export.export(params, SMALL, TOKENIZER, exported)
+    params = model.init(jax.random.key(1), TINY)
+    export.export(params, TINY, TOKENIZER, exported)
     np.testing.assert_array_equal(export.load(exported)[0].readout, params.readout)
     assert (exported / "README").read_text() == "mine"
 

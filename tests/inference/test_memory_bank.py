@@ -17,20 +17,8 @@ from lior_jax.inference import memory_bank
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.geometry import dense_metric
 from lior_jax.physics.retrieval import COST_EPSILON
-from tests.oracles import changed, model_config, rms_hat
+from tests.oracles import TINY, changed, rms_hat
 
-CONFIG = model_config(
-    vocab_size=7,
-    context=6,
-    width=8,
-    blocks=2,
-    heads=2,
-    geometry__chart_dim=4,
-    geometry__rotor_layers=1,
-    geometry__rank=1,
-    convolution__taps=2,
-    flow__units=8,
-)
 DIMENSION = 10
 VOCABULARY = 7
 
@@ -43,7 +31,7 @@ def filled(capacity, count, seed=0):
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(count, DIMENSION)).astype(np.float32)
     tokens = rng.integers(0, VOCABULARY - 1, count).astype(np.int32)
-    return write(memory_bank.empty(capacity, CONFIG), points, tokens), points, tokens
+    return write(memory_bank.empty(capacity, TINY), points, tokens), points, tokens
 
 
 def queries(count=3):
@@ -68,7 +56,7 @@ def test_reading_is_the_softmax_over_the_entries_that_are_there(capacity, count,
 
 
 def test_an_empty_memory_knows_nothing():
-    bank = memory_bank.empty(5, CONFIG)
+    bank = memory_bank.empty(5, TINY)
     np.testing.assert_allclose(np.exp(read(bank, queries(), 1.0, VOCABULARY)), 1 / VOCABULARY, rtol=1e-6)
     recalled = recall(bank, queries(), 1.0, 2)
     assert np.all(np.asarray(recalled.place) == -1)
@@ -78,7 +66,7 @@ def test_an_empty_memory_knows_nothing():
 @given(st.integers(1, 9), st.lists(st.lists(st.booleans(), min_size=6, max_size=6), max_size=5))
 def test_the_ring_keeps_the_last_entries(capacity, writes):
     """Like a deque of that length; entries that are not to be kept leave no trace."""
-    bank, expected, number = memory_bank.empty(capacity, CONFIG), deque(maxlen=capacity), 0
+    bank, expected, number = memory_bank.empty(capacity, TINY), deque(maxlen=capacity), 0
     for keep in writes:
         tokens = np.arange(number, number + 6, dtype=np.int32)
         bank = write(bank, np.tile(tokens[:, None], DIMENSION).astype(np.float32), tokens, np.array(keep))
@@ -117,7 +105,7 @@ def test_the_mixture_is_a_mean_of_distributions():
     np.testing.assert_allclose(mixed, 0.7 * np.exp(log_model) + 0.3 * np.exp(log_memory), rtol=1e-5)
     np.testing.assert_allclose(mixed.sum(-1), 1, rtol=1e-6)
     np.testing.assert_array_equal(memory_bank.mix(bank, log_model, log_memory, 0.0), log_model)
-    np.testing.assert_array_equal(memory_bank.mix(memory_bank.empty(9, CONFIG), log_model, log_memory, 0.3), log_model)
+    np.testing.assert_array_equal(memory_bank.mix(memory_bank.empty(9, TINY), log_model, log_memory, 0.3), log_model)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +118,7 @@ def test_the_mixture_is_a_mean_of_distributions():
 )
 def test_distance_between_coordinates_is_the_learned_metric(changes):
     """That of the last block, displacement by displacement, heads added up."""
-    config = changed(CONFIG, **changes)
+    config = changed(TINY, **changes)
     params = model.init(jax.random.key(3), config)
     angles = 0.5 + 0.3 * jnp.arange(params.blocks.metric.angles.size, dtype=jnp.float32).reshape(
         params.blocks.metric.angles.shape
@@ -158,7 +146,7 @@ def test_distance_between_coordinates_is_the_learned_metric(changes):
 
 @pytest.mark.parametrize("carry_momentum", [False, True])
 def test_observing_gives_the_models_logits(carry_momentum):
-    config = changed(CONFIG, flow__carry_momentum=carry_momentum)
+    config = changed(TINY, flow__carry_momentum=carry_momentum)
     params = model.init(jax.random.key(4), config)
     tokens = jax.random.randint(jax.random.key(5), (2, 6), 0, 7)
     logits, points = jax.jit(memory_bank.observe, static_argnums=2)(params, tokens, config)
@@ -169,7 +157,7 @@ def test_observing_gives_the_models_logits(carry_momentum):
 @pytest.mark.parametrize("capacity", [0, -1, memory_bank.MAX_CAPACITY + 1])
 def test_a_capacity_out_of_range_is_told(capacity):
     with pytest.raises(UserError, match=f"capacity is {capacity}, but must be between 1 and"):
-        memory_bank.empty(capacity, CONFIG)
+        memory_bank.empty(capacity, TINY)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -177,7 +165,7 @@ def test_a_capacity_out_of_range_is_told(capacity):
 
 @pytest.fixture(scope="module")
 def params():
-    return model.init(jax.random.key(0), CONFIG)
+    return model.init(jax.random.key(0), TINY)
 
 
 @pytest.mark.parametrize("count", [0, 5, 19])
@@ -185,7 +173,7 @@ def test_a_saved_memory_comes_back_and_goes_on(params, tmp_path, count):
     bank, *_ = filled(8, count)
     path = tmp_path / "memory.safetensors"
     memory_bank.save(path, bank, params, Mixture(0.25, 1.5))
-    loaded, mixture = memory_bank.load(path, params, CONFIG)
+    loaded, mixture = memory_bank.load(path, params, TINY)
     assert mixture == Mixture(0.25, 1.5)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     more = np.ones((3, DIMENSION), np.float32), np.arange(3, dtype=np.int32)
@@ -198,7 +186,7 @@ def test_the_memory_of_another_model_is_refused(params, tmp_path):
     memory_bank.save(path, filled(8, 5)[0], params, Mixture(0.25, 1.5))
     other = params._replace(readout=params.readout.at[0, 0].add(1e-6))
     with pytest.raises(UserError, match=r"is the memory of another model, or of this one before .*; move or delete that file"):
-        memory_bank.load(path, other, CONFIG)
+        memory_bank.load(path, other, TINY)
 
 
 @pytest.mark.parametrize("damage", ["shorten", "alter", "empty", "delete"])
@@ -213,7 +201,7 @@ def test_a_damaged_memory_is_told_in_one_sentence(params, tmp_path, damage):
         path.write_bytes({"shorten": whole[:-9], "alter": altered, "empty": b""}[damage])
     message = "There is no file" if damage == "delete" else "is damaged"
     with pytest.raises(UserError, match=message) as raised:
-        memory_bank.load(path, params, CONFIG)
+        memory_bank.load(path, params, TINY)
     assert "\n" not in str(raised.value)
 
 

@@ -10,27 +10,15 @@ from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank, remembering, scoring
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.retrieval import COST_EPSILON
-from tests.oracles import model_config
+from tests.oracles import TINY
 
-CONFIG = model_config(
-    vocab_size=7,
-    context=6,
-    width=8,
-    blocks=2,
-    heads=2,
-    geometry__chart_dim=4,
-    geometry__rotor_layers=1,
-    geometry__rank=1,
-    convolution__taps=2,
-    flow__units=8,
-)
 MIXTURE = Mixture(0.4, 3.0)
 STRIDE = 3
 
 
 @pytest.fixture(scope="module")
 def params():
-    params = model.init(jax.random.key(0), CONFIG)
+    params = model.init(jax.random.key(0), TINY)
     return params._replace(readout=params.readout * 60)
 
 
@@ -48,10 +36,10 @@ def alone(params, text):
     observe = jax.jit(memory_bank.observe, static_argnums=2)
     log_p, points = [], []
     for target in range(1, len(text)):
-        start = max(0, -(-target // STRIDE) * STRIDE - CONFIG.context)
-        history = np.zeros((1, CONFIG.context), np.int32)
+        start = max(0, -(-target // STRIDE) * STRIDE - TINY.context)
+        history = np.zeros((1, TINY.context), np.int32)
         history[0, : target - start] = text[start:target]
-        logits, seen = observe(params, history, CONFIG)
+        logits, seen = observe(params, history, TINY)
         log_p.append(np.asarray(jax.nn.log_softmax(logits), np.float64)[0, target - start - 1])
         points.append(np.asarray(seen, np.float64)[0, target - start - 1])
     return np.array(log_p), np.array(points)
@@ -74,28 +62,28 @@ def expected_nats(log_p, points, text, known):
 
 
 def test_a_text_is_remembered_token_by_token(params, text, alone):
-    empty = memory_bank.empty(100, CONFIG)
-    bank = remembering.remember(empty, params, text, CONFIG)
+    empty = memory_bank.empty(100, TINY)
+    bank = remembering.remember(empty, params, text, TINY)
     count = len(text) - 1
     assert int(bank.written) == count
     np.testing.assert_array_equal(bank.tokens[:count], text[1:])
     np.testing.assert_allclose(bank.coordinates[:count], alone[1], rtol=1e-4, atol=1e-5)
     assert int(empty.written) == 0, "the memory that was given has changed"
-    twice = remembering.remember(bank, params, text[:10], CONFIG)
+    twice = remembering.remember(bank, params, text[:10], TINY)
     np.testing.assert_array_equal(twice.tokens[: count + 9], np.concatenate([text[1:], text[1:10]]))
     np.testing.assert_array_equal(bank.tokens[:count], text[1:])
 
 
 def test_a_small_memory_keeps_the_end_of_the_text(params, text, alone):
-    bank = remembering.remember(memory_bank.empty(5, CONFIG), params, text, CONFIG)
+    bank = remembering.remember(memory_bank.empty(5, TINY), params, text, TINY)
     order = np.roll(np.arange(5), -(int(bank.written) % 5))
     np.testing.assert_array_equal(np.asarray(bank.tokens)[order], text[-5:])
     np.testing.assert_allclose(np.asarray(bank.coordinates)[order], alone[1][-5:], rtol=1e-4, atol=1e-5)
 
 
 def test_scoring_reads_what_earlier_windows_wrote_and_nothing_else(params, text, alone):
-    windows = scoring.cover(text, CONFIG.context, STRIDE)
-    score, bank = remembering.score(memory_bank.empty(100, CONFIG), params, windows, CONFIG, MIXTURE, commit=True)
+    windows = scoring.cover(text, TINY.context, STRIDE)
+    score, bank = remembering.score(memory_bank.empty(100, TINY), params, windows, TINY, MIXTURE, commit=True)
     place = np.arange(len(text) - 1)
     earlier = place // STRIDE * STRIDE
     honest = expected_nats(*alone, text, earlier)
@@ -104,7 +92,7 @@ def test_scoring_reads_what_earlier_windows_wrote_and_nothing_else(params, text,
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6),
         bank,
-        remembering.remember(memory_bank.empty(100, CONFIG), params, text, CONFIG),
+        remembering.remember(memory_bank.empty(100, TINY), params, text, TINY),
     )
     # What a look at the window itself, or at the target alone, would have given is something else.
     for known in (np.minimum(earlier + STRIDE, len(place)), place, place + 1):
@@ -112,13 +100,13 @@ def test_scoring_reads_what_earlier_windows_wrote_and_nothing_else(params, text,
 
 
 def test_a_memory_filled_while_scoring_scores_as_one_filled_before(params, text):
-    windows = scoring.cover(text, CONFIG.context, STRIDE)
-    start = memory_bank.empty(20, CONFIG)
+    windows = scoring.cover(text, TINY.context, STRIDE)
+    start = memory_bank.empty(20, TINY)
     for index in (1, 4, 9):
         before, this, until = windows[:index], windows[index : index + 1], windows[: index + 1]
-        score_before, bank = remembering.score(start, params, before, CONFIG, MIXTURE, commit=True)
-        score_until, _ = remembering.score(start, params, until, CONFIG, MIXTURE, commit=True)
-        score_this, same = remembering.score(bank, params, this, CONFIG, MIXTURE)
+        score_before, bank = remembering.score(start, params, before, TINY, MIXTURE, commit=True)
+        score_until, _ = remembering.score(start, params, until, TINY, MIXTURE, commit=True)
+        score_this, same = remembering.score(bank, params, this, TINY, MIXTURE)
         assert same is bank
         increment = score_until.mixed * until.counted.sum() - score_before.mixed * before.counted.sum()
         np.testing.assert_allclose(increment, score_this.mixed * this.counted.sum(), rtol=1e-4)
@@ -126,11 +114,11 @@ def test_a_memory_filled_while_scoring_scores_as_one_filled_before(params, text)
 
 def test_an_answer_planted_in_the_scored_window_changes_nothing(params, text):
     """A window whose targets all say the same thing twice gets no help from the first time."""
-    windows = scoring.cover(np.array([2, 2, 2, 2], np.int32), CONFIG.context, STRIDE)
+    windows = scoring.cover(np.array([2, 2, 2, 2], np.int32), TINY.context, STRIDE)
     first = windows[:1]
-    score, bank = remembering.score(memory_bank.empty(50, CONFIG), params, first, CONFIG, MIXTURE, commit=True)
+    score, bank = remembering.score(memory_bank.empty(50, TINY), params, first, TINY, MIXTURE, commit=True)
     assert score.mixed == score.model
-    after, _ = remembering.score(bank, params, first, CONFIG, MIXTURE)
+    after, _ = remembering.score(bank, params, first, TINY, MIXTURE)
     np.testing.assert_allclose(after.model, score.model, rtol=1e-6)
     assert after.mixed < score.mixed - 0.1
 
@@ -147,25 +135,25 @@ def test_the_weight_maximises_the_likelihood():
 
 
 def test_the_mixture_is_the_best_of_the_grid(params, text):
-    bank = remembering.remember(memory_bank.empty(100, CONFIG), params, text[:30], CONFIG)
-    windows = scoring.cover(text[30:], CONFIG.context, STRIDE)
-    mixture, chosen = remembering.choose(bank, params, windows, CONFIG)
-    score, _ = remembering.score(bank, params, windows, CONFIG, mixture)
+    bank = remembering.remember(memory_bank.empty(100, TINY), params, text[:30], TINY)
+    windows = scoring.cover(text[30:], TINY.context, STRIDE)
+    mixture, chosen = remembering.choose(bank, params, windows, TINY)
+    score, _ = remembering.score(bank, params, windows, TINY, mixture)
     np.testing.assert_allclose(chosen, score, rtol=1e-5)
     assert chosen.mixed < chosen.model
     sharpness = np.array(remembering.SHARPNESS)
     entries = np.asarray(bank.coordinates[:29])
-    held_out = remembering.remember(memory_bank.empty(22, CONFIG), params, text[30:], CONFIG).coordinates[:21]
+    held_out = remembering.remember(memory_bank.empty(22, TINY), params, text[30:], TINY).coordinates[:21]
     typical = np.sqrt(np.mean(np.sum((np.asarray(held_out)[:, None] - entries[None]) ** 2, -1)))
     np.testing.assert_allclose(np.abs(sharpness / typical / mixture.inverse_temperature - 1).min(), 0, atol=1e-4)
     for weight in (mixture.weight - 0.05, mixture.weight + 0.05):
         for beta in (mixture.inverse_temperature, *sharpness[[0, 3, 7]] / typical):
-            other, _ = remembering.score(bank, params, windows, CONFIG, Mixture(np.clip(weight, 0, 1), beta))
+            other, _ = remembering.score(bank, params, windows, TINY, Mixture(np.clip(weight, 0, 1), beta))
             assert other.mixed >= score.mixed - 1e-6
 
 
 def test_too_little_to_read_or_to_mix_is_told(params, text):
     with pytest.raises(UserError, match="needs at least two tokens"):
-        remembering.remember(memory_bank.empty(5, CONFIG), params, text[:1], CONFIG)
+        remembering.remember(memory_bank.empty(5, TINY), params, text[:1], TINY)
     with pytest.raises(UserError, match="The memory is empty"):
-        remembering.choose(memory_bank.empty(5, CONFIG), params, scoring.cover(text, CONFIG.context), CONFIG)
+        remembering.choose(memory_bank.empty(5, TINY), params, scoring.cover(text, TINY.context), TINY)

@@ -9,20 +9,7 @@ from hypothesis import strategies as st
 from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.inference import scoring
-from tests.oracles import model_config
-
-CONFIG = model_config(
-    vocab_size=7,
-    context=6,
-    width=8,
-    blocks=1,
-    heads=2,
-    geometry__chart_dim=4,
-    geometry__rotor_layers=1,
-    geometry__rank=1,
-    convolution__taps=2,
-    flow__units=8,
-)
+from tests.oracles import TINY
 
 
 @given(st.integers(2, 60), st.integers(2, 9), st.data())
@@ -68,15 +55,15 @@ def test_windows_are_cut_out_of_a_mapped_text_when_they_are_asked_for(tmp_path):
 
 
 def test_mean_nats_equals_scoring_each_target_by_itself():
-    params = model.init(jax.random.key(0), CONFIG)
+    params = model.init(jax.random.key(0), TINY)
     params = params._replace(readout=params.readout * 60)
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (45,), 0, 7))
     stride, expected = 2, []
     logits = jax.jit(model.logits, static_argnums=2)
     for target in range(1, len(tokens)):
         end = -(-target // stride) * stride
-        start = max(0, end - CONFIG.context)
-        log_p = jax.nn.log_softmax(logits(params, tokens[None, start:target], CONFIG)[0, -1])
+        start = max(0, end - TINY.context)
+        log_p = jax.nn.log_softmax(logits(params, tokens[None, start:target], TINY)[0, -1])
         expected.append(-log_p[tokens[target]])
-    score = scoring.mean_nats(params, scoring.cover(tokens, CONFIG.context, stride), CONFIG)
+    score = scoring.mean_nats(params, scoring.cover(tokens, TINY.context, stride), TINY)
     np.testing.assert_allclose(score, np.mean(expected), rtol=1e-5)

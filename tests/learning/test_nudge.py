@@ -23,6 +23,16 @@ def test_every_position_is_pushed_by_the_same_share_of_its_state():
     np.testing.assert_allclose(push, 1e-3 * np.linalg.norm(s, axis=-1), rtol=1e-5)
 
 
+def test_the_push_is_small_beside_the_smaller_state_but_has_a_floor():
+    """The flow's start counts if it is smaller; below the constant in directions, `rms(s)` = 1e-3, no size does."""
+    s, _, c_s, c_p = end_point()
+    for start, expected in ((0.5, 0.5), (2e-3, 2e-3), (1e-5, 1e-3), (0.0, 1e-3), (100.0, None)):
+        epsilon = nudge.strength(1e-3, s, c_s, c_p, start=jnp.full((2, 3, 1), start**2))
+        push = np.sqrt(np.mean(np.square(epsilon * c_s) + np.square(epsilon * c_p), -1))
+        own = np.sqrt(np.mean(np.square(s), -1))
+        np.testing.assert_allclose(push, 1e-3 * (own if expected is None else np.minimum(own, expected)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["centred", "one_sided"])
 def test_runs_are_pushed_along_the_symplectic_gradient(mode):
     """The ends are `(s − β ε λ_p, p + β ε λ_s)` for the two signs β, and their distance is the span."""
@@ -55,6 +65,20 @@ def test_without_nudge_is_the_unpushed_run():
     free = Pair(mean, slope).ends(epsilon)[1]
     np.testing.assert_allclose(nudge.without_nudge(Pair(mean, slope), epsilon, nudge.SIDES["one_sided"]), free, atol=1e-6)
     np.testing.assert_allclose(nudge.without_nudge(Pair(mean, slope), epsilon, nudge.SIDES["centred"]), mean)
+
+
+def test_random_signs_tell_sequences_apart_that_differ_in_their_order():
+    """As evenly as coins. A sign is the sequence's own: the same in any batch, and at any place of it."""
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray([rng.permutation(12) for _ in range(64)])
+    sign, free = nudge.sides_of("random_sign", tokens)
+    assert sign.shape == free.shape == (64, 1, 1)
+    np.testing.assert_array_equal(np.abs(sign), 1)
+    np.testing.assert_array_equal(free, 0)
+    assert 16 < np.sum(np.asarray(sign) > 0) < 48
+    np.testing.assert_array_equal(nudge.sides_of("random_sign", tokens[5:9])[0], sign[5:9])
+    moved = nudge.sides_of("random_sign", jnp.asarray(np.eye(32, dtype=np.int32)))[0]
+    assert 4 < np.sum(np.asarray(moved) > 0) < 28
 
 
 def test_a_position_without_a_pull_stays_finite():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lior_jax.model import block, operators
+from lior_jax.model import block, operators, retrieval
 from tests import dense, oracles
 from tests.oracles import (
     EVERYTHING,
@@ -64,7 +64,9 @@ def check_kick_adjoint(changes, length=5, seed=0):
     check_adjoint(lambda made, s: block.kick(made, s, config)[0], adjoint, args)
 
 
-@pytest.mark.parametrize("name", ["long_convolution", "constitutive", "curvature", "no_prior", *EVERYTHING])
+@pytest.mark.parametrize(
+    "name", ["long_convolution", "constitutive", "curvature", "no_prior", "master", "project", *EVERYTHING]
+)
 def test_kick_adjoint(name):
     """State and operators; the Hamiltonian has no part in it."""
     check_kick_adjoint((PARTS | EVERYTHING)[name])
@@ -209,3 +211,14 @@ def test_relaxing_observes_the_straight_way_and_the_residual(float64):
     before = dense.relax(to_numpy(made.hamiltonian), *map(np.asarray, (s, kick(made, s, config=config)[0])), config)
     np.testing.assert_allclose(moved, before, rtol=1e-10)
     assert 1e-6 < observed.residual < 1
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "length", "expected"), [("auto", 100, 64), ("auto", 4001, 501), (7, 4001, 7), (None, 4001, None)]
+)
+def test_a_cpu_takes_small_tiles_and_at_most_eight(given, length, expected):
+    """Unless the configuration says otherwise."""
+    assert retrieval.tile(model_config(retrieval__tile=given), length) == expected

@@ -201,6 +201,8 @@ def number_of_parameters(c):
     layers = 0 if g.frame != "rotor" else g.block - 1 if g.metric == "block_rot" else g.rotor_layers
     head = n + 1 + layers * (n // 2) + n * r + r  # metric
     head += 1 + kernel * c.retrieval.lag_prior + kernel * long + (kernel + 1) * (c.field.evolution != "off")
+    head += (d + 3 + (min(4, m - 1 + m % 2) + 1) * (m // 2)) * (c.field.evolution == "master")
+    head += (m + d // h + 2) * c.field.project
     head += ("tensor" in products) + (1 + m * m) * ("wedge" in products) + ("spinor" in products)
     head += {"unit": 0, "constitutive": 1, "curvature": g.curvature_terms * (n * n + m + 1)}[g.resilience]
     charts = 2 * h * n * d + 2 * d * d
@@ -268,7 +270,7 @@ def test_initial_kernels_are_as_documented():
     np.testing.assert_allclose(oracles.softplus(blocks.inverse_temperature), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["field", "tensor", "spinor", "constitutive"])
+@pytest.mark.parametrize("name", ["field", "master", "project", "tensor", "spinor", "constitutive"])
 def test_parts_that_start_silent(name):
     """Gates and exponents of zero: at the start, the logits are those of the same parameters without the part."""
     config = ALONE[name]

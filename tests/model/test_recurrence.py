@@ -78,6 +78,19 @@ def test_single_steps_are_the_parallel_network(name, float64):
     np.testing.assert_array_equal(history.count, [15, 15, 15])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_decide_the_type_and_not_the_mode(name, float64):
+    """float32 parameters make nothing wider in JAX's x64 mode."""
+    with jax.enable_x64(False):
+        config, params, tokens = case(name, CONTEXT)
+    applied = jax.eval_shape(partial(recurrence.layers, config=config), params)
+    history = jax.eval_shape(partial(recurrence.empty, batch=3, config=config), params)
+    after = jax.eval_shape(partial(recurrence.advance, config=config), params, applied, history, jnp.asarray(tokens[:, 0]))
+    logits = jax.eval_shape(partial(network.logits, config=config), params, jnp.asarray(tokens))
+    for leaf in jax.tree.leaves((applied, history, after, logits)):
+        assert leaf.dtype not in (jnp.float64, jnp.complex128)
+
+
 @pytest.mark.parametrize("name", ["plain", *EVERYTHING])
 def test_the_history_tells_where_the_last_block_queried_from(name, float64):
     """However the positions were read: by the charts of the state before the last block, in the parallel network."""

@@ -143,6 +143,15 @@ def test_power_mode_is_subtracted(float64):
     assert np.isfinite(result).all()
 
 
+def test_split_poles_are_real_but_for_the_wave_and_add_up(float64):
+    system = poles(random_kernel(2, seed=4))
+    real, wave = kernel.split(system)
+    assert not jnp.iscomplexobj(real.rate)
+    assert not jnp.iscomplexobj(real.weight)
+    assert (real.rate.shape[1], wave.rate.shape[1]) == (16, 1)
+    np.testing.assert_allclose(sum_of_poles(real, 9) + sum_of_poles(wave, 9), sum_of_poles(system, 9), atol=1e-12)
+
+
 def test_values_are_the_real_part_of_seventeen_decaying_poles(float64):
     """One of the exponential, fifteen of the power law, one of the wave."""
     full = random_kernel(5, seed=3)

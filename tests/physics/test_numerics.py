@@ -48,7 +48,7 @@ def test_bfloat16_rounds_the_operands_only(form):
 @pytest.mark.parametrize("size", [3, 40])
 @pytest.mark.parametrize("subscripts", ["bihm,hmn->bihn", "bihm,bjhm->bhij", "bihm,bihn->hmn", "hij,bjhv->bihv"])
 def test_bfloat16_products_in_batches(subscripts, size):
-    """Whatever the backend lacks: XLA for CPUs has no such product in batches with float32 sums, some small ones excepted."""
+    """Whatever the backend lacks: XLA for CPUs has no `bihm,hmn->bihn` of bfloat16 with float32 sums."""
     rng = np.random.default_rng(3)
     operands = subscripts.split("->")[0].split(",")
     a, b = (jnp.asarray(rng.standard_normal([size + ord(axis) % 5 for axis in names]), jnp.float32) for names in operands)

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax.physics import products
-from lior_jax.physics.pairwise import of_sequence
+from lior_jax.errors import UserError
+from lior_jax.physics import geometry, products
+from lior_jax.physics.pairwise import heads_first, of_sequence
 from lior_jax.physics.products import PRODUCT_EPSILON, Spinor, Tensor, Wedge
+from lior_jax.physics.retrieval import Couplings, retrieve
+from tests import oracles
 from tests.oracles import check_adjoint, normal
 
 B, H, L, M = 2, 3, 4, 4
@@ -48,11 +51,6 @@ def random_term(name, seed=1):
     rng = np.random.default_rng(seed)
     gate, form = normal(rng, H), products.two_form(normal(rng, H, M, M))
     return {"tensor": Tensor(gate), "wedge": Wedge(gate, form), "spinor": Spinor(gate)}[name]
-
-
-def points_of(vectors):
-    """`[B, H, L, m]` as points `[B, L, H, m]`."""
-    return jnp.swapaxes(jnp.asarray(vectors), 1, 2)
 
 
 # --- tensor, area and spinor of two vectors --------------------------------------------------------------------------
@@ -148,7 +146,7 @@ def test_score_is_the_gated_product_of_all_pairs(name, float64):
         }[name]
         if name == "wedge":
             expected[b, h, i, j] += x @ np.asarray(term.form)[h] @ (y - k[b, h, 0])
-    score = term.score(of_sequence(points_of(q), points_of(k), "float32"))
+    score = term.score(of_sequence(jnp.asarray(q), jnp.asarray(k), "float32"))
     np.testing.assert_allclose(score, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -163,12 +161,60 @@ def test_score_adjoint(name):
     def adjoint(term, q, k, cotangent):
         seen = of_sequence(q, k, "float32")
         c_term, c_pairs = term.score_adjoint(seen, centred(cotangent))
-        return c_term, *seen.points_adjoint([c_pairs])
+        return c_term, *map(heads_first, seen.points_adjoint([c_pairs]))
 
     def centred(x):
         return x - jnp.mean(x, -1, keepdims=True)
 
-    check_adjoint(score, adjoint, (random_term(name), *map(points_of, random_vectors(seed=2))), tol=1e-9)
+    check_adjoint(score, adjoint, (random_term(name), *map(jnp.asarray, random_vectors(seed=2))), tol=1e-9)
+
+
+# --- attention by a product --------------------------------------------------------------------------------------------
+
+
+def metric_weighted(name, g, q, k):
+    """The product of two vectors under a metric `g`, from all components of the bivector, or from lengths and angle."""
+    q_length, k_length = np.sqrt(q @ g @ q), np.sqrt(k @ g @ k)
+    if name == "tensor":
+        return q @ g @ k
+    if name == "wedge":
+        wedge = np.outer(q, k) - np.outer(k, q)
+        return np.sqrt(0.5 * np.einsum("ab,ac,bd,cd", wedge, g, g, wedge))
+    return q_length * k_length * cos(np.arccos(q @ g @ k / (q_length * k_length)) / 2)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_attend_weighs_by_the_products_under_the_metric(name, float64):
+    """Causal, and normalised; ε moves a product by little."""
+    rng = np.random.default_rng(3)
+    q, k, v = rng.standard_normal((3, B, L, H, M))
+    metric = np.stack([a @ a.T + 0.3 * np.eye(M) for a in rng.standard_normal((H, M, M))])
+    found = products.attend(*(jnp.asarray(x) for x in (q[:, 1:], k, v, metric)), name)
+    for b, i, h in np.ndindex(B, L - 1, H):
+        scores = [metric_weighted(name, metric[h], q[b, i + 1, h], k[b, j, h]) / np.sqrt(M) for j in range(i + 2)]
+        weight = np.exp(scores) / np.exp(scores).sum()
+        np.testing.assert_allclose(found[b, i, h], weight @ v[b, : i + 2, h], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_attend_is_the_models_retrieval_by_that_score_alone(name, float64):
+    """Retrieval of a distance that weighs nothing, with the model's whitening of its metric and the term at the same gate."""
+    rng = np.random.default_rng(4)
+    metric = oracles.random_metric(M, 2, 2)
+    dense = np.tile(oracles.dense_metric(metric), (2, 1, 1))
+    q, k = (normal(rng, B, L, 2, M) for _ in range(2))
+    v, white = normal(rng, B, L, 2, 3), geometry.whiten(oracles.to64(metric), jnp.eye(M))
+    gate = jnp.full(2, M**-0.5)
+    term = {"tensor": Tensor(gate), "wedge": Wedge(gate, jnp.zeros((2, M + 2, M + 2))), "spinor": Spinor(gate)}[name]
+    seen = (jnp.einsum("blhn,mn->blhm", x, white) for x in (q, k))
+    retrieved = retrieve(*seen, v, jnp.ones((B, L, 2)), Couplings(jnp.zeros(2), (term,)))
+    np.testing.assert_allclose(products.attend(q, k, v, jnp.asarray(dense), name), retrieved, atol=1e-9)
+
+
+def test_attend_refuses_other_products():
+    points = jnp.ones((1, 2, 1, 3))
+    with pytest.raises(UserError, match="must be tensor, wedge or spinor"):
+        products.attend(points, points, points, jnp.eye(3)[None], "cross")
 
 
 # --- the signed 2-form -----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def random_inputs(parts=NONE, batch=2, length=6, heads=2, m=3, v=4, seed=0):
 
 
 def of_sequence(queries, keys):
-    return pairwise.of_sequence(queries, keys, "float32")
+    return pairwise.of_sequence(*map(pairwise.heads_first, (queries, keys)), "float32")
 
 
 def boltzmann(queries, keys, weight, couplings):
@@ -174,7 +174,7 @@ def test_weights_are_causal_probabilities():
 def test_weights_of_given_scores():
     scores = jnp.log(jnp.array([[1.0, 9.0, 9.0], [3.0, 1.0, 9.0], [1.0, 2.0, 5.0]]))[None, None]
     expected = np.array([[1, 0, 0], [0.75, 0.25, 0], [0.125, 0.25, 0.625]])
-    np.testing.assert_allclose(pairwise.weights(scores, pairwise.Causal(3, 3).visible)[0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise.weights(scores, pairwise.Causal(3, 3, 3).visible)[0, 0], expected, rtol=1e-6)
 
 
 def test_colder_and_nearer_weigh_more(float64):

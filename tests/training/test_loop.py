@@ -302,15 +302,15 @@ def test_bytes_and_pairs_are_trained_and_scored_per_character(tiny, tmp_path):
     """The figures of one model agree whatever a token is: nats per token, over characters per token."""
     for kind in ("byte", "bpe:300"):
         run = tmp_path / kind.replace(":", "")
-        training.train(tiny(run.name, f"data.tokenizer={kind}", "training.steps=4", "training.eval_windows=null"))
+        summary = training.train(tiny(run.name, f"data.tokenizer={kind}", "training.steps=4", "training.eval_windows=null"))
         line = [line for line in metrics.read(run) if line["kind"] == "validation"][-1]
         corpus = data.load(training.resume_config(run))
         text = corpus.tokenizer.decode(corpus.validation)
         per_token = len(text) / len(corpus.validation)
         assert math.isclose(line["nats_per_character"], line["nats_per_token"] / per_token)
-        assert math.isclose(
-            Engine.from_checkpoint(run).score(text, stride=16).nats_per_token, line["nats_per_token"], rel_tol=1e-4
-        )
+        score = Engine.from_checkpoint(run).score(text, stride=16)
+        assert math.isclose(score.nats_per_token, line["nats_per_token"], rel_tol=1e-4)
+        assert math.isclose(score.nats_per_character, summary.nats_per_character, rel_tol=1e-4)
 
 
 def test_a_vocabulary_that_does_not_fit_is_told(tiny):

@@ -11,7 +11,7 @@ from lior_jax.analysis.plots.geometry import (
     pair_maps,
     retrieval_map,
 )
-from lior_jax.analysis.plots.run import action_by_depth, action_over_training, health, loss_curve, spectra
+from lior_jax.analysis.plots.run import action_by_depth, action_over_training, health, learning_rates, loss_curve, spectra
 
 __all__ = [
     "Curve",
@@ -26,6 +26,7 @@ __all__ = [
     "gradient_error",
     "health",
     "lag_priors",
+    "learning_rates",
     "loss_curve",
     "loss_over",
     "metric_ellipses",

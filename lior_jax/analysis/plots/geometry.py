@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lior_jax.analysis.plots.style import DIVERGING, SEVERAL, heat, name_tokens, shades, sheet, visible
+from lior_jax.analysis.plots.style import ACCENT, DIVERGING, SEVERAL, heat, name_tokens, shades, sheet, visible
 
 
 def retrieval_map(
@@ -13,8 +13,9 @@ def retrieval_map(
     columns: list[str],
     title: str = "",
     names: tuple[str, str] = ("generated token", "past token"),
+    memory_share: np.ndarray | None = None,
 ) -> Figure:
-    """What each token drew on.
+    """What each token drew on. The figure grows with the tokens, to be scrolled: their names stay legible up to about 250.
 
     Args:
         weights: `[T, S]`, share of each past token in each row's retrieval.
@@ -22,14 +23,24 @@ def retrieval_map(
         columns: the `S` past tokens.
         title: stands above the axes.
         names: of what the rows and the columns are.
+        memory_share: `[T]`, how much of each row's probability a memory gives; drawn as bars beside the rows.
     """
     weights = np.asarray(weights)
-    width, height = (float(np.clip(0.13 * count + 2, 4, 12)) for count in reversed(weights.shape))
-    with sheet(width=width + 0.6, height=height, title=title) as (figure, ((axes,),)):
+    width, height = (float(np.clip(0.15 * count + 2, 4, 40)) for count in reversed(weights.shape))
+    beside = {} if memory_share is None else {"columns": 2, "sharey": True, "width_ratios": [width, 1.2]}
+    with sheet(width=width + (0.6 if memory_share is None else 1.8), height=height, title=title, **beside) as (
+        figure,
+        (panels,),
+    ):
+        axes = panels[0]
         heat(axes, weights, "share of the retrieval", aspect="auto", vmin=0)
         name_tokens(axes, rows, columns)
         axes.set_ylabel(names[0])
         axes.set_xlabel(names[1])
+        if memory_share is not None:
+            panels[1].barh(range(len(rows)), memory_share, color=ACCENT, height=0.8)
+            panels[1].tick_params(left=False, labelleft=False)
+            panels[1].set(xlim=(0, 1), xticks=(0, 1), xlabel="memory's\nshare")
     return figure
 
 

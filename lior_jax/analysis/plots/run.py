@@ -47,8 +47,22 @@ def loss_curve(metrics: Lines, title: str = "") -> Figure:
     return figure
 
 
+def learning_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestion: float, title: str = "") -> Figure:
+    """A learning-rate range test (`training.rate.Found`): the loss against the rate, `[K]` each, and the rate suggested."""
+    with sheet(title=title) as (figure, ((axes,),)):
+        axes.semilogx(rates, losses, color=PALE, linewidth=0.8, label="one batch")
+        axes.semilogx(rates, smoothed, color=INK, linewidth=1.4, label="smoothed")
+        axes.axvline(suggestion, color=ACCENT, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("cross-entropy (nats per token)")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    return figure
+
+
 def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figure:
-    """Residual of the learning rule, strength of its nudges, and norm of its estimate, against the step.
+    """Residual of the learning rule with the bias of its nudge, strength of its nudges, and norm of its estimate, against the
+    step.
 
     Args:
         metrics: lines of the run's metrics.
@@ -58,8 +72,12 @@ def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figur
     with sheet(1, 3, 10, 3.2, title) as (figure, (axes,)):
         reversibility, gradient = (_series(metrics, "train", name) for name in ("reversibility", "gradient_norm"))
         nudge = [(line["step"], line["nudge"]) for line in metrics if line["kind"] == "train"]
-        axes[0].semilogy(*reversibility.T, color=INK, linewidth=1)
+        bias = _series(metrics, "check", "nudge_bias")
+        axes[0].semilogy(*reversibility.T, color=INK, linewidth=1, label="residual")
         axes[0].set_ylabel(residual)
+        if bias.size:
+            axes[0].semilogy(*bias.T, color=ACCENT, linewidth=1, marker="o", markersize=3, label="bias of the nudge")
+            axes[0].legend(frameon=False, fontsize=8)
         for index in range(len(nudge[0][1]) if nudge else 0):
             strength = [(step, values[index]) for step, values in nudge]
             axes[1].semilogy(*np.array(strength).T, color=shades(len(nudge[0][1]))[index], linewidth=1, label=f"block {index}")

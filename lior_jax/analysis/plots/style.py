@@ -13,6 +13,8 @@ SEVERAL = (INK, ACCENT, "#e0a030", "#2a9d8f", "#8d6a9f", "#7a8b99", "#5a7d2a", "
 """One colour each for up to eight things side by side."""
 LINES = ("-", "--", ":", "-.")
 """One style each for lines that may lie on each other."""
+_LEAST_FONT = 5.5
+"""Size in points of the smallest letters; 9 pixels."""
 HEAT, DIVERGING = "magma_r", "RdBu_r"
 
 
@@ -45,7 +47,7 @@ def headline(axes: Axes, title: str) -> None:
 def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options) -> None:
     """A heat map with its own colour bar."""
     drawn = axes.imshow(image, cmap=cmap, interpolation="nearest", **options)
-    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02, aspect=max(20, 3 * axes.figure.get_figheight()))
     bar.set_label(label)
     bar.outline.set_visible(False)
     for side in axes.spines.values():
@@ -53,11 +55,19 @@ def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options)
 
 
 def name_tokens(axes: Axes, rows: list[str], columns: list[str]) -> None:
-    """Tokens beside the rows and under the columns of a heat map, white space made visible."""
-    width, height = axes.figure.get_size_inches() * 72 / axes.get_subplotspec().get_gridspec().get_geometry()[::-1]
+    """Tokens beside the rows and under the columns of a heat map, white space made visible; where there are more than can be
+    read, every second one, or fewer."""
+    grid = axes.get_subplotspec().get_gridspec()
+    ratios = grid.get_width_ratios()
+    width, height = (
+        axes.figure.get_size_inches() * 72 / (sum(ratios) / ratios[axes.get_subplotspec().colspan.start], grid.nrows)
+    )
     for axis, names, room in ((axes.yaxis, rows, height), (axes.xaxis, columns, width)):
-        size = float(np.clip(0.6 * room / max(len(names), 1), 3, 9))
-        axis.set_ticks(range(len(names)), [visible(name) for name in names], fontsize=size, family="monospace")
+        size = float(np.clip(0.6 * room / max(len(names), 1), _LEAST_FONT, 9))
+        every = int(np.ceil(size * len(names) / room))
+        axis.set_ticks(
+            range(0, len(names), every), [visible(name) for name in names[::every]], fontsize=size, family="monospace"
+        )
         axis.set_tick_params(length=0)
     if max(map(len, columns), default=0) > 1:
         axes.xaxis.set_tick_params(rotation=90)

@@ -1,0 +1,201 @@
+"""Recipes side by side: several models of one shape train at once in one program, each with its own rate, decay and start.
+
+    python benchmarks/recipes.py configs/shakespeare.yaml --set data.path=tinyshakespeare.txt --recipes 0.005:0.3:3 0.01:0.2
+    python benchmarks/recipes.py configs/gpu.yaml --set data.path=tinyshakespeare.txt --recipes 0.005:0.6 --seconds 200
+
+A recipe is `peak learning rate:weight decay`, and `:seeds` for more than one of it. All else is that of the configuration, with
+Muon; what it leaves to Adam has the same share of the recipe's rate as of the configuration's. Small models leave a GPU idle,
+so that four cost little more than one. All see the same batches, and masks of their own. Losses are nats per character of the
+whole validation part by nanoGPT's protocol (disjoint windows of the context), of the weights and of their average
+(`optimizer.average`, 0.999 by default); the table has those of the last step, whatever came before.
+
+With `--seconds` the number of steps follows from the time that the first ones take, so that the schedule ends in time; it is at
+most `training.steps`.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lior_jax import config as configuration
+from lior_jax import data, learning, model
+from lior_jax.inference import scoring
+from lior_jax.learning.optimizer import averaged, make_schedule
+from lior_jax.model import Params, decay_mask
+from lior_jax.registry import OPTIMIZERS
+from lior_jax.settings import Config
+from lior_jax.training.step import step_key
+
+CHUNK, TIMED = 20, 5
+"""Steps that one call makes, and calls that are timed before the number of steps is fixed."""
+
+WINDOWS = 32
+"""Validation windows scored at once."""
+
+
+class Recipe(NamedTuple):
+    """What a model has of its own."""
+
+    learning_rate: Any
+    weight_decay: Any
+
+
+class State(NamedTuple):
+    """One model as it trains."""
+
+    params: Params
+    average: Params
+    optimizer: Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--recipes", nargs="+", required=True, metavar="RATE:DECAY[:SEEDS]")
+    parser.add_argument("--seconds", type=float, help="train no longer, compilation aside")
+    parser.add_argument("--evaluations", type=int, default=4, help="(4)")
+    parser.add_argument("--out", type=Path, help="a JSON file of all that is printed")
+    given = parser.parse_args()
+
+    config = configuration.load(given.config, ["optimizer.name=muon", *given.set])
+    corpus = data.load(config)
+    config = data.with_vocabulary(config, corpus)
+    recipes = [recipe for text in given.recipes for recipe in _parse(text)]
+    print(f"{_parameters(config):,} parameters; {len(recipes)} at once on {jax.devices()[0].device_kind}", flush=True)
+    result = train(config, corpus, recipes, given.seconds, given.evaluations)
+    if given.out:
+        given.out.write_text(json.dumps({"recipes": recipes, "settings": given.set, **result}) + "\n", encoding="utf-8")
+    print(f"\n{result['steps']:,} steps, {result['ms']:.2f} ms a step of all, {result['seconds']:.0f} s\n")
+    print("| learning rate | decay | training loss | validation | of the average |")
+    print("|---|---|---|---|---|")
+    last = result["rows"][-1]
+    for recipe, *losses in zip(recipes, last["training"], last["validation"], last["average"], strict=True):
+        print(f"| {recipe[0]:g} | {recipe[1]:g} | {losses[0]:.3f} | {losses[1]:.4f} | {losses[2]:.4f} |")
+
+
+def _parse(text: str) -> list[Recipe]:
+    rate, decay, *seeds = text.split(":")
+    return [Recipe(float(rate), float(decay))] * (int(seeds[0]) if seeds else 1)
+
+
+def _parameters(config: Config) -> int:
+    return model.count(jax.eval_shape(lambda key: model.init(key, config.model), jax.random.key(0)))
+
+
+def train(config: Config, corpus: Any, recipes: list[Recipe], seconds: float | None, evaluations: int) -> dict[str, Any]:
+    """Train all recipes; what the table is made of."""
+    count, steps, size = len(recipes), config.training.steps, config.training.batch_size
+    stacked = Recipe(*(jnp.array(values) for values in zip(*recipes, strict=True)))
+    state = _start(config, count)
+    tokens, rng = jnp.asarray(corpus.train.astype(np.int32)), np.random.default_rng(config.run.seed)
+    windows = scoring.cover(corpus.validation, config.model.context)
+    rows: list[dict[str, Any]] = []
+    done, spent, recent, marks = 0, 0.0, [], []
+    begin = time.perf_counter()
+    while done < steps:
+        starts = jnp.asarray(rng.integers(0, len(tokens) - config.model.context, (CHUNK, size)))
+        called = time.perf_counter()
+        state, losses = _chunk(state, stacked, tokens, starts, jnp.int32(done), jnp.float32(steps), config)
+        losses = np.asarray(losses)
+        if done:
+            spent += time.perf_counter() - called
+        else:
+            print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
+        done, recent = done + CHUNK, [*recent[-9:], losses.mean(0)]
+        if done == CHUNK * (TIMED + 1):
+            if seconds:
+                steps = min(steps, int(seconds / (spent / TIMED)) * CHUNK)
+            marks = [steps * (i + 1) // evaluations // CHUNK * CHUNK for i in range(evaluations - 1)]
+        if done in marks or done >= steps:
+            found = {"step": done, "training": np.mean(recent, 0).tolist()}
+            found["validation"], found["average"] = (
+                (_validate(params, windows, config) / corpus.characters_per_token).tolist()
+                for params in (state.params, state.average)
+            )
+            rows.append(found)
+            print(json.dumps(found), flush=True)
+    return {"rows": rows, "steps": done, "ms": 1e3 * spent / (done - CHUNK), "seconds": time.perf_counter() - begin}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _start(config: Config, count: int) -> State:
+    def one(key: jax.Array) -> State:
+        params = model.init(key, config.model)
+        return State(params, params, _directions(config).init(params))
+
+    return jax.vmap(one)(jax.random.split(jax.random.key(config.run.seed), count))
+
+
+def _directions(config: Config) -> optax.GradientTransformation:
+    own = config.optimizer
+    return optax.chain(optax.clip_by_global_norm(own.clip_norm), OPTIMIZERS[own.name](own))
+
+
+@partial(jax.jit, static_argnums=6, donate_argnums=0)
+def _chunk(
+    state: State, recipes: Recipe, tokens: jax.Array, starts: jax.Array, first: jax.Array, steps: jax.Array, config: Config
+) -> tuple[State, jax.Array]:
+    """Some steps of all models, and their training losses."""
+
+    def one(state: State, recipe: Recipe, batch: Any, step: jax.Array, key: jax.Array) -> tuple[State, jax.Array]:
+        gradient, info = learning.estimate(state.params, batch, config.model, config.learning, key)
+        directions, optimizer = _directions(config).update(gradient, state.optimizer, state.params)
+        rate = recipe.learning_rate * _share(step, steps, config)
+        moved = jax.tree.map(
+            lambda p, u, decays: p - rate * (u + decays * recipe.weight_decay * p),
+            state.params,
+            directions,
+            decay_mask(state.params),
+        )
+        moved = moved._replace(carried=info.carried)
+        average = averaged(state.average, moved, step + 1, config.optimizer.average or 0.999)
+        return State(moved, average, optimizer), info.loss
+
+    def body(state: State, given: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
+        begin, step = given
+        read = tokens[begin[:, None] + jnp.arange(config.model.context + 1)]
+        count = len(recipes.learning_rate)
+        keys = jax.vmap(lambda index: jax.random.fold_in(step_key(step, config), index))(jnp.arange(count))
+        batch = read[:, :-1], read[:, 1:]
+        return jax.vmap(one, in_axes=(0, 0, None, None, 0))(state, recipes, batch, step, keys)
+
+    return jax.lax.scan(body, state, (starts, first + jnp.arange(len(starts))))
+
+
+def _share(step: jax.Array, steps: jax.Array, config: Config) -> jax.Array:
+    """The learning rate as a share of its peak: the configuration's schedule, stretched to a number of steps that is known only
+    when the program runs."""
+    long = 10**6
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 1.0, "warmup_steps": 0})
+    warmup = config.optimizer.warmup_steps
+    fallen = make_schedule(optimizer, long)(jnp.maximum(step - warmup, 0) / (steps - warmup) * long)
+    return fallen * jnp.minimum(1.0, step / max(1, warmup))
+
+
+def _validate(params: Params, windows: scoring.Windows, config: Config) -> np.ndarray:
+    """Mean nats per token of each model."""
+    total = 0.0
+    for first in range(0, len(windows), WINDOWS):
+        piece = windows[first : first + WINDOWS]
+        arrays = piece.tokens, piece.targets, piece.counted
+        tokens, targets, counted = (np.pad(x, ((0, WINDOWS - len(x)), (0, 0))) for x in arrays)
+        total = total + (np.asarray(_losses(params, tokens, targets, config), np.float64) * counted).sum((1, 2))
+    return total / windows.counts.sum()
+
+
+@partial(jax.jit, static_argnums=3)
+def _losses(params: Params, tokens: jax.Array, targets: jax.Array, config: Config) -> jax.Array:
+    return jax.vmap(lambda one: model.token_losses(one, tokens, targets, config.model))(params)
+
+
+if __name__ == "__main__":
+    main()

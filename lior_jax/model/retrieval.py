@@ -1,0 +1,98 @@
+"""Which form of retrieval a block runs: the plain one (`physics.retrieval`), or the fused kernels (`kernels.retrieval`).
+
+It is chosen when a program is traced, from the configuration and JAX's default backend. `lax.platform_dependent` would choose
+when it is lowered, but traces both: automatic differentiation, the oracle of the tests, cannot go through a kernel even where
+none would run.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from lior_jax.model.charts import Points
+from lior_jax.physics import retrieval
+from lior_jax.physics.retrieval import Couplings
+from lior_jax.settings import ModelConfig
+
+KNOWN_TERMS = {"lag_prior"}
+"""Score terms of `model.retrieval` that the kernels have."""
+
+LARGEST = 128
+"""Dimensions of points and values that the kernels take."""
+
+OLDEST = 8.0
+"""NVIDIA's compute capability that the kernels need: products in TF32 and bfloat16."""
+
+
+class Choice(NamedTuple):
+    """Whether the `kernels` run, in the interpreter or on the GPU; and the reason, in a few words."""
+
+    fused: bool
+    interpret: bool
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{'fused kernels' if self.fused else 'plain form'} ({self.reason})"
+
+
+def choice(config: ModelConfig) -> Choice:
+    """The form that retrieval takes on JAX's default backend."""
+    asked, unknown = config.retrieval.kernel, [name for name in config.retrieval.terms if name not in KNOWN_TERMS]
+    largest = max(config.geometry.whitened_dim, config.width // config.heads)
+    if asked == "plain":
+        return Choice(False, False, "model.retrieval.kernel asks for it")
+    if unknown:
+        return Choice(False, False, f"the kernels have no {', '.join(unknown)}")
+    if largest > LARGEST:
+        return Choice(False, False, f"the kernels have at most {LARGEST} dimensions of a head, not {largest}")
+    if asked == "interpret":
+        return Choice(True, True, "in Pallas' interpreter, as model.retrieval.kernel asks")
+    device, capability = nvidia()
+    if capability < OLDEST:
+        return Choice(False, False, f"the kernels need an NVIDIA GPU of compute capability {OLDEST} or more; this is {device}")
+    return Choice(True, False, f"on {device}")
+
+
+@cache
+def nvidia() -> tuple[str, float]:
+    """The name of the default backend's first device, and its compute capability; 0 if it is no NVIDIA GPU."""
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "cuda") or "NVIDIA" not in device.device_kind.upper():
+        return f"the backend {device.platform}", 0.0
+    return device.device_kind, float(getattr(device, "compute_capability", 0))
+
+
+def tile(config: ModelConfig, length: int) -> int | None:
+    """Positions of a sequence that retrieve at a time, None for all.
+
+    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, but at most eight tiles, each of which
+    is compiled by itself; elsewhere 128.
+    """
+    if config.retrieval.tile != "auto":
+        return config.retrieval.tile
+    return max(64, -(-length // 8)) if jax.default_backend() == "cpu" else 128
+
+
+def retrieve(points: Points, couplings: Couplings, config: ModelConfig) -> Array:
+    """What each query retrieves, `[B, L, H, v]`."""
+    chosen = choice(config)
+    if not chosen.fused:
+        return retrieval.retrieve(*points, couplings, config.precision, tile(config, points[0].shape[1]))
+    from lior_jax.kernels import retrieval as fused  # Pallas is imported where it is used
+
+    return fused.retrieve(*points, couplings, config.precision, chosen.interpret)
+
+
+def retrieve_and_adjoint(
+    points: Points, couplings: Couplings, cotangent: Array, config: ModelConfig
+) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
+    """`retrieve` and its adjoint, as `physics.retrieval.retrieve_and_adjoint`."""
+    chosen = choice(config)
+    if not chosen.fused:
+        return retrieval.retrieve_and_adjoint(*points, couplings, cotangent, config.precision, tile(config, cotangent.shape[1]))
+    from lior_jax.kernels import retrieval as fused
+
+    return fused.retrieve_and_adjoint(*points, couplings, cotangent, config.precision, chosen.interpret)

@@ -714,7 +714,6 @@ MUTATIONS = [
     Mutation("training/signals.py", "signal.getsignal(number) != signal.SIG_IGN", "True", f"{SIGNALS} -k nohup"),
     Mutation("training/memory.py", "4 * parameters + batch", "batch", "training/test_memory.py -k do_without"),
     Mutation("training/memory.py", "return 4 * numbers", "return 16 * numbers", "training/test_memory.py -k do_without"),
-    Mutation("data/batches.py", "high, low = low, high ^", "high, low = low, high |", f"{CORPUS} -k shuffle"),
     Mutation("data/batches.py", "        if place < count:", "        if place <= count:", f"{CORPUS} -k permutation"),
     Mutation("data/batches.py", "_mixed(low ^ key)", "_mixed(key)", f"{CORPUS} -k as_good"),
     Mutation("data/batches.py", "random.permutation(windows).item", "np.arange(windows).item", f"{CORPUS} -k have_been"),

@@ -381,6 +381,22 @@ def test_junk_is_accepted_or_refused_in_one_sentence_never_a_crash(values):
     assert isinstance(outcome, Config) or "\n" not in outcome
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.tokenizer=words"], r"none of byte, char, bpe:N \(for example bpe:2048\) and PATH/tokenizer.json"),
+        (["data.tokenizer=byte", "data.unknown=replace"], "replace is nothing for the tokenizer 'byte'; it is for char"),
+        (["data.unknown=skip"], "data.unknown"),
+        (['data.tokenizer="a\\0b.json"'], "a path has neither NUL nor lone surrogates"),
+        (["data.field="], "data.field"),
+    ],
+)
+def test_what_is_no_way_to_tokens_is_told(overrides, message):
+    with pytest.raises(UserError, match=message):
+        configuration.parse("{}", "x", overrides)
+    assert configuration.parse("{}", "x", ["data.tokenizer=own/tokenizer.json"]).data.tokenizer == "own/tokenizer.json"
+
+
 @pytest.mark.parametrize("value", ["0", "-3", "fast", "1.5", "true"])
 def test_a_tile_that_is_none_is_refused_in_one_sentence(value):
     with pytest.raises(

@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lior_jax import config as configuration
 from lior_jax import data
 from lior_jax.data import corpus as corpora
 from lior_jax.data import shards, sources
+from lior_jax.data import tokenizer as tokenizers
 from lior_jax.errors import UserError
 from lior_jax.storage import checkpoint
 
@@ -66,6 +68,22 @@ def test_tokens_of_a_large_vocabulary_have_32_bits(tmp_path, monkeypatch):
     assert long.train.max() > 2**15
 
 
+def test_a_tokenizer_of_a_file_is_known_by_what_it_holds(tmp_path, monkeypatch):
+    library = tokenizers.BpeTokenizer.train(["is and 7 " * 50], 262).to_library()
+    (tmp_path / "own.json").write_text(library)
+    config = settings(tmp_path, f"data.tokenizer={tmp_path}/own.json")
+    short, long = both(config, monkeypatch)
+    np.testing.assert_array_equal(long.train, short.train)
+    assert long.tokenizer.to_json() == short.tokenizer.to_json()
+    (tmp_path / "own.json").rename(tmp_path / "moved.json")
+    moved = configuration.replace(config, "data", tokenizer=str(tmp_path / "moved.json"))
+    assert data.load(moved).folder == long.folder
+    saved = checkpoint.Metadata({}, long.tokenizer.to_json(), long.fingerprint)
+    assert data.load(moved, saved).folder == long.folder
+    (tmp_path / "moved.json").write_text(tokenizers.BpeTokenizer.train(["and so on " * 50], 262).to_library())
+    assert data.load(moved).folder != long.folder
+
+
 def test_a_text_is_tokenised_once_wherever_it_lies_and_a_changed_one_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "IN_MEMORY", 1000)
     done = []
@@ -106,6 +124,21 @@ def test_damaged_tokens_are_made_anew(tmp_path, monkeypatch, name, how):
     assert f"tokenising anew ({expected})" in done
 
 
+def test_of_two_who_start_at_once_one_makes_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "IN_MEMORY", 1000)
+    config, said = settings(tmp_path), [[], []]
+
+    def load(done):
+        return data.load(config, report=lambda what, *_: done.append(what))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, said)
+    np.testing.assert_array_equal(first.train, second.train)
+    assert first.folder == second.folder
+    assert ["tokenising" in done for done in said].count(True) == 1
+
+
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_text(tmp_path):
     program = (
         "import sys; from lior_jax import config, data; from lior_jax.data import corpus; corpus.IN_MEMORY = 1000\n"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers as tokenizers_library
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
@@ -15,6 +15,8 @@ from lior_jax.errors import UserError
 
 CORPUS = "The quick brown fox — naïve, déjà vu — jumps over the lazy dog. " * 30
 KINDS = ["byte", "char", "bpe:300"]
+BLANKS = tokenizers.build("bpe:300", "", ["a\n\n\n    é!\n \t\n b1  \n" * 30])
+"""Which has tokens of several blanks."""
 BUILT = {kind: tokenizers.build(kind, CORPUS, [CORPUS]) for kind in KINDS}
 
 
@@ -100,10 +102,11 @@ def test_a_vocabulary_without_a_replacement_takes_the_next_best(alphabet, stand_
 
 
 @given(st.lists(st.text(st.sampled_from("ab1' \n\t\x1c\x85\u00a0!é"), max_size=30), max_size=8))
+@example(["a\n\n\n    é!\n \t\n b1  \n"] * 5)
 def test_parts_of_a_text_are_tokenised_as_the_whole_is(pieces):
     """Where a text is cut into pieces, no token of the whole reaches across."""
     text = "".join(pieces)
-    library = BUILT["bpe:300"]._tokenizer
+    library = BLANKS._tokenizer
     for parts in (sources.parted(text, 3), list(sources.cut(pieces, 10**9))):
         assert "".join(parts) == text
         assert [token for part in parts for token in library.encode(part).ids] == library.encode(text).ids

@@ -65,3 +65,21 @@ def test_a_disk_without_locks_is_told_and_no_other_kind_of_lock_is_taken(tmp_pat
     with pytest.raises(UserError, match=r"cannot be locked \(Function not implemented\); put run.directory on a local disk"):
         lock.held(tmp_path).__enter__()
     assert issubclass(filelock.Timeout, OSError)  # which is why it is caught first
+
+
+def test_who_waits_is_told_for_whom_and_gets_its_turn(tmp_path, holder):
+    told = []
+
+    def waiting(name):
+        told.append(name)
+        holder.kill()
+
+    with lock.turn(tmp_path, waiting):
+        assert (tmp_path / lock.HOLDER).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert set(told) == {f"process {holder.pid} on {socket.gethostname()}"}
+
+
+def test_who_waits_may_give_up(tmp_path, holder):
+    with pytest.raises(KeyboardInterrupt), lock.turn(tmp_path, lambda name: (_ for _ in ()).throw(KeyboardInterrupt)):
+        pass
+    assert holder.poll() is None

@@ -38,7 +38,7 @@ def reader(path: Path) -> Callable[[Path, str], Pieces]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], int]]]:
     """The bytes of a file, unpacked if it is called `.gz` or `.zst`, and a function that tells how many of its own were read.
 
     Raises:
@@ -67,7 +67,8 @@ class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
                 f"{raw.name} needs the package zstandard, which is not installed: pip install zstandard, or unpack the file."
             ) from None
         self._raw, self._new, self._broken = raw, zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
-        self._frame, self._packed, self._ready = None, b"", b""
+        self._frame: Any = None  # a `ZstdDecompressionObj`, whose package may be missing
+        self._packed, self._ready = b"", b""
 
     def readable(self) -> bool:
         return True

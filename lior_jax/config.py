@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic_core import ErrorDetails
 
 from lior_jax.errors import UserError
 from lior_jax.settings import DERIVED, Config, ModelConfig, Section, is_text
@@ -165,7 +166,9 @@ def replace(config: Config, section: str, **values: Any) -> Config:
     """
     changed = config.model_dump()
     changed["model"].pop("dynamics")  # which follow the rule again
-    _section(changed, section.split(".")).update(values)
+    place = _section(changed, section.split("."))
+    assert place is not None, f"{section} is no section"
+    place.update(values)
     return validate(changed, "The changed configuration")
 
 
@@ -249,7 +252,7 @@ def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
     return values
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: ErrorDetails) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if path in MOVED and error["type"] in ("extra_forbidden", "model_type"):
@@ -285,6 +288,7 @@ def _one_line(text: str) -> str:
 
 def _keys(location: list[str]) -> list[str]:
     section = _section_at(location)
+    assert section is not None
     return sorted(name for name, field in section.model_fields.items() if field.json_schema_extra is not DERIVED)
 
 

@@ -54,13 +54,13 @@ class Group(NamedTuple):
 def groups(section: type[Section] = Config, name: str = "") -> Iterator[Group]:
     """A section and all sections in it, from the outer to the inner ones, those without keys of their own left out."""
     prefix = f"{name}." if name else ""
-    inner = {key: field for key, field in section.model_fields.items() if _is_section(field)}
+    inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field))}
     keys = {key: field for key, field in section.model_fields.items() if key not in inner}
     options = [_option(prefix + key, field) for key, field in keys.items() if field.json_schema_extra is not DERIVED]
     if options:
         yield Group(name, _line(section.__doc__ or ""), options)
-    for key, field in inner.items():
-        yield from groups(field.annotation, prefix + key)
+    for key, kind in inner.items():
+        yield from groups(kind, prefix + key)
 
 
 def text(name: str | None = None) -> str:
@@ -167,8 +167,10 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field is; None for a key."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 # --- how it looks ----------------------------------------------------------------------------------------------------

@@ -57,20 +57,24 @@ def measure(step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: 
         steps: `T`.
     """
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jax.jit(partial(_measure, step, back, energy, steps=steps))(*_to_float64((s, p))))
+        measured = jax.jit(partial(_measure, step, back, energy, steps=steps))(*_to_float64((s, p)))
+        return Conservation(*map(np.asarray, measured))
 
 
-def _measure(step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: Array, p: Array, steps: int) -> Conservation:
+def _measure(
+    step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: Array, p: Array, steps: int
+) -> tuple[Array, ...]:
+    """What `Conservation` has, in its order."""
     path_s, path_p = path(step, s, p, steps)
     start_s, start_p = _repeat(back, steps)(path_s[-1], path_p[-1])
     distance = jnp.sqrt(_squares(start_s - s) + _squares(start_p - p))
     phi = jacobian(_repeat(step, steps), s, p)
-    return Conservation(
-        energy=jax.vmap(energy)(path_s, path_p),
-        norm=jnp.sqrt(_squares(path_s)),
-        reversibility=distance / jnp.sqrt(_squares(s) + _squares(p)),
-        volume=jnp.linalg.det(phi),
-        symplectic_error=symplectic_error(phi),
+    return (
+        jax.vmap(energy)(path_s, path_p),
+        jnp.sqrt(_squares(path_s)),
+        distance / jnp.sqrt(_squares(s) + _squares(p)),
+        jnp.linalg.det(phi),
+        symplectic_error(phi),
     )
 
 
@@ -81,8 +85,8 @@ def path(step: Flow, s: Array, p: Array, steps: int) -> tuple[Array, Array]:
         state = step(*state)
         return state, state
 
-    _, after = lax.scan(one, (s, p), None, length=steps)
-    return tuple(jnp.concatenate([start[None], later]) for start, later in zip((s, p), after, strict=True))
+    _, (after_s, after_p) = lax.scan(one, (s, p), None, length=steps)
+    return jnp.concatenate([s[None], after_s]), jnp.concatenate([p[None], after_p])
 
 
 def _repeat(step: Flow, steps: int) -> Flow:
@@ -138,11 +142,11 @@ def of_blocks(params: Params, tokens: Array, config: ModelConfig) -> Conservatio
     """
     with jax.enable_x64(True):
         exact = config.model_copy(update={"precision": "float32"})
-        return jax.tree.map(np.asarray, _of_blocks(_to_float64(params), np.asarray(tokens), exact))
+        return Conservation(*map(np.asarray, _of_blocks(_to_float64(params), jnp.asarray(tokens), exact)))
 
 
 @partial(jax.jit, static_argnums=2)
-def _of_blocks(params: Params, tokens: Array, config: ModelConfig) -> Conservation:
+def _of_blocks(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, ...]:
     view = probe.look(params, tokens, config)
 
     def measured(scanned):

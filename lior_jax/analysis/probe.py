@@ -62,13 +62,15 @@ def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig
     kicked, _ = block.kick(operators, s, config)
 
     def move(s, p, kicked):  # of one position, whose mean action is its own
-        return block.move(operators, *(x[None, None] for x in (s, p, kicked)), config)[2].action
+        s, p, kicked = (x[None, None] for x in (s, p, kicked))
+        return block.move(operators, s, p, kicked, config)[2].action
 
     action = jax.vmap(jax.vmap(move))(s, p, kicked)
+    pairs = of_sequence(heads_first(queries), heads_first(keys), config.precision)
     return View(
         state=s,
         momentum=block.entering_momentum(p, config) + kicked,
-        cost=geodesic_cost(of_sequence(*map(heads_first, (queries, keys)), config.precision).squared, heads_first(resilience)),
+        cost=geodesic_cost(pairs.squared, heads_first(resilience)),
         weights=jnp.swapaxes(weights, 1, 2),
         resilience=resilience,
         action=action,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -146,10 +147,10 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     yield picture(plots.cost_maps(maps, names, "geodesic cost"), "How far each query is from each key in the learned metric.")
     stretch = probe.metrics(params, config)
     for block in ends:
-        yield picture(plots.metric_ellipses(stretch[block]), f"Block {block}: metrics of the heads.")
+        yield picture(plots.metric_ellipses(np.asarray(stretch[block])), f"Block {block}: metrics of the heads.")
     scores = prepare(params, config.context, config).couplings.scores
     for prior in (term.log_prior for term in scores if isinstance(term, LagPrior)):
-        shown = prior[np.array(ends)]
+        shown = np.asarray(prior)[np.array(ends)]
         which = " and ".join(f"block {block}" for block in ends)
         yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
     yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
@@ -189,7 +190,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
 def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
     """What the blocks' flows keep."""
     yield heading("What the flows keep")
-    kept = conservation.of_blocks(params, tokens[None, :_PROBED], config)
+    kept = conservation.of_blocks(params, jnp.asarray(tokens[None, :_PROBED]), config)
     yield figures(
         ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
         (

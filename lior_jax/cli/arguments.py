@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 path = os.path.expanduser
 """Type of an argument that is a path: shells leave the `~` of `--option=~/file` to the program."""
@@ -12,11 +13,11 @@ path = os.path.expanduser
 class Parser(argparse.ArgumentParser):
     """A parser that takes values which begin with a dash, such as `--prompt -x` and `--stop ---`."""
 
-    def parse_args(self, words: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        words = sys.argv[1:] if words is None else words
-        return super().parse_args(self._joined(words), namespace)
+    def read(self, words: Sequence[str] | None = None) -> argparse.Namespace:
+        """The arguments that some words give, those of the command line by default; a mistake ends the program."""
+        return self.parse_args(self._joined(sys.argv[1:] if words is None else words))
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):
             message += "; a value that is the name of an option is given as --option=value"
         super().error(message)

@@ -97,7 +97,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
     sampling.add_argument("--samples", metavar="N", type=int, default=1, help="number of continuations (1)")
     sampling.add_argument("--speed", action="store_true", help="print tokens per second to standard error")
-    arguments = parser.parse_args(words)
+    arguments = parser.read(words)
 
     if arguments.set and not arguments.config:
         parser.error("--set goes with --config")

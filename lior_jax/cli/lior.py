@@ -32,7 +32,7 @@ def main() -> None:
             "; choose another file or folder.",
         )
     else:
-        _overview().parse_args()
+        _overview().read()
 
 
 def _overview() -> reading.Parser:
@@ -59,7 +59,7 @@ def _parse(name: str, words: list[str]) -> argparse.Namespace:
         parser.add_argument("runs", metavar="RUN", type=reading.path, nargs="+", help="folders of the runs")
     else:
         parser.add_argument("section", metavar="SECTION", nargs="?", help="a section or key only, such as model.flow")
-    return parser.parse_args(words)
+    return parser.read(words)
 
 
 def _run(name: str, given: argparse.Namespace) -> None:

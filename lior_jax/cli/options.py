@@ -7,8 +7,7 @@ from lior_jax import options
 
 def main() -> None:
     """Print the page, as UTF-8 whatever the terminal's encoding is."""
-    sys.stdout.reconfigure(encoding="utf-8")
-    sys.stdout.write(options.page())
+    sys.stdout.buffer.write(options.page().encode())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What inference from the command line does with a model, and what it prints of it."""
 
 import argparse
+import io
 import sys
 import time
 from contextlib import suppress
@@ -31,6 +32,7 @@ def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> En
         say_replaced(engine, text)
         engine = engine.remember(text, capacity, output.progress)
         engine.save_memory(path)
+        assert engine.memory is not None  # `remember` has made one
         trust = f"it has a weight of {engine.memory.mixture.weight:.3f} beside the model"
         print(f"{len(text):,} characters of {file} are remembered in {path}; {trust}", file=sys.stderr)
     return engine
@@ -72,6 +74,7 @@ def score(engine: Engine, path: str, stride: int | None) -> None:
 def chat(engine: Engine, arguments: argparse.Namespace) -> None:
     """Talk in turns."""
     # What is no text is refused by the tokenizer, and the talk goes on.
+    assert isinstance(sys.stdin, io.TextIOWrapper)
     sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
     if sys.stdin.isatty():
         with suppress(ImportError):  # which Windows does without

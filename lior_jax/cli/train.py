@@ -76,7 +76,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
     )
-    arguments = parser.parse_args(words)
+    arguments = parser.read(words)
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
     alone += (arguments.init_from, arguments.find_rate, arguments.profile, arguments.prepare)
     shown = [name for name in ("report", "compare", "options") if getattr(arguments, name) is not None]
@@ -126,11 +126,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from lior_jax.cli import progress
     from lior_jax.training import dry_run, origin
 
-    if config is None and arguments.init_from:
-        config = origin.config_of(arguments.init_from, arguments.set)
     if arguments.init_from:
+        config = config or origin.config_of(arguments.init_from, arguments.set)
         config = configuration.replace(config, "run", init_from=arguments.init_from)
     elif config is None:
+        assert resumes_from is not None  # one of the three was given
         config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)
@@ -199,11 +199,15 @@ def validation_table(context: int, summary) -> str:
     """Losses of the whole validation part by both protocols, of the best and of the last step."""
     best, last = f"best of {summary.evaluations} evaluations, step {summary.best_step:,}", f"last step, {summary.step:,}"
     rows = [("validation, all of it, nats/char", f"windows of {context}", f"history of at least {context - context // 2}")]
+
+    def written(loss: float) -> str:
+        return f"{loss:.4f} = {loss / math.log(2):.4f} bits"
+
     for name, nats, with_history in (
         (best, summary.nats_per_character, summary.nats_per_character_with_history),
         (last, summary.last_nats_per_character, summary.last_nats_per_character_with_history),
     ):
-        rows.append((f"  {name}", *(f"{loss:.4f} = {loss / math.log(2):.4f} bits" for loss in (nats, with_history))))
+        rows.append((f"  {name}", written(nats), written(with_history)))
     return "\n".join(f"{name:40}{disjoint:>22}{history:>26}" for name, disjoint, history in rows)
 
 
@@ -233,6 +237,7 @@ def conclude(summary, resumed: bool) -> None:
     from lior_jax import training
 
     config = training.resume_config(summary.directory)
+    prompt = shlex.quote(config.sample.prompt or "")
     session = " in this session" if resumed else ""
     text = f"""
 {summary.step:,} steps, {summary.parameters:,} parameters, {summary.seconds / 60:.1f} minutes{session}
@@ -243,7 +248,7 @@ def conclude(summary, resumed: bool) -> None:
   {summary.directory}/checkpoints    latest and best, with configuration and tokenizer
   {summary.directory}/config.yaml    configuration
 
-Talk to it:  {calling.start("infer")} --checkpoint {summary.directory} --prompt={shlex.quote(config.sample.prompt)}"""
+Talk to it:  {calling.start("infer")} --checkpoint {summary.directory} --prompt={prompt}"""
     try:
         print(text, flush=True)
     except output.BROKEN as problem:  # the run is done all the same

@@ -142,6 +142,7 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
 
 def check_sample(config: Config, corpus: Corpus) -> None:
     """Refuse a prompt that cannot be encoded now, not at the first evaluation."""
+    assert config.sample.prompt is not None  # the first characters of the text, unless another was given
     try:
         corpus.tokenizer.encode(config.sample.prompt)
     except UserError as problem:

@@ -38,7 +38,7 @@ def reader(path: Path) -> Callable[[Path, str], Pieces]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], int]]]:
     """The bytes of a file, unpacked if it is called `.gz` or `.zst`, and a function that tells how many of its own were read.
 
     Raises:
@@ -61,7 +61,8 @@ class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
 
     def __init__(self, raw: BinaryIO):
         self._raw, (self._new, self._broken) = raw, _zstd_library(raw.name)
-        self._frame, self._packed, self._ready = None, b"", b""
+        self._frame: Any = None  # of a library that may be missing
+        self._packed, self._ready = b"", b""
 
     def readable(self) -> bool:
         return True

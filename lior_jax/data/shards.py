@@ -119,8 +119,8 @@ def _read(folder: Path) -> tuple[Shards | None, str | None]:
     if problem := manifest.damage(folder):
         return None, problem
     about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    tokens = tuple(_mapped(folder / f"{part}.tokens", about["type"]) for part in _PARTS)
-    return Shards(folder, tokens, about), None
+    train, validation = (_mapped(folder / f"{part}.tokens", about["type"]) for part in _PARTS)
+    return Shards(folder, (train, validation), about), None
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:

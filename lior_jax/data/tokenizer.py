@@ -116,7 +116,7 @@ def with_unknown(tokenizer: Tokenizer, unknown: str) -> Tokenizer:
 
 def replaced(tokenizer: Tokenizer, unknown: Mapping[str, int]) -> str | None:
     """What to say of characters that were replaced, so many of each; None if there were none."""
-    if not unknown:
+    if not (unknown and isinstance(tokenizer, CharTokenizer)):
         return None
     often = sorted(unknown, key=lambda character: (-unknown[character], character))
     named = ", ".join(map(repr, often[:_SHOWN])) + (f" and {len(often) - _SHOWN} more" if len(often) > _SHOWN else "")

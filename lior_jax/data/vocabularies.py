@@ -67,14 +67,15 @@ class CharTokenizer:
     def encode(self, text: str) -> np.ndarray:
         tokens = self._table[code_points(text)]
         outside = np.flatnonzero(tokens < 0)
-        if outside.size and self.replacement is None:
+        if not outside.size:
+            return tokens
+        if self.replacement is None:
             raise UserError(
                 f"The character {text[outside[0]]!r} is not among the {self.vocab_size} that this model was trained on; "
                 "leave it out, have it replaced (--unknown replace; in training, data.unknown=replace), or train with "
                 "data.tokenizer=byte or bpe:N."
             )
-        if outside.size:
-            tokens[outside] = self._table[ord(self.replacement)]
+        tokens[outside] = self._table[ord(self.replacement)]
         return tokens
 
     def decode(self, tokens: np.ndarray) -> str:

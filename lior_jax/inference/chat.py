@@ -1,6 +1,6 @@
 """A conversation with a model: what was said stays read, so a turn costs its own length only."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from lior_jax.data import read_file
@@ -42,7 +42,7 @@ class Conversation:
         self.transcript, self.answer, self.turns = "", "", 0
         self._prefix = self.engine.decoder.empty(1)
 
-    def reply(self, line: str) -> Iterator[str]:
+    def reply(self, line: str) -> Generator[str]:
         """Yield the answer to a line, piece by piece. What was yielded belongs to the conversation, if the rest is given up.
 
         Raises:
@@ -53,7 +53,7 @@ class Conversation:
         added = (between if self.transcript else "") + line + self.line_end
         return self._reply(added, self.engine.encode(added))
 
-    def _reply(self, added: str, tokens: Any) -> Iterator[str]:
+    def _reply(self, added: str, tokens: Any) -> Generator[str]:
         decoder, tokenizer = self.engine.decoder, self.engine.tokenizer
         self._prefix = decoder.read(self._prefix, [tokens])
         self.transcript, self.answer, self.turns = self.transcript + added, "", self.turns + 1

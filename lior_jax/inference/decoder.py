@@ -137,19 +137,21 @@ def next_logits(params: Params, memory: Memory | None, history: History, config:
     if memory is None:
         return logits
     bank, mixture = memory
-    recalled = memory_bank.read(bank, memory_bank.flatten(history.query), mixture.inverse_temperature, config.vocab_size)
+    recalled = memory_bank.read(bank, memory_bank.flatten(history.query), mixture.inverse_temperature, config.vocabulary)
     return memory_bank.mix(bank, jax.nn.log_softmax(logits), recalled, mixture.weight)
 
 
 @partial(jax.jit, static_argnums=4)
-def _attention(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> MeanAttention:
+def _attention(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> tuple[Array, ...]:
+    """What `MeanAttention` has, in its order."""
+
     def step(known, token):
         known, seen = recurrence.advance(params, layers, known, token[None], config)
         total = jnp.sum(seen.weight, (0, 1, 2))
         cost = jnp.sum(seen.weight * seen.cost, (0, 1, 2)) / jnp.where(total > 0, total, 1)
         point = memory_bank.flatten(known.query)[0]
         weight = total / (config.blocks * config.heads)
-        return known, MeanAttention(weight, cost, jnp.mean(seen.resilience), point, known.last[0])
+        return known, (weight, cost, jnp.mean(seen.resilience), point, known.last[0])
 
     return lax.scan(step, history, text)[1]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lior_jax import config, model
@@ -83,12 +84,15 @@ class Engine:
             return cls(*export.load(path))
         with checkpoint.open_run(path) as checkpoints:
             if step is None:
-                steps = dict.fromkeys([checkpoints.best, *reversed(checkpoints.steps)])
+                best = checkpoints.best
+                steps = [*([] if best is None else [best]), *(x for x in reversed(checkpoints.steps) if x != best)]
             elif step in checkpoints.steps:
                 steps = [step]
             else:
                 raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, checkpoints.steps))}.")
-            _, engine, passed = checkpoints.first_whole(steps, partial(cls._read, checkpoints))
+            found = checkpoints.first_whole(steps, partial(cls._read, checkpoints))
+        assert found is not None  # there is a step to read
+        _, engine, passed = found
         for sentence in passed:
             _log.warning("%s", sentence)
         return engine
@@ -261,7 +265,7 @@ class Engine:
             UserError: as `stream`, or nothing to explain.
         """
         if continuation is None:
-            continuation = self.generate(prompt, **settings)
+            continuation = "".join(self.stream(prompt, **settings))
         before, after = self.encode(prompt), self.tokenizer.encode(continuation)
         if not len(after):
             raise UserError("There is no continuation to explain; let it have at least one token.")
@@ -278,15 +282,17 @@ class Engine:
         if self.memory is None:
             return None
         bank, (weight, beta) = self.memory
-        recalled = memory_bank.read(bank, attention.point, beta, self.config.vocab_size)
-        log_model = jax.nn.log_softmax(model.network.readout(self.params.readout, attention.state, self.config.precision))
+        recalled = memory_bank.read(bank, jnp.asarray(attention.point), beta, self.config.vocabulary)
+        log_model = jax.nn.log_softmax(
+            model.network.readout(self.params.readout, jnp.asarray(attention.state), self.config.precision)
+        )
         return np.asarray(memory_bank.share(bank, log_model, recalled, weight))[np.arange(len(tokens)), tokens]
 
     def _recollections(self, points: np.ndarray) -> list[list[Recollection]]:
         if self.memory is None:
             return []
         bank, mixture = self.memory
-        recalled = memory_bank.recall(bank, points, mixture.inverse_temperature, _RECOLLECTIONS)
+        recalled = memory_bank.recall(bank, jnp.asarray(points), mixture.inverse_temperature, _RECOLLECTIONS)
         # Entries lie in the order in which they were read.
         near = np.asarray(recalled.place)[..., None] - np.arange(_SNIPPET)[::-1]
         texts = np.asarray(bank.tokens)[near % bank.capacity]

@@ -160,7 +160,11 @@ def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -
     """Write a memory, how to mix it, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
     present = int(bank.present)
     entries = {name: np.asarray(x[:present]) for name, x in (("coordinates", bank.coordinates), ("tokens", bank.tokens))}
-    numbers = {"written": np.asarray(bank.written), "capacity": np.int64(bank.capacity), "mixture": np.float64(mixture)}
+    numbers = {
+        "written": np.asarray(bank.written),
+        "capacity": np.array(bank.capacity, np.int64),
+        "mixture": np.array(mixture, np.float64),
+    }
     arrays.write(path, entries | numbers, {"model": arrays.digest(arrays.named(params))})
 
 

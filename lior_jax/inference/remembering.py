@@ -111,7 +111,7 @@ def choose(
     seen = []
     for batch in _batches(windows, _WINDOWS_AT_ONCE, "choosing", progress):
         logits, points = _look(params, batch, config)
-        log_model = np.asarray(_of_targets(jax.nn.log_softmax(logits), batch.targets))
+        log_model = np.asarray(_of_targets(jax.nn.log_softmax(logits), jnp.asarray(batch.targets)))
         seen.append((np.asarray(points)[batch.valid], batch.targets[batch.valid], log_model[batch.valid]))
     queries, targets, log_model = (np.concatenate(x) for x in zip(*seen, strict=True))
     p_model = np.exp(np.float64(log_model))
@@ -174,13 +174,14 @@ def _batches(windows: Windows, size: int, what: str, progress: Progress) -> Iter
 @partial(jax.jit, static_argnums=2)
 def _look(params: Params, batch: _Batch, config: ModelConfig) -> tuple[Array, Array]:
     """Logits `[K, S, V]` and coordinates `[K, S, m]` of the counted positions."""
-    seen = memory_bank.observe(params, batch.tokens, config)
-    return tuple(jnp.take_along_axis(x, batch.places[..., None], axis=1) for x in seen)
+    seen = memory_bank.observe(params, jnp.asarray(batch.tokens), config)
+    logits, points = (jnp.take_along_axis(x, batch.places[..., None], axis=1) for x in seen)
+    return logits, points
 
 
 @partial(jax.jit, donate_argnums=0)
 def _commit(bank: MemoryBank, points: Array, batch: _Batch) -> MemoryBank:
-    return memory_bank.write(bank, points.reshape(-1, points.shape[-1]), batch.targets.ravel(), batch.valid.ravel())
+    return memory_bank.write(bank, points.reshape(-1, points.shape[-1]), *(jnp.ravel(x) for x in (batch.targets, batch.valid)))
 
 
 @jax.jit
@@ -195,7 +196,7 @@ def _log_probabilities(bank: MemoryBank, logits: Array, points: Array, targets: 
 
 @partial(jax.jit, static_argnums=4)
 def _memory_of_targets(bank: MemoryBank, queries: Array, targets: Array, beta: Array, config: ModelConfig) -> Array:
-    return _of_targets(memory_bank.read(bank, queries, beta, config.vocab_size), targets)
+    return _of_targets(memory_bank.read(bank, queries, beta, config.vocabulary), targets)
 
 
 def _of_targets(log_p: Array, targets: Array) -> Array:

@@ -36,10 +36,11 @@ class Sampling(NamedTuple):
         ):
             if not good:
                 raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}, but must be {allowed}.")
-        return Sampling(*(type(default)(value) for default, value in zip(Sampling(), self, strict=True)))
+        t, k, p, least, penalty = self
+        return Sampling(float(t), int(k), float(p), float(least), float(penalty))
 
 
-def penalize(logits: Array, seen: Array, penalty: Array) -> Array:
+def penalize(logits: Array, seen: Array, penalty: Array | float) -> Array:
     """Make tokens that have occurred less probable, by the rule of Keskar et al., 2019 (CTRL), section 4.1.
 
     Args:

@@ -76,6 +76,7 @@ def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_re
     pull = jnp.where(pairs.squared > 0, -of_queries(LN2 * queries.stiffness, shape) * score * pairs.slope, 0.0)
     if not shape.field:
         return pairs, Cotangents(weight, score, None, pull, weight, mixing)
+    assert pairs.product is not None  # as `shape.field` asks for
     field = field_of(field_ref, lag)
     return pairs, Cotangents(weight, score, field * mixing, pull, weight + field * pairs.product, mixing)
 
@@ -203,7 +204,9 @@ def lags_kernel(
         keys = load_keys(k, v, origin, index - offset, shape)
         of_rows = load_rows(cotangent, mean, log, index, shape)
         pairs, found = pair_cotangents(queries, keys, of_rows, prior_ref, field_ref, shape)
-        return by_prior + found.score, by_field + found.mixing * pairs.product if shape.field else by_field
+        if pairs.product is not None:
+            by_field = by_field + found.mixing * pairs.product
+        return by_prior + found.score, by_field
 
     nothing = jnp.zeros((shape.tile, shape.tile), q_ref.dtype)
     by_prior, by_field = lax.fori_loop(0, sequences, one_sequence, (nothing, nothing))

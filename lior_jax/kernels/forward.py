@@ -73,7 +73,7 @@ def _retrieve(q_ref, k_ref, v_ref, stiffness_ref, prior_ref, field_ref, own: Arr
         higher = jnp.maximum(top, jnp.max(pairs.score, 1))
         weight, fade = jnp.exp2(pairs.score - higher[:, None]), jnp.exp2(top - higher)
         boltzmann = fade[:, None] * boltzmann + dot(weight, keys.values, (1, 0), shape)
-        if shape.field:
+        if pairs.product is not None:
             read = read + dot(field_of(field_ref, lag) * pairs.product, keys.values, (1, 0), shape)
         return higher, fade * total + jnp.sum(weight, 1), boltzmann, read
 

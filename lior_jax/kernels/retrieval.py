@@ -111,13 +111,24 @@ def retrieve_and_adjoint(
     c_stiffness = c_stiffness.transpose(0, 2, 1)[:, :length]
     c_temperature = jnp.sum(c_stiffness * resilience, (0, 1))
     c_resilience = c_stiffness * couplings.inverse_temperature[None, None]
-    c_prior, c_field = run.by_lag(given) if shape.prior or shape.field else (None, None)
-    c_couplings = Couplings(
-        c_temperature,
-        tuple(LagPrior(_lags_like(c_prior, term.log_prior)) for term in couplings.scores),
-        tuple(ReadOut(_lags_like(c_field, term.by_lag)) for term in couplings.mixing),
-    )
-    return retrieved[:, :length], (*(c[:, :length] for c in (c_queries, c_keys, c_values)), c_resilience, c_couplings)
+    c_couplings = Couplings(c_temperature)
+    if shape.prior or shape.field:
+        c_prior, c_field = run.by_lag(given)
+        c_scores = tuple(LagPrior(_lags_like(c_prior, prior)) for prior in _priors(couplings))
+        c_mixing = tuple(ReadOut(_lags_like(c_field, field)) for field in _fields(couplings))
+        c_couplings = Couplings(c_temperature, c_scores, c_mixing)
+    c_queries, c_keys, c_values = (c[:, :length] for c in (c_queries, c_keys, c_values))
+    return retrieved[:, :length], (c_queries, c_keys, c_values, c_resilience, c_couplings)
+
+
+def _priors(couplings: Couplings) -> list[Array]:
+    """By lag `[H, L]`, what is added to the scores: of one term at most, or of none."""
+    return [term.log_prior for term in couplings.scores if isinstance(term, LagPrior)]
+
+
+def _fields(couplings: Couplings) -> list[Array]:
+    """By lag `[H, L]`, what values are mixed by."""
+    return [term.by_lag for term in couplings.mixing if isinstance(term, ReadOut)]
 
 
 def _prepare(
@@ -129,21 +140,22 @@ def _prepare(
     precision: Precision,
     interpret: bool,
 ) -> tuple[Inputs, Shape]:
-    length, heads, m = queries.shape[1:]
+    (length, heads, m), width = queries.shape[1:], values.shape[-1]
     tile = min(TILE, _padded(length))
     stiffness = resilience * couplings.inverse_temperature[None, None] / LN2
-    points = [_filled(x, tile) for x in (queries, keys, values, stiffness)]
-    whole = points[0].shape[1]
+    queries, keys, values, stiffness = (_filled(x, tile) for x in (queries, keys, values, stiffness))
+    whole = queries.shape[1]
 
     def lags(values: Array) -> Array:
         return jnp.pad(values[:, :length], ((0, 0), (0, whole - length)))
 
     absent = jnp.zeros((heads, whole), queries.dtype)
-    prior = lags(couplings.scores[0].log_prior / LN2) if couplings.scores else absent
-    field = lags(couplings.mixing[0].by_lag) if couplings.mixing else absent
+    priors, fields = _priors(couplings), _fields(couplings)
+    prior = lags(priors[0] / LN2) if priors else absent
+    field = lags(fields[0]) if fields else absent
     level = level_of(precision, interpret)
-    shape = Shape(tile, m, values.shape[-1], precision, level, bool(couplings.scores), bool(couplings.mixing))
-    return Inputs(*points, prior, field), shape
+    shape = Shape(tile, m, width, precision, level, bool(priors), bool(fields))
+    return Inputs(queries, keys, values, stiffness, prior, field), shape
 
 
 class _Call(NamedTuple):

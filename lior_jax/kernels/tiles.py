@@ -114,7 +114,7 @@ def column(ref: Any, index: Array, shape: Shape) -> Array:
 
 def store_rows(ref: Any, values: Array, width: int) -> None:
     """Store a tile `[T, c]`, whose columns from `width` on are padding."""
-    triton.store(ref.at[:, :], values, mask=_columns(*values.shape, width))
+    triton.store(ref.at[:, :], values, mask=_columns(values.shape[0], values.shape[1], width))
 
 
 def load_queries(q_ref, stiffness_ref, origin: Array, index, shape: Shape) -> Queries:

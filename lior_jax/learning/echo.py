@@ -177,7 +177,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
     def step(state, scanned):
         operators, keys = scanned
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
-        (after, p), observed = block.apply(operators, *state, model, masks)
+        (after, p), observed = block.apply(operators, state[0], state[1], model, masks)
         return (after, p), (kept(state[0], p, model), observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))

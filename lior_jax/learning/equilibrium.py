@@ -98,6 +98,7 @@ def estimate(
         gradient = jax.tree.map(jnp.zeros_like, gradient)
     elif learning.update == "geometry":
         gradient = _geometry_only(gradient)
+    assert observed.residual is not None  # which a relaxation has
     residual = jnp.maximum(observed.residual, health.residual)
     info = Info(
         loss=loss,

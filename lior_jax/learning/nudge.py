@@ -18,7 +18,8 @@ def sides_of(mode: str, tokens: Array) -> tuple[Array, Array]:
     `random_sign` is `(±1, 0)`, its sign drawn from the sequence's own tokens, so that a resumed run draws it again.
     """
     if mode != "random_sign":
-        return tuple(jnp.full((tokens.shape[0], 1, 1), side, jnp.float32) for side in SIDES[mode])
+        plus, minus = (jnp.full((tokens.shape[0], 1, 1), side, jnp.float32) for side in SIDES[mode])
+        return plus, minus
     # A polynomial in an odd base tells sequences apart that differ in one token, or in their order.
     powers = jnp.cumprod(jnp.full((1, tokens.shape[1]), 0x9E3779B1, jnp.uint32), axis=1)
     seeds = jnp.sum(powers * tokens.astype(jnp.uint32), axis=1)

@@ -12,9 +12,11 @@ and the learning rate, the same for all, come after it. `registry.OPTIMIZERS` na
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
@@ -87,21 +89,21 @@ def muon(optimizer: OptimizerConfig) -> optax.GradientTransformation:
     return optax.partition({True: orthogonal, False: rest}, _is_matrix)
 
 
-def _at_adams_size(directions: Params) -> Params:
+def _at_adams_size(directions: Any) -> Any:
     """Semi-orthogonal matrices, whose root mean square is `1 / √max(in, out)`, with that of Adam's directions."""
 
     def scaled(axes: MuonDimensionNumbers, direction: Array) -> Array:
-        size = max(math.prod(direction.shape[axis] for axis in side) for side in axes)
+        size = max(math.prod(direction.shape[axis] for axis in np.atleast_1d(side)) for side in axes)
         return _ADAM_RMS * math.sqrt(size) * direction
 
     return jax.tree.map(scaled, _dimensions(directions), directions, is_leaf=lambda x: isinstance(x, MuonDimensionNumbers))
 
 
-def _dimensions(params: Params) -> Params:
+def _dimensions(params: Any) -> Any:
     return matrix_axes(params, lambda inputs, outputs: MuonDimensionNumbers(inputs, outputs), None)
 
 
-def _is_matrix(params: Params) -> Params:
+def _is_matrix(params: Any) -> Any:
     return matrix_axes(params, lambda *_: True, False)
 
 
@@ -113,7 +115,7 @@ def averaged(average: Params, params: Params, step: Array, decay: float) -> Para
         decay: a, of late steps; early ones have less, so that the average leaves the initial weights behind.
     """
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    moved = optax.incremental_update(params._replace(carried=None), average._replace(carried=None), 1.0 - kept)
+    moved = jax.tree.map(lambda new, old: (1.0 - kept) * new + kept * old, params, average)
     return moved._replace(carried=params.carried)
 
 

@@ -16,7 +16,7 @@ from jax import Array
 
 from lior_jax.learning import nudge
 from lior_jax.physics import relaxation
-from lior_jax.physics.flow import Contrast, State, System, echo, flow
+from lior_jax.physics.flow import Contrast, Observe, Source, State, System, echo, flow
 from lior_jax.physics.integrators import Schedule
 from lior_jax.physics.pair import Pair, pair
 
@@ -130,32 +130,43 @@ def echo_gradient(
     if end_cost is None and path_cost is None:
         raise ValueError("echo_gradient needs a cost of the end, of the path, or both")
 
-    def observe(before: State, after: State, *own: Any) -> tuple[Array, Array]:
-        cost, pulls = path_cost(before, after, *own)
-        return cost, _norm(pulls)
-
-    given = (observe, along) if path_cost else ()
-    s_end, p_end, observed = flow(system, s, p, times, *given)
+    source = None
+    if path_cost is None:
+        s_end, p_end, observed = flow(system, s, p, times)
+    else:
+        observe, source = _along(path_cost)
+        s_end, p_end, observed = flow(system, s, p, times, observe, along)
     cost, (c_s, c_p) = end_cost(s_end, p_end) if end_cost else (0.0, jax.tree.map(jnp.zeros_like, (s_end, p_end)))
     by_path, path_pull = observed or (0.0, 0.0)
     size = jnp.maximum(_norm((s, p)), _norm((s_end, p_end)))
     epsilon = _strength(nudge_size, size, _norm((c_s, c_p)) + path_pull)
 
-    def source(before: State, after: State, *own: Any) -> tuple[State, State, None]:
-        return *path_cost(before, after, *own)[1], None
-
     betas = nudge.SIDES[sides]
     pushed, middle = nudge.nudged_pair(s_end, p_end, c_s, c_p, epsilon, betas), nudge.middle(epsilon, betas)
-    s_pair, p_pair, contrast, _ = echo(system, *pushed, times, source if path_cost else None, middle, along)
+    s_pair, p_pair, contrast, _ = echo(system, *pushed, times, source, middle, along)
     rebuilt = tuple(nudge.without_nudge(x, epsilon, betas) for x in (s_pair, p_pair))
     return EchoGradient(
-        cost=cost + by_path,
+        cost=jnp.asarray(cost + by_path),
         gradient=jax.tree.map(jnp.add, *contrast),
         c_s=p_pair.slope,
         c_p=jax.tree.map(jnp.negative, s_pair.slope),
         reversibility=_norm(jax.tree.map(jnp.subtract, rebuilt, (s, p))) / _positive(size),
         nudge=epsilon,
     )
+
+
+def _along(path_cost: PathCost) -> tuple[Observe, Source]:
+    """What a cost along the path observes of every drift, and how it pushes."""
+
+    def observe(before: State, after: State, *own: Any) -> tuple[Array, Array]:
+        cost, pulls = path_cost(before, after, *own)
+        return cost, _norm(pulls)
+
+    def source(before: State, after: State, *own: Any) -> tuple[State, State, None]:
+        c_before, c_after = path_cost(before, after, *own)[1]
+        return c_before, c_after, None
+
+    return observe, source
 
 
 class EquilibriumGradient(NamedTuple):

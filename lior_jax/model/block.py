@@ -111,6 +111,7 @@ def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks 
     seen = see(operators, s, config)
     retrieved = retrieve(seen.points, operators.couplings, config)
     if operators.evidence is not None:
+        assert seen.pull is not None
         retrieved = retrieved + field.read(operators.evidence, *seen.points[:3], seen.pull, config)
     moment = None
     if config.geometry.frame == "derived":
@@ -134,13 +135,16 @@ def kick_and_adjoint(
     c_pushed = masked(cotangent, masks.kick)
     c_retrieved = to_heads(c_pushed, operators.output, config)
     retrieved, (*c_points, c_couplings) = retrieve_and_adjoint(seen.points, operators.couplings, c_retrieved, config)
+    c_query, c_key, c_value, c_resilience = c_points
     c_evidence = c_pull = None
     if operators.evidence is not None:
+        assert seen.pull is not None
         read, (c_evidence, *c_by_field, c_pull) = field.read_and_adjoint(
             operators.evidence, *seen.points[:3], seen.pull, c_retrieved, config
         )
-        retrieved, c_points[:3] = retrieved + read, map(jnp.add, c_points[:3], c_by_field)
-    gradient, c_s = see_adjoint(operators, seen, tuple(c_points), c_pull, config)
+        retrieved = retrieved + read
+        c_query, c_key, c_value = map(jnp.add, (c_query, c_key, c_value), c_by_field)
+    gradient, c_s = see_adjoint(operators, seen, (c_query, c_key, c_value, c_resilience), c_pull, config)
     gradient = gradient._replace(evidence=jax.tree.map(jnp.add, gradient.evidence, c_evidence))
     gradient = gradient._replace(output=correlate_heads(retrieved, c_pushed, config), couplings=c_couplings)
     kicked = masked(push(operators, retrieved, config), masks.kick)
@@ -166,7 +170,7 @@ class ActionGradient(NamedTuple):
 
 
 def action_adjoint(
-    operators: Operators, before: Array, after: Array, cotangent: float, config: ModelConfig
+    operators: Operators, before: Array, after: Array, cotangent: Array | float, config: ModelConfig
 ) -> tuple[ActionGradient, Array, Array]:
     """Adjoint of `cotangent × Σ action`, over sequences, positions and heads: cotangents of the operators and both states."""
     (begin, inverse), (end, inverse_end) = rms_normalize(before), rms_normalize(after)

@@ -10,6 +10,7 @@ Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, 
 """
 
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -112,14 +113,17 @@ def see_adjoint(
     )
     c_projector = c_evidence = None
     if operators.projector is not None:
+        key, value = seen.held
         c_projector, c_key, c_value = projection.project_adjoint(
-            operators.projector, *seen.held, (c_key, c_value), config.precision
+            operators.projector, key, value, (c_key, c_value), config.precision
         )
     c_points = c_query + c_query_by_law, c_key, c_value
 
     c_charts = [correlate_heads(c, seen.context, config) for c in c_points]
-    c_context = sum(from_heads(c, chart, config) for c, chart in zip(c_points, _charts(operators), strict=True))
+    c_context = reduce(jnp.add, map(partial(from_heads, config=config), c_points, _charts(operators)))
     if operators.evidence is not None:
+        assert seen.pull is not None
+        assert c_pull is not None
         c_weights, c_bias, c_by_pull = field.pull_adjoint(operators.evidence, seen.context, seen.pull, c_pull, config)
         c_evidence = jax.tree.map(jnp.zeros_like, operators.evidence)._replace(pull=c_weights, bias=c_bias)
         c_context = c_context + c_by_pull

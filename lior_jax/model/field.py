@@ -130,9 +130,11 @@ def prepare_adjoint(raw: FieldState | None, cotangent: FieldOperators, config: M
     c_read = read_out.by_lag / terms.products_scale(config)
     c_by_lag, c_evidence, c_projection = raw.gate[..., None] * c_read, None, None
     if raw.projection is not None:
+        assert cotangent.projector is not None
         c_by_lag = c_by_lag + cotangent.projector.by_lag
         c_projection = Projection(*cotangent.projector[1:])
     if raw.evidence is not None:
+        assert cotangent.evidence is not None
         c_evidence = _prepare_evidence_adjoint(raw.evidence, cotangent.evidence, config)
     c_kernel = jax.vmap(kernel.values_adjoint)(raw.kernel, c_by_lag)
     return FieldState(c_kernel, jnp.sum(c_read * by_lag, -1), c_evidence, c_projection)
@@ -192,10 +194,12 @@ def read_and_adjoint(
         What `read` returns, and the cotangents of the site (of what `pull` is made of: zeros), queries, keys, values and pull.
     """
     c_read = _opened(evidence, cotangent)
-    found, (c_site, *c_points) = master.evolve_and_adjoint(evidence.site, queries, keys, values, pull, c_read, config.precision)
+    found, (c_site, c_queries, c_keys, c_values, c_pull) = master.evolve_and_adjoint(
+        evidence.site, queries, keys, values, pull, c_read, config.precision
+    )
     c_gate = jnp.sum(cotangent * found, (0, 1, 3))
     zeros = jax.tree.map(jnp.zeros_like, evidence)
-    return _opened(evidence, found), (zeros._replace(site=c_site, gate=c_gate), *c_points)
+    return _opened(evidence, found), (zeros._replace(site=c_site, gate=c_gate), c_queries, c_keys, c_values, c_pull)
 
 
 def _opened(evidence: EvidenceSite, x: Array) -> Array:

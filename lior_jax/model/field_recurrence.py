@@ -67,6 +67,10 @@ def project(
     """Keys `[B, C, H, m]` and values `[B, C, H, v]` with what they get of the field, and the poles' charges."""
     if operators.projector is None:
         return (key, value), None
+    assert systems is not None
+    assert systems.projected is not None
+    assert held is not None
+    assert held.projection is not None
     own = operators.projector, systems.projected, held.projection, key, value
     if lengths is None:
         charge, pair = projection.project_step(*own)
@@ -92,23 +96,27 @@ def read(
     """
     if systems is None:
         return None, 0.0
-    queries, keys, values = points = points[:3]
+    assert held is not None
+    queries, keys, values, _ = points
     if lengths is None:
-        charge, found = charges.step(field_state.encode_step, systems.read, held.kernel, *(x[:, 0] for x in points))
+        charge, found = charges.step(field_state.encode_step, systems.read, held.kernel, *(x[:, 0] for x in points[:3]))
         found = found[:, None]
     else:
         given = {"queries": queries, "keys": keys, "values": values, "lengths": lengths, "precision": config.precision}
         charge, found = charges.chunk(partial(field_state.encode_more, **given), systems.read, held.kernel)
     if operators.evidence is None:
         return Held(charge, None, projected), found
-    evidence, by_site = _evolve(held.evidence, operators, (*points, pull), lengths, config)
+    assert held.evidence is not None
+    assert pull is not None
+    evidence, by_site = _evolve(operators.evidence.site, held.evidence, (queries, keys, values, pull), lengths, config)
     return Held(charge, evidence, projected), found + operators.evidence.gate[None, None, :, None] * by_site
 
 
 def _evolve(
-    field: Array, operators: Operators, points: tuple[Array, ...], lengths: Array | None, config: ModelConfig
+    site: master.Site, field: Array, points: tuple[Array, Array, Array, Array], lengths: Array | None, config: ModelConfig
 ) -> tuple[Array, Array]:
     if lengths is not None:
-        return master.evolve_more(operators.evidence.site, field, *points, lengths, config.precision)
-    field, found = master.evolve_step(operators.evidence.site, field, *(x[:, 0] for x in points))
+        queries, keys, values, pull = points
+        return master.evolve_more(site, field, queries, keys, values, pull, lengths, config.precision)
+    field, found = master.evolve_step(site, field, *(x[:, 0] for x in points))
     return field, found[:, None]

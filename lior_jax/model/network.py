@@ -62,7 +62,8 @@ def run(params: Params, tokens: Array, config: ModelConfig, masks: Masks = KEEP_
 def _scan(stacked: operators.Operators, s: Array, p: Array, config: ModelConfig, masks: Masks = KEEP_ALL):
     def step(state, scanned):
         applied, own = scanned
-        return block.apply(applied, *state, config, own)
+        s, p = state
+        return block.apply(applied, s, p, config, own)
 
     return lax.scan(step, (s, p), (stacked, masks.blocks))
 

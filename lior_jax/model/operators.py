@@ -15,6 +15,7 @@ from lior_jax.model import field, terms
 from lior_jax.model.field import EvidenceSite, FieldOperators
 from lior_jax.model.parameters import Block, Carried, LongConvolution, Params
 from lior_jax.physics import action, hamiltonian, kernel
+from lior_jax.physics.field_state import ReadOut
 from lior_jax.physics.frames import Derived, follow
 from lior_jax.physics.geometry import rigidity, whiten, whiten_adjoint
 from lior_jax.physics.hamiltonian import Hamiltonian
@@ -85,9 +86,10 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
     by_lag_adjoint = jax.vmap(kernel.values_adjoint)
     c_long = None
     if blocks.long_convolution is not None:
-        c_long = LongConvolution(
-            by_lag_adjoint(blocks.long_convolution.kernel, cotangent.long_convolution.by_lag), cotangent.long_convolution.gain
-        )
+        assert cotangent.long_convolution is not None
+        c_by_lag, c_gain = cotangent.long_convolution
+        c_long = LongConvolution(by_lag_adjoint(blocks.long_convolution.kernel, c_by_lag), c_gain)
+    c_mixing = tuple(term for term in couplings.mixing if isinstance(term, ReadOut))
     return Block(
         taps=cotangent.taps,
         query=c_query,
@@ -98,9 +100,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
         inverse_temperature=softplus_adjoint(blocks.inverse_temperature, couplings.inverse_temperature),
         hamiltonian=_prepare_hamiltonian_adjoint(blocks.hamiltonian, cotangent.hamiltonian, config),
         long_convolution=c_long,
-        field=field.prepare_adjoint(
-            blocks.field, FieldOperators(couplings.mixing, cotangent.evidence, cotangent.projector), config
-        ),
+        field=field.prepare_adjoint(blocks.field, FieldOperators(c_mixing, cotangent.evidence, cotangent.projector), config),
         scores=terms.prepare_adjoint(blocks.scores, params.carried.action, couplings.scores, config),
         resilience=_prepare_resilience_adjoint(blocks.resilience, cotangent.resilience, config),
     )
@@ -115,6 +115,7 @@ def carry(params: Params, actions: Array, moment: Array | None, config: ModelCon
     """
     frame, state = params.carried
     if frame is not None:
+        assert moment is not None  # which a derived frame is made of
         # Back from the stretched axes of the frame to the chart: z = Q (Ω Λ^½)⁻¹ x.
         stretch = jax.vmap(jax.vmap(rigidity))(params.blocks.metric)
         relaxed = moment / (stretch[..., :, None] * stretch[..., None, :])

@@ -177,10 +177,10 @@ def _init_carried(config: ModelConfig) -> Carried:
 
 def count(params: Params) -> int:
     """Number of learned parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params._replace(carried=None)))
+    return sum(leaf.size for leaf in jax.tree.leaves(params._replace(carried=Carried(None, None))))
 
 
-def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ...]], Any], other: Any) -> Params:
+def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ...]], Any], other: Any) -> Any:
     """The blocks' matrices: `matrix(input axes, output axes)` in the place of each, and `other` in that of every other leaf.
 
     Query, key and value maps of all heads are one matrix from `d`, the output map one to it, and a potential's matrices lead
@@ -194,6 +194,6 @@ def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ..
     return axes._replace(blocks=axes.blocks._replace(**projections, output=matrix((1, 2), (3,)), hamiltonian=hamiltonian))
 
 
-def decay_mask(params: Params) -> Params:
+def decay_mask(params: Params) -> Any:
     """True for the matrices that weight decay may shrink; False for metrics, kernels, gates, biases, taps and scalars."""
     return matrix_axes(params, lambda *_: True, False)._replace(embedding=True, readout=True)

@@ -127,7 +127,7 @@ def extend(
                 jnp.concatenate([jnp.roll(heads_first(x), -history.slot, axis=1), new], 1)
                 for x, new in ((known.keys, key), (known.values, value))
             )
-            return (keys, values), tuple(heads_first(_last(x, lengths, ring)) for x in (keys, values))
+            return (keys, values), (heads_first(_last(keys, lengths, ring)), heads_first(_last(values, lengths, ring)))
 
         known, phase, found = _block(layer, known, phase, window, lag, visible, lengths, config)
         return phase, (known, newest(found.query))
@@ -157,7 +157,7 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
         def window(key, value):
             put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
             rings = put(known.keys, heads_first(key)), put(known.values, heads_first(value))
-            return tuple(map(heads_first, rings)), rings
+            return (heads_first(rings[0]), heads_first(rings[1])), rings
 
         known, phase, found = _block(layer, known, phase, window, lag[None], visible[:, None], None, config)
         return phase, (known, found)
@@ -214,6 +214,8 @@ def _gather(
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
     context, charge = taps(operators.taps, along)[:, delays:], known.long_convolution
     if layer.long_convolution is not None:
+        assert charge is not None
+        assert operators.long_convolution is not None
         channels = split_heads(direction, config)
         if lengths is None:
             charge, remembered = charges.step(kernel.convolve_step, layer.long_convolution, charge, channels[:, 0])

@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
     """Raw parameters."""
     prepare: Callable[[Any, ActionState | None, int, ModelConfig], ScoreTerm]
     """The term, of raw parameters, the carried action if there is one, and the length of the sequences."""
-    prepare_adjoint: Callable[[Any, ActionState | None, ScoreTerm, ModelConfig], Any]
+    prepare_adjoint: Callable[[Any, ActionState | None, Any, ModelConfig], Any]
     """Cotangent of the raw parameters for one of the term; what is carried is treated as constant."""
 
 

@@ -57,7 +57,7 @@ def retrieve_labels(
     queries: Array,
     keys: Array,
     labels: Array,
-    inverse_temperature: Array,
+    inverse_temperature: Array | float,
     labels_count: int,
     present: Array | int | None = None,
     block: int | None = None,
@@ -77,7 +77,7 @@ def retrieve_labels(
         return jax.ops.segment_sum(weight, part, labels_count)
 
     present = len(keys) if present is None else present
-    beta = inverse_temperature
+    beta = jnp.asarray(inverse_temperature)
     sums, total, highest = _stream(queries, keys, labels, beta, present, block, gather, labels_count, precision)
     return jnp.log(sums / total[None]).T, highest + jnp.log(total)
 

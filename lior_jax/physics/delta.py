@@ -94,7 +94,8 @@ def delta_and_adjoint(
     """`delta` and its adjoint in one pass, for a cotangent `[B, L, H, v]` of what it returns."""
     run, length = _run(queries, keys, values, pull, rate, None, precision, chunk), queries.shape[1]
     *by_position, c_rate = _run_adjoint(run, _chunked(cotangent, chunk), precision)
-    return _joined(run.read, length), DeltaCotangent(*(_joined(x, length) for x in by_position), c_rate)
+    queries, keys, values, pull = (_joined(x, length) for x in by_position)
+    return _joined(run.read, length), DeltaCotangent(queries, keys, values, pull, c_rate)
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ def _run(queries, keys, values, pull, rate, field: Array | None, precision: Prec
         return whole * field + contract("bhim,bhiv->bhmv", writer, change, precision), (field, change)
 
     field = jnp.zeros((*k.shape[:2], k.shape[-1], v.shape[-1]), v.dtype) if field is None else field
-    _, (starts, change) = lax.scan(pass_on, field, _scanned(alone, response, writer))
+    alone, response, writer = _scanned(alone, response, writer)
+    _, (starts, change) = lax.scan(pass_on, field, (alone, response, writer))
     starts, change = _unscanned(starts), _unscanned(change)
     read = contract("bhnim,bhnmv->bhniv", fading.since[None] * q, starts, precision)
     read = read + contract("bhnij,bhnjv->bhniv", match, change, precision)

@@ -90,8 +90,8 @@ def _squared_wave_numbers(shape: tuple[int, ...], spacing: float) -> np.ndarray:
 
 def _in_fourier_space(factors: np.ndarray, field: Array) -> Array:
     """Multiply every Fourier mode of the grid by its factor `[Nx, Ny, 1, 1]`."""
-    factors = jnp.asarray(factors, field.dtype)  # worked out in float64, so that only this rounds
-    return jnp.fft.ifftn(factors * jnp.fft.fftn(field, axes=(0, 1)), axes=(0, 1))
+    rounded = jnp.asarray(factors, field.dtype)  # worked out in float64, so that only this rounds
+    return jnp.fft.ifftn(rounded * jnp.fft.fftn(field, axes=(0, 1)), axes=(0, 1))
 
 
 def laplacian(field: Array, spacing: float) -> Array:
@@ -153,6 +153,7 @@ def sources(field: Array, past: Array, evidence: Array | None, source: Array | N
     """`S = λ (B[T] − T) − Λ_F + J`."""
     total = jnp.zeros_like(field) if source is None else source
     if constants.evidence_rate:
+        assert evidence is not None, "an evidence_rate needs evidence"
         total = total + constants.evidence_rate * (bayes(field, evidence, constants.evidence_temperature) - field)
     if constants.memory_rate:
         total = total - memory(field, past, constants)

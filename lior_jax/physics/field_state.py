@@ -31,7 +31,7 @@ class ReadOut(NamedTuple):
         return pairs.places.by_lag(self.by_lag) * pairs.product
 
     def mix_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["ReadOut", PairCotangent]:
-        c_by_lag = pairs.places.by_lag_adjoint(self.by_lag, cotangent * pairs.product)
+        c_by_lag = pairs.sequence.by_lag_adjoint(self.by_lag, cotangent * pairs.product)
         return ReadOut(c_by_lag), pairs.product_adjoint(pairs.places.by_lag(self.by_lag) * cotangent)
 
 

@@ -117,7 +117,7 @@ def echo(
     def step(state, scanned):
         s, p, by_kicks, by_drifts = state
         (kick, drift), own = scanned
-        others = None
+        c_before = others = None
         if source is not None:
             before = _move(s.mean, -drift, system.velocity(p.mean))
             c_before, c_after, others = source(before, s.mean, *own)

@@ -61,16 +61,20 @@ def evolve_and_adjoint(
     """
     angle, frame = _angles(site, queries), site.generator.frame
     framed = [into_frame(frame, x, precision) for x in (queries, keys)]
-    turned = [turn(unit(x), angle) for x in framed]
-    read, found = delta_and_adjoint(*turned, values, pull, site.rate, cotangent, precision)
+    turned_queries, turned_keys = turned = [turn(unit(x), angle) for x in framed]
+    read, found = delta_and_adjoint(turned_queries, turned_keys, values, pull, site.rate, cotangent, precision)
 
-    c_points, c_frame, c_angle = [], 0.0, 0.0
-    for x, inside, outside, c in zip((queries, keys), framed, turned, (found.queries, found.keys), strict=True):
-        c_unit, by_angle = turn_adjoint(outside, angle, c)
-        by_frame, c_x = into_frame_adjoint(frame, x, unit_adjoint(inside, c_unit), precision)
-        c_points, c_frame, c_angle = [*c_points, c_x], c_frame + by_frame, c_angle + by_angle
+    def back(x: Array, inside: Array, outside: Array, cotangent: Array) -> tuple[Array, Array, Array]:
+        """Cotangents of a point, of the frame and of the angle."""
+        c_unit, c_angle = turn_adjoint(outside, angle, cotangent)
+        c_frame, c_x = into_frame_adjoint(frame, x, unit_adjoint(inside, c_unit), precision)
+        return c_x, c_frame, c_angle
+
+    (c_queries, *by_queries), (c_keys, *by_keys) = map(back, (queries, keys), framed, turned, (found.queries, found.keys))
+    c_frame, c_angle = map(jnp.add, by_queries, by_keys)
     c_frequency = jnp.sum(c_angle * _times(queries)[None, :, None, None], (0, 1))
-    return read, (Site(found.rate, Generator(c_frame, c_frequency)), *c_points, found.values, found.pull)
+    c_site = Site(found.rate, Generator(c_frame, c_frequency))
+    return read, (c_site, c_queries, c_keys, found.values, found.pull)
 
 
 def evolve_step(site: Site, field: Array, query: Array, key: Array, value: Array, pull: Array) -> tuple[Array, Array]:

@@ -85,6 +85,12 @@ class Pairs:
     places: Causal | Window
     precision: Precision
 
+    @property
+    def sequence(self) -> Causal:
+        """The places of a sequence, which alone has adjoints: a window is for decoding."""
+        assert isinstance(self.places, Causal)
+        return self.places
+
     @cached_property
     def near_queries(self) -> Array:
         return self.queries - self.origin
@@ -134,7 +140,8 @@ class Pairs:
     def points_adjoint(self, cotangents: Iterable[PairCotangent]) -> tuple[Array, Array]:
         """Cotangents of queries `[B, T, H, m]` and keys `[B, L, H, m]`, positions first, from those of all that looked at the
         pairs."""
-        product, queries, keys = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
+        total = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
+        product, queries, keys = jnp.asarray(total.product), jnp.asarray(total.queries), jnp.asarray(total.keys)
         queries = queries + contract("bhij,bhjm->bhim", product, self.near_keys, self.precision)
         # Given with positions last, a CPU would first turn the matrix of all pairs.
         by_product = contract("bhim,bhij->bjhm", self.near_queries, product, self.precision)

@@ -64,7 +64,7 @@ Pull = Callable[[State], State]
 
 
 def relax_pair(
-    landscape: Landscape, free: State, pull: Pull, sides: tuple[Array, Array], epsilon: Array, descent: Descent
+    landscape: Landscape, free: State, pull: Pull, sides: tuple[Array | float, Array | float], epsilon: Array, descent: Descent
 ) -> tuple[Pair, Array]:
     """Relax two copies of the free state under `E + β ε C`, for the two sides β.
 
@@ -169,5 +169,7 @@ def _descend(
 
 def _ratio(x: Any, y: Any) -> Array:
     """`‖x‖ / ‖y‖`, and 0 where both vanish."""
-    numerator, denominator = (sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree)) for tree in (x, y))
+    numerator, denominator = (
+        jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf * leaf), tree)) for tree in (x, y)
+    )
     return jnp.sqrt(numerator / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny))

@@ -42,4 +42,4 @@ class LagPrior(NamedTuple):
         return pairs.places.by_lag(self.log_prior)
 
     def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple["LagPrior", PairCotangent]:
-        return LagPrior(pairs.places.by_lag_adjoint(self.log_prior, cotangent)), PairCotangent()
+        return LagPrior(pairs.sequence.by_lag_adjoint(self.log_prior, cotangent)), PairCotangent()

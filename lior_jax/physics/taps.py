@@ -1,5 +1,7 @@
 """Short causal taps: each channel's weighted sum of its own last few values (docs/design.md section 2.2)."""
 
+from functools import reduce
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -24,11 +26,11 @@ def taps(kernel: Array, x: Array) -> Array:
         kernel: `[τ, d]`, the weight of lag `j` in row `j`.
         x: `[B, L, d]`.
     """
-    return sum(kernel[lag][None, None] * _delay(x, lag) for lag in range(kernel.shape[0]))
+    return reduce(jnp.add, (kernel[lag][None, None] * _delay(x, lag) for lag in range(kernel.shape[0])))
 
 
 def taps_adjoint(kernel: Array, x: Array, cotangent: Array) -> tuple[Array, Array]:
     """Adjoint of `taps`: cotangents of `kernel` and `x`."""
     c_kernel = jnp.stack([jnp.sum(cotangent * _delay(x, lag), axis=(0, 1)) for lag in range(kernel.shape[0])])
-    c_x = sum(kernel[lag][None, None] * _delay(cotangent, -lag) for lag in range(kernel.shape[0]))
+    c_x = reduce(jnp.add, (kernel[lag][None, None] * _delay(cotangent, -lag) for lag in range(kernel.shape[0])))
     return c_kernel, c_x

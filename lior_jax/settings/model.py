@@ -205,6 +205,12 @@ class ModelConfig(Section):
     dynamics: Dynamics = Field("symplectic", json_schema_extra=DERIVED)
     """What follows a block's kick. It is that of `learning.rule`, and not set by hand."""
 
+    @property
+    def vocabulary(self) -> int:
+        """`vocab_size`, where it is decided: of a model that has parameters."""
+        assert self.vocab_size is not None, "model.vocab_size follows from the tokenizer, or is given"
+        return self.vocab_size
+
     @model_validator(mode="after")
     def _heads_fit(self):
         if self.width % self.heads:

@@ -194,6 +194,7 @@ class Checkpoints:
         raise DamageError(reason, message)
 
     def _save(self, step: int, trees: dict[str, Any], record: dict[str, Any]) -> None:
+        assert self._keep is not None  # as in `save`
         snapshot.write(self.folder / str(step), trees, record)
         kept = set(self.steps[-self._keep :]) | {self.best}
         for other in self.steps:

@@ -49,6 +49,8 @@ def _memory(state: State, config: Config) -> str:
     window = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context), jnp.int32)
     with memory.explained(config):
         needs = train_step.lower(state, (window, window), config, True).compile().memory_analysis()
+    if needs is None:
+        return "not known to this backend"
     # The new state lies where the old one was (`alias`), and the program's own code is beside both.
     total = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes + needs.temp_size_in_bytes
     found = f"{_mebibytes(total)}, of which {_mebibytes(needs.temp_size_in_bytes)} while it runs"

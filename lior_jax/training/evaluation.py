@@ -33,9 +33,10 @@ class Evaluation:
         """A continuation of the prompt."""
         sample = self.config.sample
         engine = Engine(params, self.config.model, self.corpus.tokenizer)
+        assert sample.prompt is not None  # the first characters of the text, unless another was given
         text = sample.prompt
         for piece in engine.stream(
-            sample.prompt, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
+            text, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step
         ):
             self.check()
             text += piece

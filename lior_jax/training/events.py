@@ -20,6 +20,13 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Stepped(Event):
+    """Base of the events of a step that have figures."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Started(Event):
     """The corpus is read and the folder is taken: the run begins, or goes on."""
 
@@ -91,7 +98,7 @@ class Compiling(Event):
 
 
 @dataclass(frozen=True)
-class Step(Event):
+class Step(Stepped):
     """A step was applied."""
 
     step: int
@@ -104,7 +111,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
-class RefusedStep(Event):
+class RefusedStep(Stepped):
     """A step was not applied, because its numbers are bad."""
 
     step: int
@@ -116,7 +123,7 @@ class RefusedStep(Event):
 
 
 @dataclass(frozen=True)
-class Checked(Event):
+class Checked(Stepped):
     """The bias of a step's estimate was measured."""
 
     step: int
@@ -127,7 +134,7 @@ class Checked(Event):
 
 
 @dataclass(frozen=True)
-class Validated(Event):
+class Validated(Stepped):
     """The validation loss was measured."""
 
     step: int
@@ -140,7 +147,7 @@ class Validated(Event):
 
 
 @dataclass(frozen=True)
-class Sampled(Event):
+class Sampled(Stepped):
     """The prompt of the configuration was continued."""
 
     step: int

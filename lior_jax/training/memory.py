@@ -48,7 +48,7 @@ def least(config: Config) -> int:
     position = (kept + 2) * shapes.width
     tile = retrieval.tile(shapes, shapes.context) or shapes.context
     nudged = units + shapes.heads * min(tile, shapes.context)
-    nudged += shapes.vocab_size
+    nudged += shapes.vocabulary
     copies = 4 if config.optimizer.average is None else 5
     nudged_at_once = (config.learning.chunk or batch) * shapes.context
     numbers = copies * model.count(params) + batch * shapes.context * position + nudged_at_once * nudged

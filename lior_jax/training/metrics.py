@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] - made when imported
 
 from lior_jax.errors import UserError
 from lior_jax.storage import files
@@ -120,7 +120,8 @@ class _Board:
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
         if first > 1:  # what a session that was cut off wrote from this step on is not to be shown
-            self._writer.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+            started = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=first, session_log=started))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():

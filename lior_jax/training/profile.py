@@ -47,4 +47,5 @@ class Profiler:
         if self._runs:
             self._runs = False
             jax.profiler.stop_trace()
+            assert self._folder is not None  # of `Started`
             self._tell(events.Profiled(self._folder, self._traced))

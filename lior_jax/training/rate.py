@@ -110,7 +110,7 @@ def _state(beginning: origin.Beginning, factor: float) -> State:
 
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
-def _step(state: State, batch: tuple[np.ndarray, np.ndarray], config: Config) -> tuple[State, jax.Array, jax.Array]:
+def _step(state: State, batch: tuple[jax.Array, jax.Array], config: Config) -> tuple[State, jax.Array, jax.Array]:
     """The state after an update, the loss before it, and whether the estimate is sound."""
     gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
     state = state.apply_gradients(grads=gradient)

@@ -32,6 +32,7 @@ class Reporter:
         found = metrics.figures(event)
         if found is None:
             return
+        assert isinstance(event, events.Stepped)
         kind, values = found
         try:
             self._writer.write(kind, event.step, values)
@@ -56,7 +57,7 @@ def watched_reading(report: events.Subscriber, stop: Stop) -> Report:
     """What `data.load` reports to: passes it on, and gives up when the run is asked to stop."""
 
     def told(what: str, done: int, total: int) -> None:
-        if stop.requested:
+        if stop.number is not None:
             raise NotBegunError(stop.number, "Stopped while the text was being tokenised; start again by the same command.")
         report(events.Tokenising(what, done, total))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lior_jax import data, model
 from lior_jax.data.corpus import check_sample, with_vocabulary
@@ -135,6 +136,7 @@ def _train(session: _Session) -> tuple[int, int]:
         stop.check(problem)
         if checkpoints.latest != step:
             raise UserError(f"{problem} Mend it, and go on with --resume {run}.".lstrip())
+        assert checkpoints.best is not None  # the last step was saved
         return step, checkpoints.best
 
 
@@ -155,6 +157,7 @@ def _size(config: Config) -> int:
 def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[State, int]:
     """The newest state that can be read, from which the run goes on."""
     config, saved = session.beginning.config, session.saved
+    assert saved is not None  # there is something to go on from
     like, before = (
         checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
     )
@@ -162,13 +165,15 @@ def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[St
         raise UserError(
             f"Not even --force makes other parameters of the saved ones ({'; '.join(saved.forced)}); start a new run."
         )
-    step, state, passed = checkpoints.newest(
+    newest = checkpoints.newest(
         lambda step: like.restored(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
     )
+    assert newest is not None
+    step, state, passed = newest
     checkpoints.set_aside(after=step)
     session.report(events.Resumed(step, tuple(passed)))
     steps_before, steps = saved.config.training.steps, config.training.steps
     if steps_before != steps:
-        rates = (float(make_schedule(x.optimizer, x.training.steps)(state.step)) for x in (saved.config, config))
+        rates = (float(jnp.asarray(make_schedule(x.optimizer, x.training.steps)(state.step))) for x in (saved.config, config))
         session.report(events.Rescheduled(step, steps_before, steps, *rates))
     return state, step

@@ -142,7 +142,9 @@ def resume_config(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
         config = configuration.load(run / RECORD, overrides)
     else:
         with checkpoint.open_run(run) as checkpoints:
-            _, metadata, _ = checkpoints.newest(checkpoints.metadata)
+            newest = checkpoints.newest(checkpoints.metadata)
+        assert newest is not None  # `open_run` refuses a run without checkpoints
+        _, metadata, _ = newest
         config = configuration.parse(yaml.safe_dump(metadata.config), f"The configuration saved in {run}", overrides)
     return configuration.replace(config, "run", directory=str(run))
 

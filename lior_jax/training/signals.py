@@ -78,24 +78,24 @@ def _listen(reader: int, stop: Stop, say: Callable[[str], object]) -> None:
     deadline = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([reader], [], [], left)[0]:
-            _leave(stop, say, "This takes too long; left without saving. What was saved before is kept.")
+        if not select.select([reader], [], [], left)[0] and stop.number is not None:
+            _leave(stop.number, say, "This takes too long; left without saving. What was saved before is kept.")
         number = os.read(reader, 1)
         if not number:
             return
         if number[0] not in SIGNALS:
             continue
-        if stop.requested:
-            _leave(stop, say, "Left at once. What was saved before is kept.")
+        if stop.number is not None:
+            _leave(stop.number, say, "Left at once. What was saved before is kept.")
         stop.number, deadline = number[0], time.monotonic() + PATIENCE
         with suppress(Exception):  # the promise is kept, heard or not
             say("Saving and leaving; once more to leave at once.")
 
 
-def _leave(stop: Stop, say: Callable[[str], object], sentence: str) -> None:
+def _leave(number: int, say: Callable[[str], object], sentence: str) -> None:
     with suppress(Exception):
         say(sentence)
-    os._exit(StoppedError(stop.number).status)
+    os._exit(StoppedError(number).status)
 
 
 def _nothing(number, frame) -> None:

@@ -22,6 +22,8 @@ _DRAWS = 0xD809
 class State(train_state.TrainState):
     """All that a step changes: parameters, the optimiser's state, and `step`, the count of applied steps."""
 
+    step: Array  # pyrefly: ignore[bad-override-mutable-attribute] - an array from the first step on
+    params: Params  # pyrefly: ignore[bad-override] - flax says a dictionary, and takes any tree
     average: Params | None = None
     """The average of the weights; None without one (`optimizer.average`)."""
 
@@ -65,7 +67,7 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
     stepped = state.apply_gradients(grads=gradient)
     stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))
-    if stepped.average is not None:
+    if state.average is not None and config.optimizer.average is not None:
         average = averaged(state.average, stepped.params, stepped.step, config.optimizer.average)
         stepped = stepped.replace(average=average)
     sound = soundness.is_sound(info, config.learning)

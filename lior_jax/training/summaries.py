@@ -79,7 +79,7 @@ def of_finished(config: Config) -> Summary | None:
         return None
     try:
         values = json.loads((run / FILE).read_text(encoding="utf-8"))
-        summary = Summary(**{name: values[name] for name in Summary._fields} | {"directory": run})
+        summary = Summary._make(run if name == "directory" else values[name] for name in Summary._fields)
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one, which is written anew
         return None
     return summary if summary.step == config.training.steps else None

@@ -37,7 +37,7 @@ class Tracker:
 
     def __call__(self, event: events.Event) -> None:
         values = metrics.numbers(event)
-        if self._works and values:
+        if self._works and values and isinstance(event, events.Stepped):
             try:
                 self._log(values, event.step)
             except Exception:

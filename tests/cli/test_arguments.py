@@ -15,7 +15,7 @@ def parse(*words):
     parser.add_argument("--file", type=arguments.path)
     parser.add_argument("--chat", action="store_true")
     parser.add_argument("--explain", nargs="?", const="here")
-    return parser.parse_args(words)
+    return parser.read(words)
 
 
 @pytest.mark.parametrize("value", ["-x", "---", "-", "-1", "- item", "--what=ever", "-p --chat", "", "a", "--no\nsuch"])

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from lior_jax.analysis.plots.style import ACCENT, INK, LINES, PALE, SEVERAL, sheet
@@ -101,10 +103,11 @@ def field_maps(maps: Mapping[str, np.ndarray], label: str, title: str = "", cmap
     highest = max(float(np.max(image)) for image in maps.values())
     lowest = min(0.0, *(float(np.min(image)) for image in maps.values()))
     with sheet(1, len(maps), 2.9 * len(maps) + 0.6, 3.2, title) as (figure, (axes,)):
+        colours = ScalarMappable(Normalize(lowest, highest), cmap)
         for panel, (name, image) in zip(axes, maps.items(), strict=True):
-            drawn = panel.imshow(np.asarray(image).T, origin="lower", cmap=cmap, vmin=lowest, vmax=highest)
+            panel.imshow(np.asarray(image).T, origin="lower", cmap=cmap, norm=colours.norm)
             panel.set_title(name, fontsize=10)
             panel.set_xlabel("x (grid cells)")
         axes[0].set_ylabel("y (grid cells)")
-        figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02).set_label(label)
+        figure.colorbar(colours, ax=axes, shrink=0.85, pad=0.02).set_label(label)
     return figure

@@ -1,5 +1,7 @@
 """Figures of the learned geometry: retrieval, geodesic costs, metrics and their frames, priors of the lag."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -27,11 +29,9 @@ def retrieval_map(
     """
     weights = np.asarray(weights)
     width, height = (float(np.clip(0.15 * count + 2, 4, 40)) for count in reversed(weights.shape))
-    beside = {} if memory_share is None else {"columns": 2, "sharey": True, "width_ratios": [width, 1.2]}
-    with sheet(width=width + (0.6 if memory_share is None else 1.8), height=height, title=title, **beside) as (
-        figure,
-        (panels,),
-    ):
+    beside: dict[str, Any] = {} if memory_share is None else {"sharey": True, "width_ratios": [width, 1.2]}
+    columns_wide = width + (0.6 if memory_share is None else 1.8)
+    with sheet(1, len(beside) or 1, columns_wide, height, title, **beside) as (figure, (panels,)):
         axes = panels[0]
         heat(axes, weights, "share of the retrieval", aspect="auto", vmin=0)
         name_tokens(axes, rows, columns)

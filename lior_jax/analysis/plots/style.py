@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, PALE, ACCENT = "#1b3a5c", "#b7c7d9", "#d1495b"
 SEVERAL = (INK, ACCENT, "#e0a030", "#2a9d8f", "#8d6a9f", "#7a8b99", "#5a7d2a", "#a0522d")
@@ -29,8 +30,7 @@ def sheet(
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure and its axes `[rows, columns]`; `width` and `height` in inches."""
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08)
+        figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(h_pad=0.08))
         axes = figure.subplots(rows, columns, squeeze=False, **options)
         if title and axes.size == 1:
             headline(axes[0, 0], title)
@@ -47,7 +47,9 @@ def headline(axes: Axes, title: str) -> None:
 def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options) -> None:
     """A heat map with its own colour bar."""
     drawn = axes.imshow(image, cmap=cmap, interpolation="nearest", **options)
-    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02, aspect=max(20, 3 * axes.figure.get_figheight()))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02, aspect=max(20, 3 * figure.get_figheight()))
     bar.set_label(label)
     bar.outline.set_visible(False)
     for side in axes.spines.values():
@@ -57,11 +59,12 @@ def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options)
 def name_tokens(axes: Axes, rows: list[str], columns: list[str]) -> None:
     """Tokens beside the rows and under the columns of a heat map, white space made visible; where there are more than can be
     read, every second one, or fewer."""
-    grid = axes.get_subplotspec().get_gridspec()
-    ratios = grid.get_width_ratios()
-    width, height = (
-        axes.figure.get_size_inches() * 72 / (sum(ratios) / ratios[axes.get_subplotspec().colspan.start], grid.nrows)
-    )
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    grid = place.get_gridspec()
+    ratios = np.asarray(grid.get_width_ratios(), float)
+    width, height = figure.get_size_inches() * 72 / (ratios.sum() / ratios[place.colspan.start], grid.nrows)
     for axis, names, room in ((axes.yaxis, rows, height), (axes.xaxis, columns, width)):
         size = float(np.clip(0.6 * room / max(len(names), 1), _LEAST_FONT, 9))
         every = int(np.ceil(size * len(names) / room))

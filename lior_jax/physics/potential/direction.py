@@ -38,7 +38,8 @@ class Directions(NamedTuple):
     def forces(self, curvature: Array, on_direction: Pair, span: Array) -> Pair:
         """`state_force` on both runs."""
         of_ends = zip(self.ends, self.hats, self.inverses, on_direction.ends(span), strict=True)
-        return pair(*(state_force(curvature, *end) for end in of_ends), span)
+        plus, minus = (state_force(curvature, *end) for end in of_ends)
+        return pair(plus, minus, span)
 
     def correlate(self, x: Pair, precision: Precision) -> Array:
         """`Σ (x₊ ŝ₊ᵀ − x₋ ŝ₋ᵀ) / span` over positions, without the cancellation of that form: `[M, d]`, for `[B, L, M]`."""
@@ -48,8 +49,8 @@ class Directions(NamedTuple):
 def directions(s: Pair, span: Array, softness: float) -> Directions:
     """The directions of a nudged pair of states."""
     ends = s.ends(span)
-    hats, inverses = zip(*(rms_normalize(x, softness) for x in ends), strict=True)
-    return Directions(ends, hats, inverses, pair(*hats, span))
+    (plus, inverse_plus), (minus, inverse_minus) = (rms_normalize(x, softness) for x in ends)
+    return Directions(ends, (plus, minus), (inverse_plus, inverse_minus), pair(plus, minus, span))
 
 
 def well_contrast(s: Pair) -> Array:

@@ -386,7 +386,7 @@ MUTATIONS = [
         f"{OPERATORS} -k keys_covariance",
     ),
     Mutation("model/block.py", "return jnp.mean(action", "return jnp.sum(action", f"{BLOCK} -k observed_action"),
-    Mutation("model/parameters.py", "params._replace(carried=None)", "params", f"{NETWORK} -k number_of"),
+    Mutation("model/parameters.py", "params._replace(carried=Carried(None, None))", "params", f"{NETWORK} -k number_of"),
     Mutation(
         "learning/echo.py",
         "jax.tree.map(jnp.add, gradient.resilience, by_action.resilience)",
@@ -446,8 +446,8 @@ MUTATIONS = [
     Mutation("learning/systems.py", "kinetic_statistic or still", "still", f"{SYSTEMS} -k echo_is"),
     Mutation(
         "learning/systems.py",
-        "if path_cost else None, middle, along",
-        "if path_cost else None, 0.0, along",
+        "source, middle, along",
+        "source, 0.0, along",
         f"{SYSTEMS} -k order",
     ),
     Mutation("learning/systems.py", "_norm((c_s, c_p)) + path_pull", "_norm((c_s, c_p))", f"{SYSTEMS} -k share"),
@@ -729,7 +729,7 @@ MUTATIONS = [
     ),
     Mutation("data/text.py", '"utf-8-sig"', '"utf-8"', "data/test_corpus.py -k every_reader_keeps"),
     Mutation("inference/export.py", "    _check_vacant(folder)", "    pass", f"{EXPORT} -k no_export_wrote"),
-    Mutation("training/signals.py", "if stop.requested:", "if False:", f"{SIGNALS} -k second_signal"),
+    Mutation("training/signals.py", "if stop.number is not None:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
     ),

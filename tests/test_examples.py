@@ -52,6 +52,11 @@ def test_own_potential_learns(output):
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_own_loop_learns(output):
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", output(ROOT / "examples" / "own_loop.py"))]
+    assert losses[-1] < losses[0] - 0.3
+
+
 def test_own_potential_is_one(float64):
     """Force, contrast and energy belong together."""
     rng = np.random.default_rng(0)

@@ -184,7 +184,7 @@ def test_score_counts_characters_and_all_tokens_but_the_first(engine):
 def test_score_spreads_the_nats_of_a_token_over_its_characters(engine):
     """Of pairs of bytes, which hold about two characters each; with a memory, both figures."""
     text = "5 is 0 and 2, 9 is 1 and 1, " * 40
-    words = BpeTokenizer.train(text, 280)
+    words = BpeTokenizer.train([text], 280)
     characters = len(text) / len(words.encode(text))
     assert characters > 1.5
     config = engine.config.model_copy(update={"vocab_size": words.vocab_size})

@@ -675,7 +675,9 @@ MUTATIONS = [
     Mutation("training/rate.py", "np.gradient(smoothed, np.log(rates))", "np.gradient(smoothed, rates)", f"{RATE} -k fastest"),
     Mutation("training/tracking.py", "self._works = False", "pass", f"{TRACKING} -k whole_run"),
     Mutation("training/loop.py", "self.biases.pop(step)", "self.biases.popitem()[1]", f"{CHECKS} -k due"),
-    Mutation("training/origin.py", "data.load(config, kept, another=True)", "data.load(config)", f"{ORIGIN} -k best"),
+    Mutation(
+        "training/origin.py", "data.load(config, kept, True, report)", "data.load(config, report=report)", f"{ORIGIN} -k best"
+    ),
     Mutation("training/origin.py", "here[key] != there[key]]", "False]", f"{ORIGIN} -k another_model"),
     Mutation("training/run.py", "summaries.of_finished(config) if resume else None", "None", f"{RESUME} -k finished_run"),
     Mutation("training/run.py", "for x in (saved.config, config)", "for x in (config, saved.config)", f"{RESUME} -k longer"),
@@ -696,7 +698,7 @@ MUTATIONS = [
         'RULES["echo"]',
         "analysis/test_report.py -k learned_by",
     ),
-    Mutation("training/run_folder.py", "not in FREE]", "]", f"{RESUME} -k without_force"),
+    Mutation("training/run_folder.py", 'if change.split(":")[0] not in FREE | {LENGTH}]', "]", f"{RESUME} -k without_force"),
     Mutation("training/run_folder.py", "if changed and not force:", "if False:", f"{RESUME} -k by_force"),
     Mutation(
         "training/environment.py", '"clean": not changes', '"clean": bool(changes)', "training/test_environment.py -k commit"
@@ -712,7 +714,7 @@ MUTATIONS = [
     Mutation("training/run_folder.py", "if _saves(run):", "if False:", f"{RESUME} -k worth_keeping"),
     Mutation("training/run_folder.py", "lock.FILE not in names or ", "", f"{RESUME} -k worth_keeping"),
     Mutation("training/signals.py", "signal.getsignal(number) != signal.SIG_IGN", "True", f"{SIGNALS} -k nohup"),
-    Mutation("training/memory.py", "4 * parameters + batch", "batch", "training/test_memory.py -k do_without"),
+    Mutation("training/memory.py", "copies * model.count(params) + batch", "batch", "training/test_memory.py -k do_without"),
     Mutation("training/memory.py", "return 4 * numbers", "return 16 * numbers", "training/test_memory.py -k do_without"),
     Mutation("data/batches.py", "        if place < count:", "        if place <= count:", f"{CORPUS} -k permutation"),
     Mutation("data/batches.py", "_mixed(low ^ key)", "_mixed(key)", f"{CORPUS} -k as_good"),
@@ -750,8 +752,10 @@ MUTATIONS = [
         '(stat.S_ISREG, "a folder")',
         "test_config_junk.py -k no_configuration",
     ),
-    Mutation("storage/lock.py", "        lock.acquire()\n", "        pass\n", "storage/test_lock.py -k named"),
-    Mutation("storage/lock.py", ", preserve_lock_file=True", "", "storage/test_lock.py -k no_other_kind"),
+    Mutation(
+        "storage/lock.py", "    try:\n        lock.acquire()\n", "    try:\n        pass\n", "storage/test_lock.py -k named"
+    ),
+    Mutation("storage/lock.py", "timeout=0, preserve_lock_file=True", "timeout=0", "storage/test_lock.py -k no_other_kind"),
     Mutation("storage/files.py", "        _flush_file(unfinished)\n", "", f"{FILES} -k on_the_disk"),
     Mutation("storage/files.py", "        _flush_all(saving)\n", "", f"{FILES} -k on_the_disk"),
     Mutation("storage/files.py", "    _flush_folder(folder)\n\n", "    pass\n\n", f"{FILES} -k on_the_disk"),
@@ -850,7 +854,7 @@ MUTATIONS = [
         'gradient = _geometry_only(gradient) if learning.update == "geometry" else gradient',
         f"{EQUILIBRIUM} -k whatever_the_rounding",
     ),
-    Mutation("learning/optimizer.py", "if learning.learns_all else 0.0", "", f"{EQUILIBRIUM} -k all_that_a_step"),
+    Mutation("learning/optimizer.py", "learning.learns_all and ", "", f"{EQUILIBRIUM} -k all_that_a_step"),
     Mutation(
         "learning/nudge.py",
         "(direction - target) / s.size",

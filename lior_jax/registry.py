@@ -79,9 +79,9 @@ class Rule:
     """A learning rule: all that the rest of the program needs to know of it."""
 
     name: str
-    """By which `learning.rule` chooses it."""
+    """Name by which `learning.rule` chooses it."""
     title: str
-    """By which reports, plots and messages name it."""
+    """Name in reports, plots and messages."""
     dynamics: Dynamics
     """Dynamics of the model that it trains."""
     residual_limit: float

@@ -39,7 +39,7 @@ class Shards(NamedTuple):
 
     folder: Path
     tokens: tuple[np.ndarray, np.ndarray]
-    """Of the training and of the validation part, each `[T]`."""
+    """Tokens of the training and of the validation part, each `[T]`."""
     about: dict[str, Any]
     """What they were made from: sources, tokenizer, counts."""
 

@@ -31,11 +31,11 @@ class Source(NamedTuple):
     """The text of a configuration."""
 
     name: str
-    """By which messages call it."""
+    """Name in messages."""
     files: tuple[Path, ...]
     """None for the embedded corpus."""
     field: str
-    """Of JSON lines and parquet files."""
+    """Field or column of JSON lines and parquet files."""
 
     @property
     def size(self) -> int:

@@ -25,7 +25,7 @@ from lior_jax.storage import arrays, checkpoint, files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 _HEADER = f"# Of the model in {WEIGHTS}, as lior_jax exported it: a record, not to be edited.\n"
-"""By which an exported model is known again."""
+"""Value by which an exported model is recognised."""
 
 
 def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:

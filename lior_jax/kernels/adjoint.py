@@ -43,7 +43,7 @@ from lior_jax.kernels.tiles import (
 
 
 class Rows(NamedTuple):
-    """Of a tile of queries: `cotangent` `[T, v]` of what they retrieve; `mean` `[T]`, its product with the Boltzmann mean;
+    """Rows of a tile of queries: `cotangent` `[T, v]` of what they retrieve; `mean` `[T]`, its product with the Boltzmann mean;
     `log` `[T]`, the logarithm of the sum of their scores' exponentials, in bits."""
 
     cotangent: Array
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """Of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the
+    """Cotangents of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the
     `pull`; beside what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
 
     weight: Array

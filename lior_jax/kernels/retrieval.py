@@ -122,12 +122,12 @@ def retrieve_and_adjoint(
 
 
 def _priors(couplings: Couplings) -> list[Array]:
-    """By lag `[H, L]`, what is added to the scores: of one term at most, or of none."""
+    """What is added to the scores by lag, `[H, L]`: of one term at most, or of none."""
     return [term.log_prior for term in couplings.scores if isinstance(term, LagPrior)]
 
 
 def _fields(couplings: Couplings) -> list[Array]:
-    """By lag `[H, L]`, what values are mixed by."""
+    """What values are mixed by, by lag, `[H, L]`."""
     return [term.by_lag for term in couplings.mixing if isinstance(term, ReadOut)]
 
 

@@ -46,7 +46,7 @@ class BlockHistory(NamedTuple):
     values: Array
     """`[B, H, L, v]`, a ring."""
     long_convolution: Charge | None
-    """Of the poles, `[B, H, P, v]`."""
+    """What its poles hold, `[B, H, P, v]`."""
     field: field_recurrence.Held | None
 
 

@@ -18,7 +18,7 @@ def wrap_angle(angle: Array) -> Array:
 
 
 class _Layers(NamedTuple):
-    """Of every layer: its `planes` `[layers, n // 2, 2]`; which coordinate each one turns with, `partner` `[layers, n]`; and
+    """Each layer's `planes` `[layers, n // 2, 2]`; which coordinate each one turns with, `partner` `[layers, n]`; and
     cosine and sine of the angle, `[layers, n, 1]`, the sine negative for the second of two."""
 
     planes: np.ndarray

@@ -104,7 +104,7 @@ def project_more(
     lengths: Array,
     precision: Precision = "float32",
 ) -> tuple[Array, Pair]:
-    """As `project_step`, for a chunk of further positions, of which each sequence has `lengths` `[B]`."""
+    """`project_step` for a chunk of further positions, of which each sequence has `lengths` `[B]`."""
     written = _written(projector, keys, values).joined()
     charge, held = kernel.convolve_more(system, charge, written, lengths, precision)
     return charge, _opened(projector, keys, values, held - _own(system) * written)

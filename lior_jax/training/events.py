@@ -32,7 +32,7 @@ class Started(Event):
 
     directory: Path
     config: Config
-    """With the vocabulary of the corpus."""
+    """The configuration, with the vocabulary of the corpus."""
     parameters: int
 
 
@@ -59,7 +59,7 @@ class Initialised(Event):
 
     source: str
     step: int | None
-    """Of the checkpoint; None for an exported model."""
+    """Step of the checkpoint; None for an exported model."""
 
 
 @dataclass(frozen=True)

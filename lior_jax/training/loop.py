@@ -45,7 +45,7 @@ class Loop:
     def go(self, state: State, step: int, last_step: int) -> int:
         """Train from `step` to `last_step`, or until asked to stop; returns the step reached.
 
-        A step's report is read while the next one runs. If it tells of bad numbers, the next one held itself back, so
+        A step's report is read while the next one runs. If it has bad numbers, the next one held itself back, so
         that the state which met them is still there, and is run again.
         """
         training = self.config.training

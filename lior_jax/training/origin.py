@@ -26,7 +26,7 @@ class Origin(NamedTuple):
     path: str
     """Absolute."""
     step: int | None
-    """Of the checkpoint; None for an exported model."""
+    """Step of the checkpoint; None for an exported model."""
     engine: Engine
 
 
@@ -34,7 +34,7 @@ class Beginning(NamedTuple):
     """All that a new run needs before its folder is made."""
 
     config: Config
-    """With what corpus and origin decide: vocabulary, tokenizer, and the prompt of the samples."""
+    """The configuration with what corpus and origin decide: vocabulary, tokenizer, and the prompt of the samples."""
     corpus: Corpus
     origin: Origin | None
 

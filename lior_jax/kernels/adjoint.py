@@ -52,8 +52,8 @@ class Rows(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """Cotangents of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without a field; the
-    `pull`; beside what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
+    """Cotangents of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without
+    a field; the `pull`; beside what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
 
     weight: Array
     score: Array

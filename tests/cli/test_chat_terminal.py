@@ -18,7 +18,9 @@ pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
 fcntl, termios, struct = (pytest.importorskip(name) for name in ("fcntl", "termios", "struct"))
 
 # The terminal must be the process's own, for Ctrl-C to reach it.
-START = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+START = """import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # which jobs in the background are started without
+os.execv(sys.executable, sys.argv[1:])"""
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 ESCAPES = r"\x1b\[[?0-9;]*[A-Za-z]"
 ALPHABET = string.ascii_uppercase + string.digits + "abcdefgh .\n"

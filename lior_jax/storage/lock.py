@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from lior_jax.errors import UserError
 from lior_jax.storage import files
@@ -30,11 +30,8 @@ def held(run: Path) -> Iterator[None]:
         raise UserError(f"{run} is being written by {_holder(run)}; wait for it, or choose another run.directory.") from None
     except OSError as problem:
         raise UserError(f"{run} cannot be locked ({problem.strerror}); put run.directory on a local disk.") from None
-    try:
-        files.write_atomically(run / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
+    with _holding(lock, run):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -53,6 +50,13 @@ def turn(folder: Path, waiting: Callable[[str], object]) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             waiting(_holder(folder))
+    with _holding(lock, folder):
+        yield
+
+
+@contextmanager
+def _holding(lock: BaseFileLock, folder: Path) -> Iterator[None]:
+    """Say who holds the lock that was acquired, and release it in the end."""
     try:
         files.write_atomically(folder / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield

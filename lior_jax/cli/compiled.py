@@ -15,9 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lior_jax.errors import UserError
+from lior_jax.storage import cache
 
-VARIABLE = "LIOR_CACHE"
-OFF = ("off", "0", "none", "")
 SIZE = 2**30
 """Bytes of a machine's folder, above which what was not used for longest is deleted."""
 _WORTH_KEEPING = 0.1
@@ -35,26 +34,21 @@ def keep(jax: Any) -> Path | None:
     Raises:
         UserError: the folder that `LIOR_CACHE` names cannot be made or written to.
     """
-    asked = os.environ.get(VARIABLE)
-    if (asked is not None and asked.strip().lower() in OFF) or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    asked = cache.asked()
+    if asked == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return None
     try:
-        folder = (Path(asked).expanduser() if asked else _default()) / _machine()
+        folder = cache.root() / _machine()
         _claim(folder)
     except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
         if asked is None:
             return None
-        raise UserError(f"{VARIABLE}={asked} is no folder to write to ({problem}); name another one, or off.") from None
+        raise UserError(f"{cache.VARIABLE}={asked} is no folder to write to ({problem}); name another one, or off.") from None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", SIZE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
-
-
-def _default() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "lior_jax"
 
 
 def _machine() -> str:

@@ -6,7 +6,6 @@ else decides the tokens, so a text is known again wherever it lies, and a change
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from lior_jax.data.survey import Survey, survey
 from lior_jax.data.tokenizer import Tokenizer
 from lior_jax.errors import UserError
 from lior_jax.settings import DataConfig
-from lior_jax.storage import files, lock, manifest, sums
+from lior_jax.storage import cache, files, lock, manifest, sums
 
 SAMPLE = 2**25
 """Characters from which `bpe:N` learns, but for a piece at most."""
@@ -44,10 +43,9 @@ class Shards(NamedTuple):
     """What they were made from: sources, tokenizer, counts."""
 
 
-def cache() -> Path:
-    """The folder of all tokenised texts: `$LIOR_CACHE/text`, by default `~/.cache/lior_jax/text`."""
-    given = os.environ.get("LIOR_CACHE")
-    return Path(given).expanduser() / "text" if given else Path.home() / ".cache" / "lior_jax" / "text"
+def texts() -> Path:
+    """The folder of all tokenised texts: `text` in the user's cache."""
+    return cache.root() / "text"
 
 
 def load(
@@ -62,7 +60,7 @@ def load(
     Raises:
         UserError: the text cannot be read or tokenised, or the cache cannot be written to.
     """
-    job, root = _Job(source, data, _content(source, report), check, report), cache()
+    job, root = _Job(source, data, _content(source, report), check, report), texts()
     folder = root / _key(job, None)
     found, _ = _read(folder)
     if saved is None:

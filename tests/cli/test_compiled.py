@@ -7,13 +7,14 @@ import pytest
 
 from lior_jax.cli import compiled
 from lior_jax.errors import UserError
+from lior_jax.storage import cache
 from tests.cli.test_programs import call
 
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     return monkeypatch
 
@@ -44,7 +45,7 @@ def test_another_kind_of_machine_has_another_folder(environment):
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0", ""])
 def test_off_keeps_nothing(environment, value, tmp_path):
-    environment.setenv(compiled.VARIABLE, value)
+    environment.setenv(cache.VARIABLE, value)
     assert keep() == (None, {})
     assert not (tmp_path / "xdg").exists()
 
@@ -57,7 +58,7 @@ def test_jaxs_own_variable_goes_first(environment):
 def test_a_folder_that_cannot_be_is_told_only_if_it_was_asked_for(environment, tmp_path):
     (tmp_path / "xdg").write_text("a file in its place")
     assert keep() == (None, {})
-    environment.setenv(compiled.VARIABLE, str(tmp_path / "xdg"))
+    environment.setenv(cache.VARIABLE, str(tmp_path / "xdg"))
     with pytest.raises(UserError, match="name another one, or off"):
         keep()
 
@@ -90,7 +91,7 @@ def test_a_start_that_another_one_holds_up_goes_on(environment):
 def test_the_second_start_finds_what_the_first_compiled_though_an_entry_is_junk(finished_run, tmp_path):
     """Same text, nothing compiled anew, and an entry that is no program costs only its compilation."""
     how = ["--checkpoint", finished_run, "--prompt", "1 is", "--max-tokens", 5]
-    where = {"JAX_COMPILATION_CACHE_DIR": "", compiled.VARIABLE: str(tmp_path)}
+    where = {"JAX_COMPILATION_CACHE_DIR": "", cache.VARIABLE: str(tmp_path)}
     first = call("infer", *how, **where)
     assert first.returncode == 0, first.stderr
     (folder,) = tmp_path.iterdir()

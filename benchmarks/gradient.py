@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         "autodiff, unrolled and rematerialised": autodiff(shapes, unroll=True, remat=True),
         "echo": echo(shapes),
         f"echo, {chunk} sequences at once": echo(shapes, chunk=chunk),
+        "echo, units kept": echo(shapes, keep="units"),
+        f"echo, units kept, {chunk} at once": echo(shapes, keep="units", chunk=chunk),
         "echo, one-sided": echo(shapes, nudge="one_sided"),
         "autodiff, bfloat16 products": autodiff(coarse),
         "echo, bfloat16 products": echo(coarse),

@@ -4,6 +4,7 @@ Nothing here calls the hand-written adjoints. The numpy forms, those of the whol
 share with `lior_jax` only the parameter structures, the epsilons and the table of rotor planes.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -261,6 +262,16 @@ def random_carried(config: ModelConfig, seed: int = 0) -> Carried:
         ranges = {"integral": (20.0, 60.0), "elapsed": (10.0, 30.0), "order": (0.1, 0.9)}
         action = ActionState(**{name: jnp.asarray(rng.uniform(*ends, shape), jnp.float32) for name, ends in ranges.items()})
     return Carried(frame, action)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, those inside of loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)  # closed ones have theirs inside
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def to64(tree: Any) -> Any:

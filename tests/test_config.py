@@ -149,6 +149,11 @@ def test_allowed_values_are_listed():
         ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium has dissipative ones; leave the key out"),
         ("learning: {rule: backward}", "learning.rule: 'backward' is no learning rule; there are echo, equilibrium"),
         (
+            "learning: {keep: units}\nmodel: {flow: {carry_momentum: true}}",
+            "learning.keep: with model.flow.carry_momentum nothing is kept",
+        ),
+        ("learning: {keep: units, rule: equilibrium}", "learning.keep: equilibrium keeps no units"),
+        (
             "learning: {rule: equilibrium}\nmodel: {flow: {carry_momentum: true}}",
             "model.flow.carry_momentum: a relaxation has no",
         ),

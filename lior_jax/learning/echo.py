@@ -6,7 +6,7 @@ past to that push is the adjoint of the past.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,6 +18,7 @@ from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info
 from lior_jax.model import block, dropout, network
+from lior_jax.model.dropout import BlockMasks
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
 from lior_jax.physics import flow
@@ -26,12 +27,14 @@ from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
-    """What the free phase keeps of a block: the size of its input (`nudge.mean_square`), `[B, L, 1]`, and, if its momentum
-    starts from zero, its input and its last momentum, `[B, L, d]` each."""
+    """What the free phase keeps of a block: the size of its input (`nudge.mean_square`), `[B, L, 1]`; if its momentum starts
+    from zero, its input and its last momentum, `[B, L, d]` each; and, with `learning.keep: units`, what its kicks kept of the
+    potential's units, a tree of `[B, kicks, L, ...]`."""
 
     size: Array
     s_in: Array | None = None
     p_out: Array | None = None
+    units: Any = None
 
 
 def estimate(
@@ -148,7 +151,14 @@ def echo_block(
 
     path = source if c_action else None
     s_pair, p_pair, contrast, by_action = flow.echo(
-        system, s_pair, p_pair, span, block.schedule(model), path, nudge.middle(epsilon, sides)
+        system,
+        s_pair,
+        p_pair,
+        span,
+        block.schedule(model),
+        path,
+        nudge.middle(epsilon, sides),
+        kept=_swapped(stored.units),
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 
@@ -165,10 +175,18 @@ def echo_block(
     return PhasePoint(s, p, c_s + c_s_by_kick, c_p), gradient, health
 
 
-def kept(s_in: Array, p_out: Array, model: ModelConfig) -> Stored:
-    """What is kept of a block that began with `s_in` and ended with `p_out`."""
-    size = nudge.mean_square(s_in)
-    return Stored(size) if model.flow.carry_momentum else Stored(size, s_in, p_out)
+def apply_and_keep(
+    operators: Operators, s: Array, p: Array, masks: BlockMasks, model: ModelConfig, learning: LearningConfig
+) -> tuple[tuple[Array, Array], block.Observation, Stored]:
+    """`block.apply`, and what is kept of the block for its echo."""
+    after, observed, units = block.apply_keeping(operators, s, p, model, masks, learning.keep == "units")
+    size = nudge.mean_square(s)
+    return after, observed, Stored(size) if model.flow.carry_momentum else Stored(size, s, after[1], _swapped(units))
+
+
+def _swapped(tree: Any) -> Any:
+    """`[kicks, B, …]` as `[B, kicks, …]`, or back: sequences come first in what is kept."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
@@ -177,8 +195,8 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
     def step(state, scanned):
         operators, keys = scanned
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
-        (after, p), observed = block.apply(operators, state[0], state[1], model, masks)
-        return (after, p), (kept(state[0], p, model), observed)
+        after, observed, stored = apply_and_keep(operators, *state, masks, model, learning)
+        return after, (stored, observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))
 

@@ -185,6 +185,6 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         kicked, moment = block.kick(operators, s, model, masks)
         relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model, masks)
-        return relaxed, (Stored(s, kicked), block.Observation(*moved, moment))
+        return relaxed, (Stored(s, kicked), block.Observation(moved.action, moved.residual, moment))
 
     return lax.scan(step, s, (operators, keys))

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from lior_jax.learning import echo
 from lior_jax.learning.chunks import in_chunks
-from lior_jax.model import block
+from lior_jax.model.dropout import KEEP_BLOCK
 from lior_jax.model.operators import prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
 from lior_jax.settings import LearningConfig, ModelConfig
@@ -19,7 +19,7 @@ from lior_jax.settings import LearningConfig, ModelConfig
 
 def apply(params: Params, s: Array, model: ModelConfig) -> Array:
     """States `[B, L, d]` after all blocks."""
-    return _forward(params, s, model)[0][0]
+    return _forward(params, s, model, LearningConfig())[0][0]
 
 
 def apply_adjoint(
@@ -32,7 +32,7 @@ def apply_adjoint(
         s: `[B, L, d]`, states that enter the first block.
         cotangent: `[B, L, d]`, of the states that leave the last one.
     """
-    (s_out, p_out), (operators, stored) = _forward(params, s, model)
+    (s_out, p_out), (operators, stored) = _forward(params, s, model, learning)
 
     def back(end: echo.PhasePoint, scanned):
         own, kept = scanned
@@ -48,13 +48,13 @@ def apply_adjoint(
     return zeros._replace(blocks=prepare_adjoint(params, c_operators, model)), start.c_s
 
 
-def _forward(params: Params, s: Array, model: ModelConfig):
+def _forward(params: Params, s: Array, model: ModelConfig, learning: LearningConfig):
     """States and momenta after all blocks, with the blocks' operators and what their echoes need."""
     operators = prepare(params, s.shape[1], model)
 
     def step(state: tuple[Array, Array], own):
-        after, _ = block.apply(own, *state, model)
-        return after, echo.kept(state[0], after[1], model)
+        after, _, stored = echo.apply_and_keep(own, *state, KEEP_BLOCK, model, learning)
+        return after, stored
 
     end, stored = lax.scan(step, (s, jnp.zeros_like(s)), operators)
     return end, (operators, stored)

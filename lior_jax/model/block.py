@@ -4,7 +4,7 @@
 measures the flow.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,12 @@ from lior_jax.settings import ModelConfig
 
 class Motion(NamedTuple):
     """How the states moved: `action` `[H]`, mean over sequences and positions of that along the way; `residual` `[]`, of the
-    relaxation before its last step, if the dynamics is dissipative."""
+    relaxation before its last step, if the dynamics is dissipative; `kept`, of the units, if that was asked for: a tree of
+    `[kicks, ...]`."""
 
     action: Array
     residual: Array | None
+    kept: Any = None
 
 
 class Observation(NamedTuple):
@@ -63,19 +65,34 @@ def apply(
     operators: Operators, s: Array, p: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
 ) -> tuple[tuple[Array, Array], Observation]:
     """Send `(s, p)`, each `[B, L, d]`, through one block."""
+    after, observed, _ = apply_keeping(operators, s, p, config, masks, keep=False)
+    return after, observed
+
+
+def apply_keeping(
+    operators: Operators, s: Array, p: Array, config: ModelConfig, masks: BlockMasks, keep: bool
+) -> tuple[tuple[Array, Array], Observation, Any]:
+    """`apply`, and `Motion.kept`."""
     kicked, moment = kick(operators, s, config, masks)
-    s, p, moved = move(operators, s, p, kicked, config, masks)
-    return (s, p), Observation(*moved, moment)
+    s, p, moved = move(operators, s, p, kicked, config, masks, keep)
+    return (s, p), Observation(moved.action, moved.residual, moment), moved.kept
 
 
 def move(
-    operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
+    operators: Operators,
+    s: Array,
+    p: Array,
+    kicked: Array,
+    config: ModelConfig,
+    masks: BlockMasks = KEEP_BLOCK,
+    keep: bool = False,
 ) -> tuple[Array, Array, Motion]:
     """What a block does after its kick, every position by itself: follow the flow, or relax, which leaves the momentum alone.
 
     Args:
         s, p: `[..., d]`, state and momentum at the block's start.
         kicked: `[..., d]`, the kick.
+        keep: what the echo of every kick needs of the potential's units; not with carried momentum.
     """
     positions = tuple(range(s.ndim - 1))
 
@@ -87,7 +104,11 @@ def move(
         relaxed, residuals = relaxation.relax(landscape(operators, s, kicked, config, masks), held, descent(config))
         return relaxed, p, Motion(observe(s, relaxed), residuals[-1])
     start = entering_momentum(p, config) + kicked
-    s, p, observed = flow.flow(system(operators, config, masks), s, start, schedule(config), observe)
+    run, times = system(operators, config, masks), schedule(config)
+    if keep:
+        s, p, observed, kept = flow.flow_keeping(run, s, start, times, observe)
+        return s, p, Motion(observed, None, kept)
+    s, p, observed = flow.flow(run, s, start, times, observe)
     return s, p, Motion(observed, None)
 
 

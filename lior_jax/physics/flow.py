@@ -23,17 +23,28 @@ Contrast = Callable[[Pair, Array], tuple[Pair, Any]]
 Hamiltonian's derivatives by its parameters, divided by the span."""
 
 
+class Keeping(NamedTuple):
+    """A system's kicks where the free run keeps what the echo of each would have to compute again: `force` of a state, and
+    what is kept; `kick_contrast` of a nudged pair, its span, what was kept, and by how many pushes the pair's mean is away
+    from the run that it was kept of."""
+
+    force: Callable[[State], tuple[State, Any]]
+    kick_contrast: Callable[[Pair, Array, Any, Array | float], tuple[Pair, Any]]
+
+
 class System(NamedTuple):
     """A separable Hamiltonian `H(s, p) = V(s) + K(p)` as a flow sees it.
 
     `force`: `−∂V/∂s` of a state. `velocity`: `∂K/∂p` of a momentum. `kick_contrast`: the forces on a nudged pair, and
     `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span`. `drift_contrast`: the pair of velocities, and `[∂K/∂θ(p₊) − ∂K/∂θ(p₋)] / span`.
+    `keeping`: the same kicks, if they can keep something.
     """
 
     force: Callable[[State], State]
     velocity: Callable[[State], State]
     kick_contrast: Contrast
     drift_contrast: Contrast
+    keeping: Keeping | None = None
 
 
 Observe = Callable[..., Any]
@@ -61,18 +72,34 @@ def flow(
     Returns:
         State and momentum at the end, and the sum of what `observe` returned.
     """
+    s, p, observed, _ = _follow(system, lambda s: (system.force(s), None), s, p, times, observe, along)
+    if times.final_kick:
+        p = _move(p, times.final_kick, system.force(s))
+    return s, p, observed
+
+
+def flow_keeping(
+    system: System, s: State, p: State, times: Schedule, observe: Observe = lambda before, after: None
+) -> tuple[State, State, Any, Any]:
+    """`flow` of a system with `keeping`, by times without a final kick, and what the kicks kept `[kicks, ...]`, for `echo`."""
+    assert system.keeping is not None
+    assert not times.final_kick
+    return _follow(system, system.keeping.force, s, p, times, observe, ())
+
+
+def _follow(system: System, force: Callable[[State], tuple[State, Any]], s, p, times: Schedule, observe: Observe, along):
+    """All but the final kick, by a force that keeps something."""
 
     def step(state, scanned):
         s, p = state
         (kick, drift), own = scanned
-        p = _move(p, kick, system.force(s))
+        by, kept = force(s)
+        p = _move(p, kick, by)
         after = _move(s, drift, system.velocity(p))
-        return (after, p), observe(s, after, *own)
+        return (after, p), (observe(s, after, *own), kept)
 
-    (s, p), observed = lax.scan(step, (s, p), (_lengths(times, s), along))
-    if times.final_kick:
-        p = _move(p, times.final_kick, system.force(s))
-    return s, p, _sum(observed)
+    (s, p), (observed, kept) = lax.scan(step, (s, p), (_lengths(times, s), along))
+    return s, p, _sum(observed), kept
 
 
 def echo(
@@ -84,6 +111,7 @@ def echo(
     source: Source | None = None,
     middle: Array | float = 0.0,
     along: tuple[Any, ...] = (),
+    kept: Any = None,
 ) -> tuple[Pair, Pair, tuple[Any, Any], Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
@@ -94,14 +122,19 @@ def echo(
         source: a cost along the path; it nudges the pair again before and after every drift.
         middle: the nudge of the pair's mean, like `span`; 0 if the two runs are pushed to opposite sides.
         along: as given to `flow`, for the source.
+        kept: of the free run, by `flow_keeping`; None if that kept nothing.
 
     Returns:
         The pair at the start; `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks, and over all drifts; and the sum of
         the source's other cotangents.
     """
 
-    def unkick(s: Pair, p: Pair, total: Any, length: Any) -> tuple[Pair, Any]:
-        forces, local = system.kick_contrast(s, span)
+    def unkick(s: Pair, p: Pair, total: Any, length: Any, kept: Any = None) -> tuple[Pair, Any]:
+        if kept is None:
+            forces, local = system.kick_contrast(s, span)
+        else:
+            assert system.keeping is not None
+            forces, local = system.keeping.kick_contrast(s, span, kept, middle)
         return _move(p, -length, forces), _move(total, length, local)
 
     def push(p: Pair, by: State) -> Pair:
@@ -116,7 +149,7 @@ def echo(
 
     def step(state, scanned):
         s, p, by_kicks, by_drifts = state
-        (kick, drift), own = scanned
+        (kick, drift), own, kept = scanned
         c_before = others = None
         if source is not None:
             before = _move(s.mean, -drift, system.velocity(p.mean))
@@ -126,11 +159,11 @@ def echo(
         s, by_drifts = _move(s, -drift, velocities), _move(by_drifts, drift, local)
         if source is not None:
             p = push(p, c_before)
-        p, by_kicks = unkick(s, p, by_kicks, kick)
+        p, by_kicks = unkick(s, p, by_kicks, kick, kept)
         return (s, p, by_kicks, by_drifts), others
 
     start = s, p, by_kicks, by_drifts
-    (s, p, *contrast), others = lax.scan(step, start, (_lengths(times, s), along), reverse=True)
+    (s, p, *contrast), others = lax.scan(step, start, (_lengths(times, s), along, kept), reverse=True)
     return s, p, tuple(contrast), _sum(others)
 
 

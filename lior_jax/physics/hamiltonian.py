@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.physics.flow import System
+from lior_jax.physics.flow import Keeping, System
 from lior_jax.physics.numerics import RMS_EPSILON, Precision, like, raw_positive, softplus_adjoint
 from lior_jax.physics.pair import Pair
 from lior_jax.physics.potential import Potential
@@ -68,9 +68,18 @@ def system(
     def drift_contrast(p: Pair, span: Array) -> tuple[Pair, Array]:
         return Pair(*(velocity(hamiltonian, x) for x in p)), jnp.sum(p.mean * p.slope, (0, 1))
 
+    keeping = None
+    if own := potential.keeping:
+        keeping = Keeping(
+            force=lambda s: own.force(parameters, s, precision, RMS_EPSILON, mask),
+            kick_contrast=lambda s, span, free, middle: own.contrast(
+                parameters, s, span, free, middle, precision, RMS_EPSILON, mask
+            ),
+        )
     return System(
         force=lambda s: potential.force(parameters, s, precision, RMS_EPSILON, mask),
         velocity=lambda p: velocity(hamiltonian, p),
         kick_contrast=lambda s, span: potential.contrast(parameters, s, span, precision, RMS_EPSILON, mask),
         drift_contrast=drift_contrast,
+        keeping=keeping,
     )

@@ -22,6 +22,11 @@ class Pair(NamedTuple):
         return jax.tree.map(lambda x, h: x + h, self.mean, half), jax.tree.map(lambda x, h: x - h, self.mean, half)
 
 
+def beside(free: Any, slope: Any, middle: Array | float) -> Pair:
+    """The `Pair` of a slope and the value of the run without a push, from which the mean is `middle` pushes away."""
+    return Pair(jax.tree.map(lambda x, y: x + middle * y, free, slope), slope)
+
+
 def pair(plus: Any, minus: Any, span: Array) -> Pair:
     """The `Pair` of `x₊` and `x₋`."""
     mean = jax.tree.map(lambda x, y: 0.5 * (x + y), plus, minus)

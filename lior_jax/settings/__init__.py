@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from lior_jax.registry import RULES
+from lior_jax.registry import POTENTIALS, RULES
 from lior_jax.settings.model import (
     DERIVED,
     ConvolutionConfig,
@@ -86,6 +86,21 @@ class Config(Section):
                 raise ValueError(
                     "learning.action_weight: it has no say unless learning.update is all and learning.pull is not off"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _units_can_be_kept(self):
+        flow = self.model.flow
+        if self.learning.keep == "ends":
+            return self
+        if self.model.dynamics == "dissipative":
+            raise ValueError(f"learning.keep: {self.learning.rule} keeps no units of a flow; leave the key out")
+        if flow.carry_momentum:
+            raise ValueError(
+                "learning.keep: with model.flow.carry_momentum nothing is kept of a block; leave one of the two keys out"
+            )
+        if POTENTIALS[flow.potential].keeping is None:
+            raise ValueError(f"learning.keep: the potential {flow.potential} has no units that can be kept; leave the key out")
         return self
 
     @model_validator(mode="after")

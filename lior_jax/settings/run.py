@@ -75,6 +75,10 @@ class LearningConfig(Section):
     between the nudged phases."""
     action_weight: float = Field(0.0, ge=0)
     """Weight of the blocks' mean LIoR actions in the cost, beside the loss."""
+    keep: Literal["ends", "units"] = "ends"
+    """What the free phase keeps of a block for its echo: its `ends`; or also its `units` at every step of the flow, which
+    saves a quarter of the flow's products and takes the memory of twice `model.flow.units` numbers a position and step
+    (`gated`; once for `hopfield`)."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose nudged runs go at once; fewer need less memory and fit a CPU's cache. By default all."""
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -10,7 +10,7 @@ import jax
 from lior_jax import config as configuration
 from lior_jax import model
 from lior_jax.errors import UserError
-from lior_jax.model import retrieval
+from lior_jax.model import block, retrieval
 from lior_jax.settings import Config
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -37,7 +37,8 @@ def _of_the_host() -> int | None:
 
 def least(config: Config) -> int:
     """Bytes that a step cannot do without: parameters, their gradient, two moments and average, and of the activations the
-    states between blocks and one block's units, scores and logits of the sequences that are nudged at once."""
+    states between blocks, what is kept of their units, and one block's units, scores and logits of the sequences that are
+    nudged at once."""
     shapes, batch = config.model, config.training.batch_size
     if shapes.vocab_size is None:
         shapes = configuration.replace(config, "model", vocab_size=2).model
@@ -46,6 +47,8 @@ def least(config: Config) -> int:
     units = sum(getattr(potential, name).shape[-2] for name in potential.MATRICES)  # a product of each row and the state
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
+    if config.learning.keep == "units":
+        position += kept * len(block.schedule(shapes).kicks) * (units + shapes.width)
     tile = retrieval.tile(shapes, shapes.context) or shapes.context
     nudged = units + shapes.heads * min(tile, shapes.context)
     nudged += shapes.vocabulary

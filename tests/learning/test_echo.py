@@ -267,6 +267,58 @@ def test_tiles_learn_what_all_at_once_would(config):
     np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
 
 
+KEPT = {
+    "gated": {},
+    "hopfield, fourth order": {"flow__potential": "hopfield", "flow__integrator": "yoshida4", "flow__step_size": 0.6},
+    "everything": next(changes for changes in EVERYTHING.values() if not changes.get("flow__carry_momentum")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "nudge"),
+    [
+        ("gated", "one_sided"),
+        ("hopfield, fourth order", "centred"),
+        pytest.param("gated", "centred", marks=pytest.mark.slow),
+        pytest.param("hopfield, fourth order", "one_sided", marks=pytest.mark.slow),
+        pytest.param("everything", "centred", marks=pytest.mark.slow),
+    ],
+)
+def test_kept_units_change_nothing(name, nudge):
+    """At every kick, with an action along the path, masks and chunks. What is kept is exact, so the error is no larger."""
+    learning = {"nudge": nudge, "action_weight": 0.1, "dropout": 0.3, "chunk": 1}
+    config = small_config(learning, **KEPT[name])
+    params, batch, key = trained_looking(config.model), random_batch(config), jax.random.key(7)
+    ends, info = oracles.estimate(params, batch, config, key)
+    units, info_of_units = oracles.estimate(params, batch, replace(config, "learning", keep="units"), key)
+    assert_trees_close(units, ends, 5e-4)
+    health = {"reversibility": info.reversibility, "residual": info.residual}  # rounding, and no other
+    assert info_of_units.reversibility < max(2 * info.reversibility, 1e-6)
+    assert_trees_close(info_of_units._replace(**health), info, 1e-4)
+    _, gradient = oracles.autodiff(params, *batch, config, oracles.dropout_masks(key, batch[0], config))
+    before, after = (whole_agreement(estimate, gradient).relative_error for estimate in (ends, units))
+    assert after < max(1.2 * before, 1e-4)
+
+
+@pytest.mark.parametrize("potential", ["gated", "hopfield"])
+def test_kept_units_save_a_quarter_of_the_flows_products(potential):
+    """12 of 16, and 6 of 8, counted in what is traced."""
+    config = small_config(flow__potential=potential, flow__units=23)
+    params, batch = jax.eval_shape(lambda: oracles.initial(config.model)), random_batch(config)
+
+    def products(keep):
+        rule = replace(config, "learning", keep=keep).learning
+        traced = jax.make_jaxpr(learning.estimate, static_argnums=(2, 3))(params, batch, config.model, rule)
+        shapes = [
+            [x.aval.shape for x in (*equation.invars, *equation.outvars)]
+            for equation in oracles.equations(traced.jaxpr)
+            if equation.primitive.name == "dot_general"
+        ]
+        return sum(any(23 in shape for shape in of) for of in shapes)
+
+    assert (products("units"), products("ends")) == ((12, 16) if potential == "gated" else (6, 8))
+
+
 def test_bfloat16_products():
     """The gradient of the float32 loss, at the default nudge. The products see mean and slope, so 8 bits are enough."""
     params, batch = trained_looking(PLAIN.model), random_batch(PLAIN)

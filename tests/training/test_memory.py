@@ -45,6 +45,14 @@ def test_a_pattern_counts_once_and_a_gated_unit_twice():
     assert memory.least(hopfield) < 0.95 * memory.least(gated)
 
 
+def test_kept_units_are_counted():
+    """Twice the units, and a force, at both kicks of two steps."""
+    own = config_of("model.flow.steps=2"), config_of("model.flow.steps=2", "learning.keep=units")
+    shapes, positions = own[0].model, own[0].training.batch_size * own[0].model.context
+    more = 4 * positions * shapes.blocks * 2 * (2 * shapes.flow.units + shapes.width)
+    assert memory.least(own[1]) - memory.least(own[0]) == more
+
+
 @pytest.mark.parametrize("key", ["training.batch_size", "model.context", "model.width"])
 def test_what_it_needs_grows_with_every_size(key):
     one, more = (memory.least(config_of(f"{key}={value}")) for value in (64, 128))

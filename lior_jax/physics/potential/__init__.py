@@ -9,7 +9,7 @@ for which `direction` has what both share, but nothing else relies on that form.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
@@ -59,6 +59,45 @@ class Contrast(Protocol):
     ) -> tuple[Pair, Parameters]: ...
 
 
+class KeepingForce(Protocol):
+    """As `Force`, and beside the force a tree of `[..., M]` and `[..., d]`: what `FreeContrast` need not compute again."""
+
+    def __call__(
+        self,
+        parameters: Parameters,
+        s: Array,
+        precision: Precision = "float32",
+        softness: float = RMS_EPSILON,
+        mask: Array | None = None,
+        /,
+    ) -> tuple[Array, Any]: ...
+
+
+class FreeContrast(Protocol):
+    """As `Contrast`, from what `KeepingForce` kept of the run without a push, from which the mean of the two runs is `middle`
+    pushes away, `[B, L, 1]`: the mean goes through no product."""
+
+    def __call__(
+        self,
+        parameters: Parameters,
+        s: Pair,
+        span: Array,
+        free: Any,
+        middle: Array | float,
+        precision: Precision = "float32",
+        softness: float = RMS_EPSILON,
+        mask: Array | None = None,
+        /,
+    ) -> tuple[Pair, Parameters]: ...
+
+
+class Keeping(NamedTuple):
+    """`force` and `contrast` of a potential whose units are kept for the echo (`learning.keep`)."""
+
+    force: KeepingForce
+    contrast: FreeContrast
+
+
 def _as_it_is(raw: Parameters, relaxes: bool) -> Parameters:
     return raw
 
@@ -97,3 +136,5 @@ class Potential:
     """The part of V's curvature that does not depend on the state, `[]` or `[d]`."""
     mask_size: Callable[[int], int] = _one_each
     """Elements of a mask for `M` units."""
+    keeping: Keeping | None = None
+    """The same force and contrast, if the units of the free run can be kept for the echo."""

@@ -19,9 +19,9 @@ from lior_jax.physics.numerics import (
     rms_normalize,
     softplus_adjoint,
 )
-from lior_jax.physics.pair import Pair, pair
-from lior_jax.physics.potential import Potential
-from lior_jax.physics.potential.direction import directions, state_force, well, well_contrast
+from lior_jax.physics.pair import Pair, beside, pair
+from lior_jax.physics.potential import Keeping, Potential
+from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 RESTRAINT, FEATURE_SIZE = 2.0, 3.0
 """Constants of the gates' restraint (`restrain`)."""
@@ -36,6 +36,14 @@ class Gated(NamedTuple):
     curvature: Array
 
     MATRICES = ("features", "gates")
+
+
+class Units(NamedTuple):
+    """What a state comes to: `z` = Wŝ and `gate` = Uŝ, `[..., M]` each, and F̂ `on_direction` `[..., d]`."""
+
+    z: Array
+    gate: Array
+    on_direction: Array
 
 
 def init(key: Array, width: int, units: int, scale: float) -> Gated:
@@ -75,10 +83,22 @@ def force(
     mask: Array | None = None,
 ) -> Array:
     """`−∂V/∂s` of every point `[..., d]`, from `F̂ = Uᵀ gelu(z) + Wᵀ e` with `e = gelu'(z) ⊙ (Uŝ)`."""
+    return force_and_units(potential, s, precision, softness, mask)[0]
+
+
+def force_and_units(
+    potential: Gated,
+    s: Array,
+    precision: Precision = "float32",
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
+) -> tuple[Array, Units]:
+    """`force`, and what it is made of."""
     s_hat, inverse = rms_normalize(s, softness)
     z, gate = _projected(potential, s_hat, precision)
     gelu, slope = (masked(x, mask) for x in gelu_and_slope(z + like(potential.bias, z)))
-    return state_force(potential.curvature, s, s_hat, inverse, _on_direction(potential, slope * gate, gelu, precision))
+    on_direction = _on_direction(potential, slope * gate, gelu, precision)
+    return state_force(potential.curvature, s, s_hat, inverse, on_direction), Units(z, gate, on_direction)
 
 
 def contrast(
@@ -92,19 +112,46 @@ def contrast(
     """Forces on both nudged runs, and `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span` (`Potential.contrast`)."""
     nudged = directions(s, span, softness)
     (z_mean, gate_mean), (z_slope, gate_slope) = (_projected(potential, x, precision) for x in nudged.pair)
-    z_ends = Pair(z_mean + like(potential.bias, z_mean), z_slope).ends(span)
-    gate_ends = Pair(gate_mean, gate_slope).ends(span)
+    gelu, push = _nonlinear(potential, Pair(z_mean, z_slope), Pair(gate_mean, gate_slope), span, mask)
+    on_direction = Pair(*(_on_direction(potential, *x, precision) for x in zip(push, gelu, strict=True)))
+    return nudged.forces(potential.curvature, on_direction, span), _local(s, nudged, gelu, push, precision)
+
+
+def contrast_of_units(
+    potential: Gated,
+    s: Pair,
+    span: Array,
+    free: Units,
+    middle: Array | float,
+    precision: Precision = "float32",
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
+) -> tuple[Pair, Gated]:
+    """`contrast` from the units of the run without a push (`potential.FreeContrast`): 8 products, where `contrast` has 12."""
+    nudged = directions(s, span, softness)
+    z_slope, gate_slope = _projected(potential, nudged.pair.slope, precision)
+    gelu, push = _nonlinear(potential, beside(free.z, z_slope, middle), beside(free.gate, gate_slope, middle), span, mask)
+    on_direction = beside(free.on_direction, _on_direction(potential, push.slope, gelu.slope, precision), middle)
+    return nudged.forces(potential.curvature, on_direction, span), _local(s, nudged, gelu, push, precision)
+
+
+def _nonlinear(potential: Gated, z: Pair, gate: Pair, span: Array, mask: Array | None) -> tuple[Pair, Pair]:
+    """The pairs of `gelu(z + b)` and `e`, of those of `Wŝ` and `Uŝ`."""
+    z_ends = z._replace(mean=z.mean + like(potential.bias, z.mean)).ends(span)
+    gate_ends = gate.ends(span)
     (gelu_plus, slope_plus), (gelu_minus, slope_minus) = ([masked(x, mask) for x in gelu_and_slope(z)] for z in z_ends)
     gelu = pair(gelu_plus, gelu_minus, span)
     push = pair(slope_plus * gate_ends[0], slope_minus * gate_ends[1], span)
-    on_direction = Pair(*(_on_direction(potential, *x, precision) for x in zip(push, gelu, strict=True)))
-    local = Gated(
+    return gelu, push
+
+
+def _local(s: Pair, nudged: Directions, gelu: Pair, push: Pair, precision: Precision) -> Gated:
+    return Gated(
         features=-nudged.correlate(push, precision),
         gates=-nudged.correlate(gelu, precision),
         bias=-jnp.sum(push.slope, (0, 1)),
         curvature=well_contrast(s),
     )
-    return nudged.forces(potential.curvature, on_direction, span), local
 
 
 def _projected(potential: Gated, s_hat: Array, precision: Precision) -> tuple[Array, Array]:
@@ -155,4 +202,5 @@ GATED = Potential(
     force=force,
     contrast=contrast,
     stiffness=lambda potential: potential.curvature,
+    keeping=Keeping(force_and_units, contrast_of_units),
 )

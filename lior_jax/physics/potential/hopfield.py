@@ -19,9 +19,9 @@ from lior_jax.physics.numerics import (
     rms_normalize,
     softplus_adjoint,
 )
-from lior_jax.physics.pair import Pair
-from lior_jax.physics.potential import Potential
-from lior_jax.physics.potential.direction import directions, state_force, well, well_contrast
+from lior_jax.physics.pair import Pair, beside
+from lior_jax.physics.potential import Keeping, Potential
+from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 SHARPNESS = 2.0
 """Standard deviation of `β w_m·ŝ` at first: some patterns stand out, and none alone."""
@@ -37,6 +37,13 @@ class Hopfield(NamedTuple):
     curvature: Array
 
     MATRICES = ("patterns",)
+
+
+class Units(NamedTuple):
+    """What a state comes to: `overlap` = Wŝ `[..., M]`, and F̂ `on_direction` `[..., d]`."""
+
+    overlap: Array
+    on_direction: Array
 
 
 def init(key: Array, width: int, units: int, scale: float) -> Hopfield:
@@ -80,10 +87,21 @@ def force(
     mask: Array | None = None,
 ) -> Array:
     """`−∂V/∂s` of every point `[..., d]`, from `F̂ = Wᵀ softmax(β W ŝ)`."""
+    return force_and_units(potential, s, precision, softness, mask)[0]
+
+
+def force_and_units(
+    potential: Hopfield,
+    s: Array,
+    precision: Precision = "float32",
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
+) -> tuple[Array, Units]:
+    """`force`, and what it is made of."""
     s_hat, inverse = rms_normalize(s, softness)
-    weights = _weights(_logits(potential.sharpness * project(s_hat, potential.patterns, precision), mask))
-    on_direction = project_back(weights, potential.patterns, precision)
-    return state_force(potential.curvature, s, s_hat, inverse, on_direction)
+    overlap = project(s_hat, potential.patterns, precision)
+    on_direction = project_back(_weights(_logits(potential.sharpness * overlap, mask)), potential.patterns, precision)
+    return state_force(potential.curvature, s, s_hat, inverse, on_direction), Units(overlap, on_direction)
 
 
 def contrast(
@@ -99,22 +117,50 @@ def contrast(
     With `a = β W ŝ` and `w = softmax(a)`, `∂V/∂β = (log Σ exp(a) − Σ w a) / β²`. Neither weights nor logarithms are subtracted:
     with `e = exp(a₊ − a₋) − 1` and `σ = Σ w₋ e`, `w₊ − w₋ = w₋ (e − σ) / (1 + σ)`, and the logarithms differ by `log(1 + σ)`.
     """
-    nudged, beta = directions(s, span, softness), potential.sharpness
-    a = Pair(*(beta * project(x, potential.patterns, precision) for x in nudged.pair))
+    nudged = directions(s, span, softness)
+    overlap = Pair(*(project(x, potential.patterns, precision) for x in nudged.pair))
+    weights, local = _weights_and_local(potential, s, nudged, overlap, span, precision, mask)
+    on_direction = Pair(*(project_back(x, potential.patterns, precision) for x in weights))
+    return nudged.forces(potential.curvature, on_direction, span), local
+
+
+def contrast_of_units(
+    potential: Hopfield,
+    s: Pair,
+    span: Array,
+    free: Units,
+    middle: Array | float,
+    precision: Precision = "float32",
+    softness: float = RMS_EPSILON,
+    mask: Array | None = None,
+) -> tuple[Pair, Hopfield]:
+    """`contrast` from the units of the run without a push (`potential.FreeContrast`): 4 products, where `contrast` has 6."""
+    nudged = directions(s, span, softness)
+    overlap = beside(free.overlap, project(nudged.pair.slope, potential.patterns, precision), middle)
+    weights, local = _weights_and_local(potential, s, nudged, overlap, span, precision, mask)
+    on_direction = beside(free.on_direction, project_back(weights.slope, potential.patterns, precision), middle)
+    return nudged.forces(potential.curvature, on_direction, span), local
+
+
+def _weights_and_local(
+    potential: Hopfield, s: Pair, nudged: Directions, overlap: Pair, span: Array, precision: Precision, mask: Array | None
+) -> tuple[Pair, Hopfield]:
+    """The pair of weights, and the local statistic, of that of `Wŝ`."""
+    beta = potential.sharpness
+    a = Pair(*(beta * x for x in overlap))
     a = a._replace(mean=a.mean - _top(_logits(a.mean, mask)))  # which changes neither the weights nor the contrast
     minus = _weights(_logits(a.mean - 0.5 * span * a.slope, mask))
     growth = jnp.expm1(span * a.slope)
     total = jnp.sum(minus * growth, -1, keepdims=True)
     difference = minus * (growth - total) / (1 + total)
     weights = Pair(minus + 0.5 * difference, difference / span)
-    on_direction = Pair(*(project_back(x, potential.patterns, precision) for x in weights))
     by_mean = jnp.sum(weights.slope * a.mean + weights.mean * a.slope, -1, keepdims=True)
     local = Hopfield(
         patterns=-nudged.correlate(weights, precision),
         sharpness=jnp.sum(jnp.log1p(total) / span - by_mean) / beta**2,
         curvature=well_contrast(s),
     )
-    return nudged.forces(potential.curvature, on_direction, span), local
+    return weights, local
 
 
 def _logits(a: Array, mask: Array | None) -> Array:
@@ -174,4 +220,5 @@ HOPFIELD = Potential(
     force=force,
     contrast=contrast,
     stiffness=lambda potential: potential.curvature,
+    keeping=Keeping(force_and_units, contrast_of_units),
 )

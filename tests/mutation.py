@@ -276,7 +276,12 @@ MUTATIONS = [
         f"{NETWORK} -k future",
     ),
     Mutation("physics/pairwise.py", "bool), self.length - self.rows)", "bool))", f"{RETRIEVAL} -k tiles"),
-    Mutation("physics/retrieval.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/tiling.py", "whole.at[:, : start.shape[1]].add(start)", "whole", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/tiling.py", "(jnp.add, sums, more)", "(lambda x, y: y, sums, more)", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/tiling.py", "begin + rows * jnp.arange", "begin + 0 * jnp.arange", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/pairwise.py", "self.first + own[:, None]", "self.first + own[:, None] + 1", f"{RETRIEVAL} -k tiles"),
+    Mutation("physics/kernel.py", "((0, 0), (ahead, 0))), first", "((0, 0), (0, ahead))), first", f"{KERNEL} -k by_tiles"),
+    Mutation("physics/kernel.py", "cotangent, first, 1)[:, ahead:]", "cotangent, first, 1)[:, :length]", f"{KERNEL} -k tiles"),
     Mutation("physics/kernel.py", "table[:, 0, length - 1 :: -1]", "table[:, 0, :length]", f"{KERNEL} -k sum_by_lag"),
     Mutation("physics/kernel.py", "table[:, power - rows :]", "table[:, :rows]", f"{KERNEL} -k spread"),
     Mutation(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import Array
+from jax.extend.core import jaxprs_in_params
 from scipy.special import logsumexp, ndtr, softmax
 
 from lior_jax import config as configuration
@@ -268,10 +269,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a jaxpr, those inside of loops and calls included."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.tree.leaves(tuple(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)  # closed ones have theirs inside
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def to64(tree: Any) -> Any:

@@ -68,12 +68,12 @@ def nvidia() -> tuple[str, float]:
 def tile(config: ModelConfig, length: int) -> int | None:
     """Positions of a sequence that retrieve at a time, None for all.
 
-    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, but at most eight tiles, each of which
-    is compiled by itself; elsewhere 128.
+    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, or up to 128 while eight tiles, each of
+    which is compiled by itself, are then enough; elsewhere 128.
     """
     if config.retrieval.tile != "auto":
         return config.retrieval.tile
-    return max(64, -(-length // 8)) if jax.default_backend() == "cpu" else 128
+    return min(max(64, -(-length // 8)), 128) if jax.default_backend() == "cpu" else 128
 
 
 def retrieve(points: Points, couplings: Couplings, config: ModelConfig) -> Array:

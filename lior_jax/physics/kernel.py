@@ -20,6 +20,7 @@ from jax import Array, lax
 from jax.scipy.special import digamma, gammaln
 
 from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
+from lior_jax.physics.tiling import Tile, in_tiles
 
 NODES = np.arange(-10.5, 3.0, 1.0)
 """`y = ln u` of the power law's poles."""
@@ -181,6 +182,21 @@ def sum_by_lag(pairs: Array) -> Array:
     return table[:, 0, length - 1 :: -1]
 
 
+def delay(by_lag: Array, first: Array, rows: int, length: int) -> Array:
+    """What `spread` makes rows from number `first` on of, with `length` columns, of `by_lag` `[H, N]` with `N ≥ length`, in the
+    place of its last ones: `[H, length]`, 0 where a lag would be negative."""
+    ahead = length - rows
+    return lax.dynamic_slice_in_dim(jnp.pad(by_lag[:, :length], ((0, 0), (ahead, 0))), first, length, 1)
+
+
+def delay_adjoint(cotangent: Array, first: Array, rows: int) -> Array:
+    """Adjoint of `delay` for a cotangent `[H, length]`, to the first `length` lags."""
+    heads, length = cotangent.shape
+    ahead = length - rows
+    padded = jnp.zeros((heads, ahead + length), cotangent.dtype)
+    return lax.dynamic_update_slice_in_dim(padded, cotangent, first, 1)[:, ahead:]
+
+
 def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
@@ -188,20 +204,45 @@ def _power_of_two(least: int) -> int:
 # --- convolution -----------------------------------------------------------------------------------------------------
 
 
-def convolve(by_lag: Array, x: Array, precision: Precision = "float32") -> Array:
-    """`y_t = Σ_{s≤t} K_h(t − s) x_s`, as one matrix product.
+TILE = 128
+"""Positions that are convolved at a time."""
+
+
+def convolve(by_lag: Array, x: Array, precision: Precision = "float32", tile: int | None = TILE) -> Array:
+    """`y_t = Σ_{s≤t} K_h(t − s) x_s`, as matrix products of a `tile` of positions and those before it (`tiling`).
 
     Args:
         by_lag: `[H, L]`, from `values`.
         x: `[B, L, H, v]`.
     """
-    return contract("hij,bjhv->bihv", spread(by_lag), x, precision)
+
+    def one_tile(tile: Tile) -> tuple[Array, None, None]:
+        return contract("hij,bjhv->bihv", _matrix(by_lag, tile), x[:, : tile.stop], precision), None, None
+
+    return in_tiles(one_tile, x.shape[1], tile)[0]
 
 
-def convolve_adjoint(by_lag: Array, x: Array, cotangent: Array, precision: Precision = "float32") -> tuple[Array, Array]:
+def convolve_adjoint(
+    by_lag: Array, x: Array, cotangent: Array, precision: Precision = "float32", tile: int | None = TILE
+) -> tuple[Array, Array]:
     """Adjoint of `convolve`: cotangents of `by_lag` and `x`."""
-    c_by_lag = sum_by_lag(contract("bihv,bjhv->hij", cotangent, x, precision))
-    return c_by_lag, contract("hij,bihv->bjhv", spread(by_lag), cotangent, precision)
+    length = x.shape[1]
+
+    def one_tile(tile: Tile) -> tuple[None, Array, Array]:
+        own = tile.own(cotangent, 1)
+        c_x = contract("hij,bihv->bjhv", _matrix(by_lag, tile), own, precision)
+        c_by_lag = sum_by_lag(contract("bihv,bjhv->hij", own, x[:, : tile.stop], precision))
+        c_by_lag = c_by_lag if tile.last else delay_adjoint(c_by_lag, jnp.asarray(tile.first), tile.rows)
+        return None, c_x, jnp.pad(c_by_lag, ((0, 0), (0, length - tile.stop)))
+
+    _, c_x, c_by_lag = in_tiles(one_tile, length, tile)
+    return c_by_lag, c_x
+
+
+def _matrix(by_lag: Array, tile: Tile) -> Array:
+    """Rows of the causal matrix `[H, T, stop]`."""
+    by_lag = by_lag[:, : tile.stop] if tile.last else delay(by_lag, jnp.asarray(tile.first), tile.rows, tile.stop)
+    return spread(by_lag, tile.rows)
 
 
 def convolve_scan(system: Poles, x: Array) -> Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.physics.kernel import spread, sum_by_lag
+from lior_jax.physics.kernel import delay, delay_adjoint, spread, sum_by_lag
 from lior_jax.physics.numerics import Precision, contract
 
 
@@ -36,22 +36,29 @@ class PairCotangent(NamedTuple):
 
 @dataclass(frozen=True)
 class Causal:
-    """Queries of the last `rows` of `length` positions: each sees its own key and those before.
+    """Queries of `rows` of `length` positions: each sees its own key and those before.
 
-    `longest` is the largest `length` of all tiles of a sequence, whose tables by lag they share.
+    `longest` is the largest `length` of all tiles of a sequence, whose tables by lag they share. The rows are the last ones,
+    or, in a loop over tiles, those from number `first` on.
     """
 
     rows: int
     length: int
     longest: int
+    first: Array | None = None
 
     @property
     def visible(self) -> Array:
         """`[1, T, L]`."""
+        if self.first is not None:
+            own, seen = jnp.arange(self.rows), jnp.arange(self.length)
+            return (self.first + own[:, None] >= seen[None])[None]
         return jnp.tril(jnp.ones((self.rows, self.length), bool), self.length - self.rows)[None]
 
     def by_lag(self, values: Array) -> Array:
         """`values[:, i − j]` of the pair `(i, j)`, 0 where it is not seen, of `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
+        if self.first is not None:
+            return spread(delay(values, self.first, self.rows, self.length), self.rows)[None]
         return spread(values[:, : self.longest], self.rows)[None, :, :, self.longest - self.length :]
 
     def by_lag_adjoint(self, values: Array, cotangent: Array) -> Array:
@@ -59,6 +66,8 @@ class Causal:
         # As a product: XLA's sum over a leading axis takes fifty times as long on a CPU.
         of_all = contract("b,bhij->hij", jnp.ones(len(cotangent), cotangent.dtype), cotangent, "float32")
         c_values = sum_by_lag(of_all)
+        if self.first is not None:
+            c_values = delay_adjoint(c_values, self.first, self.rows)
         return jnp.pad(c_values, ((0, 0), (0, values.shape[1] - self.length)))
 
 
@@ -148,16 +157,20 @@ class Pairs:
         return heads_first(queries), heads_first(keys) + by_product
 
 
-def of_sequence(queries: Array, keys: Array, precision: Precision, longest: int | None = None) -> Pairs:
-    """Pairs of the last `T` positions of a sequence with all `L`, for points `[B, H, T, m]` and `[B, H, L, m]`.
+def of_sequence(
+    queries: Array, keys: Array, precision: Precision, longest: int | None = None, first: int | Array | None = None
+) -> Pairs:
+    """Pairs of the last `T` positions of a sequence, or of those from number `first` on, with all `L`, for points
+    `[B, H, T, m]` and `[B, H, L, m]`.
 
     The origin is the first key. It is visible to every query, so causality is kept to the last bit.
 
     Args:
         longest: the largest `L` of all tiles of the sequence (`Causal`); by default this one's.
+        first: number of the first query; counts where it is traced, and says nothing new otherwise.
     """
-    length = keys.shape[2]
-    return Pairs(queries, keys, keys[:, :, :1], Causal(queries.shape[2], length, longest or length), precision)
+    length, first = keys.shape[2], None if isinstance(first, int) else first
+    return Pairs(queries, keys, keys[:, :, :1], Causal(queries.shape[2], length, longest or length, first), precision)
 
 
 def of_window(queries: Array, keys: Array, lag: Array, visible: Array, precision: Precision) -> Pairs:

@@ -8,8 +8,8 @@ Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidea
 the lag, geometric products (`products`) and the linear read-out of the prompt's field state (`field_state`); all of them and
 the distance share one matrix product of queries and keys (`pairwise`).
 
-Queries may be taken a tile at a time, against the keys up to its end: no `[H, L, L]` is made then, forward or backward, and
-most of what lies above the diagonal is not computed.
+Queries may be taken a tile at a time (`tiling`), against the keys up to its end or a little more: no `[H, L, L]` is made then,
+forward or backward, and most of what lies above the diagonal is not computed.
 
 Source: the audit's `retrieval_step`, and docs/design.md section 2.5.
 
@@ -20,13 +20,13 @@ from functools import reduce
 from operator import add
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.pairwise import Pairs, heads_first, of_sequence, of_window, rows, weights
 from lior_jax.physics.scores import MixingTerm, ScoreTerm
+from lior_jax.physics.tiling import Tile, in_tiles
 
 COST_EPSILON = 1e-4
 
@@ -64,12 +64,13 @@ def retrieve(
 
     queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))
 
-    def one_tile(own: slice) -> Array:
-        pairs = of_sequence(queries[:, :, own], keys[:, :, : own.stop], precision, keys.shape[2])
-        _, weight = _weigh(pairs, resilience[:, :, own], couplings)
-        return contract("bhij,bhjv->bhiv", _mix(pairs, weight, couplings), values[:, :, : own.stop], precision)
+    def one_tile(tile: Tile) -> tuple[Array, None, None]:
+        seen = keys[:, :, : tile.stop], values[:, :, : tile.stop]
+        pairs = of_sequence(tile.own(queries, 2), seen[0], precision, keys.shape[2], tile.first)
+        _, weight = _weigh(pairs, tile.own(resilience, 2), couplings)
+        return contract("bhij,bhjv->bhiv", _mix(pairs, weight, couplings), seen[1], precision), None, None
 
-    return heads_first(jnp.concatenate([one_tile(own) for own in _tiles(queries.shape[2], tile)], 2))
+    return heads_first(in_tiles(one_tile, queries.shape[2], tile, axis=2)[0])
 
 
 def _weigh(pairs: Pairs, resilience: Array, couplings: Couplings) -> tuple[Array, Array]:
@@ -107,25 +108,23 @@ def retrieve_and_adjoint(
     points = tuple(map(heads_first, (queries, keys, values, resilience, cotangent)))
     length = queries.shape[1]
 
-    def one_tile(own: slice) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
+    def one_tile(tile: Tile) -> tuple[tuple[Array, Array, Array], tuple[Array, Array], Couplings]:
         queries, keys, values, resilience, cotangent = points
-        seen = keys[:, :, : own.stop], values[:, :, : own.stop]
-        pairs = of_sequence(queries[:, :, own], seen[0], precision, length)
-        return _tile_and_adjoint(pairs, seen[1], resilience[:, :, own], couplings, cotangent[:, :, own])
+        seen = keys[:, :, : tile.stop], values[:, :, : tile.stop]
+        pairs = of_sequence(tile.own(queries, 2), seen[0], precision, length, tile.first)
+        retrieved, (c_queries, c_keys, c_values, c_resilience, c_couplings) = _tile_and_adjoint(
+            pairs, seen[1], tile.own(resilience, 2), couplings, tile.own(cotangent, 2)
+        )
+        return (retrieved, c_queries, c_resilience), (c_keys, c_values), c_couplings
 
-    retrieved, cotangents = zip(*(one_tile(own) for own in _tiles(length, tile)), strict=True)
-    c_queries, c_keys, c_values, c_resilience, c_couplings = zip(*cotangents, strict=True)
-    # The last tile sees all keys and values; the others add to a part of what it gives.
-    c_keys, c_values = (reduce(_add_start, reversed(by_tile)) for by_tile in (c_keys, c_values))
-    c_queries, c_resilience, retrieved = (jnp.concatenate(x, 1) for x in (c_queries, c_resilience, retrieved))
-    c_couplings = jax.tree.map(lambda *by_tile: reduce(add, by_tile), *c_couplings)
+    (retrieved, c_queries, c_resilience), (c_keys, c_values), c_couplings = in_tiles(one_tile, length, tile)
     return retrieved, (c_queries, c_keys, c_values, c_resilience, c_couplings)
 
 
 def _tile_and_adjoint(
     pairs: Pairs, values: Array, resilience: Array, couplings: Couplings, cotangent: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-    """`retrieve_and_adjoint` for the last `T` positions of the keys, given with their heads first."""
+    """`retrieve_and_adjoint` for the queries of a tile and the keys that it sees, given with their heads first."""
     cost, weight = _weigh(pairs, resilience, couplings)
     mixing = _mix(pairs, weight, couplings)
     retrieved = contract("bhij,bhjv->bihv", mixing, values, pairs.precision)
@@ -196,16 +195,6 @@ def retrieve_window(
     queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))
     cost, weight = _weigh(of_window(queries, keys, lag, visible, precision), resilience, couplings)
     return Retrieved(heads_first(contract("bhij,bhjv->bhiv", weight, values, precision)), weight, cost)
-
-
-def _tiles(length: int, tile: int | None) -> list[slice]:
-    tile = length if tile is None else tile
-    return [slice(begin, min(begin + tile, length)) for begin in range(0, length, tile)]
-
-
-def _add_start(whole: Array, start: Array) -> Array:
-    """Add to what `start` `[B, T, …]` covers of `whole` `[B, L, …]`."""
-    return whole.at[:, : start.shape[1]].add(start)
 
 
 def _of_heads(x: Array) -> Array:

@@ -217,8 +217,9 @@ def test_relaxing_observes_the_straight_way_and_the_residual(float64):
 
 
 @pytest.mark.parametrize(
-    ("given", "length", "expected"), [("auto", 100, 64), ("auto", 4001, 501), (7, 4001, 7), (None, 4001, None)]
+    ("given", "length", "expected"),
+    [("auto", 100, 64), ("auto", 801, 101), ("auto", 4001, 128), (7, 4001, 7), (None, 4001, None)],
 )
-def test_a_cpu_takes_small_tiles_and_at_most_eight(given, length, expected):
-    """Unless the configuration says otherwise."""
+def test_a_cpu_takes_small_tiles(given, length, expected):
+    """Until eight would be large; unless the configuration says otherwise."""
     assert retrieval.tile(model_config(retrieval__tile=given), length) == expected

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -342,6 +343,16 @@ def test_a_carried_charge_continues_the_run(float64):
     _, late = run(system, charge, x[:, 5:])
     expected = dense_convolve(dense_modes(full, 12).sum(0), x)
     np.testing.assert_allclose(np.concatenate([early, late], 1), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize(("length", "tile"), [(9, 4), (19, 2), (8, None)])
+def test_convolution_by_tiles(length, tile, float64):
+    """One by one, in loops over several, and all at once; and their adjoint."""
+    rng = np.random.default_rng(16)
+    by_lag, x = normal(rng, 2, length), normal(rng, 2, length, 2, 3)
+    np.testing.assert_allclose(kernel.convolve(by_lag, x, tile=tile), dense_convolve(by_lag, x), atol=1e-12)
+    tiled = {"precision": "float32", "tile": tile}
+    check_adjoint(partial(kernel.convolve, **tiled), partial(kernel.convolve_adjoint, **tiled), (by_lag, x), tol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["dense", "scan"])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jax.extend.core import jaxprs_in_params
 
 from lior_jax.physics import geometry, pairwise
 from lior_jax.physics.field_state import ReadOut
@@ -224,6 +223,18 @@ def test_tiles_retrieve_the_same(parts, tile, float64):
     np.testing.assert_allclose(retrieve(*inputs, tile=tile), dense.retrieve(*inputs)[0], atol=1e-11)
 
 
+def test_loops_over_tiles_are_one_program_however_many(float64):
+    inputs = random_inputs(ALL, batch=1, length=19, heads=1)
+    np.testing.assert_allclose(retrieve(*inputs, tile=2), dense.retrieve(*inputs)[0], atol=1e-11)
+
+    def size(length):
+        inputs = random_inputs(ALL, batch=1, length=length, heads=1)
+        traced = jax.make_jaxpr(lambda *inputs: retrieve_and_adjoint(*inputs, inputs[2], tile=2))(*inputs)
+        return len(list(oracles.equations(traced.jaxpr)))
+
+    assert size(64) == size(128) < 1.3 * size(32)
+
+
 @pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])
 def test_tiles_make_no_matrix_of_all_pairs(adjoint):
     """Nothing in the program is as large as the square of the length. (Toeplitz rows and their diagonals' sums hold
@@ -234,16 +245,9 @@ def test_tiles_make_no_matrix_of_all_pairs(adjoint):
     def run(*inputs):
         return retrieve_and_adjoint(*inputs, inputs[2], tile=tile) if adjoint else retrieve(*inputs, tile=tile)
 
-    sizes = [x.aval.size for x in all_results(jax.make_jaxpr(run)(*inputs).jaxpr)]
+    traced = oracles.equations(jax.make_jaxpr(run)(*inputs).jaxpr)
+    sizes = [x.aval.size for equation in traced for x in equation.outvars]
     assert 0 < max(sizes) <= tile * (length + tile) + length < length**2 / 4
-
-
-def all_results(program):
-    """What the equations of a program give, those of programs within it included."""
-    for equation in program.eqns:
-        yield from equation.outvars
-        for inner in jaxprs_in_params(equation.params):
-            yield from all_results(inner)
 
 
 # --- the adjoint -----------------------------------------------------------------------------------------------------
@@ -279,6 +283,12 @@ def test_retrieve_adjoint_on_any_shape(parts, length, heads, m, v, seed):
 def test_retrieve_adjoint_of_tiles(parts, tile):
     """Against the dense adjoint's oracle, where the tile divides the length and where it does not."""
     check(random_inputs(parts, length=8), tile)
+
+
+@pytest.mark.parametrize("parts", [NONE, ALL], ids=["none", "all"])
+def test_retrieve_adjoint_of_loops_over_tiles(parts):
+    """Nine tiles, which are more than are compiled one by one, and a rest."""
+    check(random_inputs(parts, length=19), 2)
 
 
 @pytest.mark.parametrize("parts", [NONE, ("prior", "resilience", "tensor", "form", "field")], ids=["none", "most"])

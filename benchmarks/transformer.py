@@ -8,16 +8,19 @@ from flax.traverse_util import path_aware_map
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from lior_jax.physics.tiling import Tile, in_tiles
+
 HEADS = 4
 
 
 class Transformer(nn.Module):
-    """Logits `[B, L, V]` of tokens `[B, L]`. `hidden` is the width of the MLPs."""
+    """Logits `[B, L, V]` of tokens `[B, L]`. `hidden` is the width of the MLPs, `tile` how many positions attend at a time."""
 
     vocab_size: int
     width: int
     layers: int
     hidden: int
+    tile: int | None = None
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
@@ -30,7 +33,7 @@ class Transformer(nn.Module):
 
     def _attention(self, x: Array) -> Array:
         q, k, v = jnp.split(self._dense(3 * self.width)(x).reshape(*x.shape[:-1], 3 * HEADS, -1), 3, axis=-2)
-        mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        mixed = attend(rotate(q), rotate(k), v, self.tile)
         return self._dense(self.width, self._out_scale())(mixed.reshape(x.shape))
 
     def _out_scale(self) -> float:
@@ -40,6 +43,23 @@ class Transformer(nn.Module):
     def _dense(self, features: int, scale: float = 1.0) -> nn.Dense:
         """Outputs have the variance of the inputs, times `scale²`."""
         return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.variance_scaling(scale**2, "fan_in", "normal"))
+
+
+def attend(q: Array, k: Array, v: Array, tile: int | None) -> Array:
+    """Causal attention `[B, L, H, c]`, of all positions at once or of `tile` at a time, which are computed again on the way
+    back (what flash attention does, as plain products), by the loops in which retrieval takes its own tiles."""
+    if tile is None:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    def one_tile(tile: Tile) -> tuple[Array, None, None]:
+        @jax.checkpoint
+        def of(own, first, keys, values):
+            seen = first + jnp.arange(tile.rows)[:, None] >= jnp.arange(tile.stop)[None]
+            return jax.nn.dot_product_attention(own, keys, values, mask=seen[None, None])
+
+        return of(tile.own(q, 1), tile.first, k[:, : tile.stop], v[:, : tile.stop]), None, None
+
+    return in_tiles(one_tile, q.shape[1], tile)[0]
 
 
 def muon(rest: optax.GradientTransformation, ratio: float, momentum: float) -> optax.GradientTransformation:

@@ -1,8 +1,8 @@
 """Positions of a sequence taken a few at a time, each with those up to its own: memory linear in the length, forward and back.
 
-Up to `MOST` tiles are compiled one by one, each against exactly the positions up to its end. More of them go through `MOST`
+Up to `MOST` tiles are compiled one by one, each against exactly the positions up to its end. More of them go through `LOOPS`
 loops, each over the tiles of a part of the sequence and against the positions up to that part's end, so that neither the
-program nor what it keeps grows with their number, and at most `1 / MOST` more pairs are looked at than there are.
+program nor what it keeps grows with their number, and a quarter more pairs are looked at than there are.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 MOST = 8
-"""Tiles, or loops over tiles, of a sequence."""
+"""Tiles of a sequence that are compiled one by one."""
+LOOPS = 4
+"""Loops that more of them go through: twice as many look at an eighth more pairs, but take twice as long to compile."""
 
 
 class Tile(NamedTuple):
@@ -65,7 +67,7 @@ class _Part(NamedTuple):
 
 def _parts(length: int, tile: int) -> list[_Part]:
     whole, rest = divmod(length, tile)
-    each = max(1, -(-whole // MOST))
+    each = 1 if whole <= MOST else -(-whole // LOOPS)
     parts = [_Part(first * tile, tile, min(each, whole - first)) for first in range(0, whole, each)]
     return parts + [_Part(whole * tile, rest, 1)] * (rest > 0)
 

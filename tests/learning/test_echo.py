@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lior_jax import learning
 from lior_jax.config import replace
 from lior_jax.model.operators import FRAME_RATE
+from lior_jax.physics import kernel
 from lior_jax.physics.action import RELAXATION_TIME
 from tests import dense, oracles
 from tests.oracles import (
@@ -317,6 +318,18 @@ def test_kept_units_save_a_quarter_of_the_flows_products(potential):
         return sum(any(23 in shape for shape in of) for of in shapes)
 
     assert (products("units"), products("ends")) == ((12, 16) if potential == "gated" else (6, 8))
+
+
+@pytest.mark.parametrize("changes", EVERYTHING.values(), ids=EVERYTHING)
+def test_nothing_is_as_large_as_the_square_of_the_context(changes):
+    """With all parts at once, whatever is computed on the way: memory is linear in the length."""
+    length, tile = 1024, 64
+    config = small_config(**changes, retrieval__tile=tile, context=length, blocks=2)
+    params = jax.eval_shape(lambda: oracles.initial(config.model))
+    batch = (jax.ShapeDtypeStruct((1, length), jnp.int32),) * 2
+    traced = jax.make_jaxpr(learning.estimate, static_argnums=(2, 3))(params, batch, config.model, config.learning)
+    largest = max(x.aval.size for equation in oracles.equations(traced.jaxpr) for x in equation.outvars)
+    assert largest <= config.model.heads * length * max(2 * tile, kernel.TILE)
 
 
 def test_bfloat16_products():

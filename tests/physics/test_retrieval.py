@@ -228,11 +228,11 @@ def test_loops_over_tiles_are_one_program_however_many(float64):
     np.testing.assert_allclose(retrieve(*inputs, tile=2), dense.retrieve(*inputs)[0], atol=1e-11)
 
     def size(length):
-        inputs = random_inputs(ALL, batch=1, length=length, heads=1)
+        inputs = random_inputs(NONE, batch=1, length=length, heads=1)
         traced = jax.make_jaxpr(lambda *inputs: retrieve_and_adjoint(*inputs, inputs[2], tile=2))(*inputs)
         return len(list(oracles.equations(traced.jaxpr)))
 
-    assert size(64) == size(128) < 1.3 * size(32)
+    assert size(24) == size(128) < size(16)
 
 
 @pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])

@@ -195,7 +195,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
     def step(state, scanned):
         operators, keys = scanned
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
-        after, observed, stored = apply_and_keep(operators, *state, masks, model, learning)
+        after, observed, stored = apply_and_keep(operators, state[0], state[1], masks, model, learning)
         return after, (stored, observed)
 
     return lax.scan(step, (s, jnp.zeros_like(s)), (operators, keys))

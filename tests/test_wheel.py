@@ -56,6 +56,7 @@ def binaries(tmp_path_factory) -> Path:
 def lior(binaries, tmp_path_factory):
     """Runs the installed command in a folder of its own."""
     folder = tmp_path_factory.mktemp("elsewhere")
+
     def call(*words, program="lior"):
         return run(binaries / program, *words, cwd=folder, env=OUTSIDE)
 

@@ -1,6 +1,7 @@
-"""Geodesic retrieval from a long bank of points: blocks of keys and an online softmax, so that no row of costs is kept.
+"""Geodesic retrieval from a large bank of points: blocks of keys and an online softmax (Milakov and Gimelshein 2018), so that
+no full row of costs is stored.
 
-The streaming form of `retrieval`, for banks without order in time. Source: docs/design.md section 3, `retrieval_step`.
+The streaming form of `retrieval`, for banks without temporal order. Source: docs/design.md section 3, `retrieval_step`.
 
 Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels.
 """
@@ -16,9 +17,9 @@ from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.retrieval import geodesic_length
 
 _SCORES_AT_ONCE = 2**18
-"""Queries times keys of a block: 1 MiB, which stays in the cache of a core."""
+"""Queries times keys in a block: 1 MiB of scores, which fits in a core's cache."""
 _CHUNK = 32
-"""Keys of which `nearest` keeps the smallest distance only."""
+"""Keys per chunk in `nearest`, which keeps only the smallest distance of each chunk."""
 
 
 def retrieve_from_bank(
@@ -30,19 +31,19 @@ def retrieve_from_bank(
     resilience: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Boltzmann mean of the values by the geodesic cost of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)` (tool).
+    """Boltzmann mean of the values under the geodesic costs of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)` (tool).
 
     Args:
         queries: whitened chart points, `[Q, m]`.
         keys: `[K, m]`, `K ≥ 1`.
         values: `[K, v]`.
         inverse_temperature: `[]`, β.
-        block: keys looked at together, which takes room for `Q × block` scores; by default as many as stay in the cache.
+        block: keys processed together, at a memory cost of `Q × block` scores; by default as many as fit in the cache.
         resilience: `R` of every query, `[Q]`; None for 1.
 
     Returns:
-        What is retrieved, `[Q, v]`, and the logarithm of the partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, with
-        which the results of several banks can be mixed.
+        The retrieved means, `[Q, v]`, and the log partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, from which the results
+        of several banks can be combined.
     """
     beta = inverse_temperature if resilience is None else inverse_temperature * resilience[None]
 
@@ -63,14 +64,14 @@ def retrieve_labels(
     block: int | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Retrieve labels in the place of values from a bank: how the Boltzmann weight is shared out among them.
+    """Retrieve labels instead of values from a bank: the Boltzmann weight of each label.
 
     Args:
         labels: `[K]` integers below `labels_count` = `V`.
-        present: `[]`, at least 1: only the first so many keys count, and the time goes with them; all by default.
+        present: `[]`, at least 1: only the first `present` keys are used, and the run time scales with them; all by default.
 
     Returns:
-        `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels that no key has; and the log partition function, `[Q]`.
+        `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels without keys; and the log partition function, `[Q]`.
     """
 
     def gather(weight: Array, part: Array) -> Array:
@@ -90,18 +91,18 @@ def nearest(
     block: int | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """The keys of smallest geodesic cost, exactly.
+    """The keys of smallest geodesic cost: an exact search.
 
-    Of each chunk of keys only the smallest distance is kept. The nearest `count` keys lie in the `count` chunks whose own
-    are smallest, and only these are looked at key by key.
+    A first pass keeps the smallest distance of each chunk of keys. The nearest `count` keys lie in the `count` chunks with the
+    smallest of these, and only those chunks are searched key by key.
 
     Args:
         queries, keys: `[Q, m]` and `[K, m]`.
         count: from 1 to `K`.
-        present: `[]`, only the first so many keys count; all by default.
+        present: `[]`, only the first `present` keys are used; all by default.
 
     Returns:
-        Places of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ beyond the keys that are present.
+        Indices of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ past the last present key.
     """
     size, block = len(keys), _block_size(block, queries, keys)
     chunk = math.gcd(block, _CHUNK)
@@ -142,7 +143,7 @@ def _stream(
         The sums and the sum of all weights `[Q]`, both divided by `exp(highest)`, and `highest` `[Q]`.
     """
     block = _block_size(block, queries, keys)
-    # Distances are measured from a point of the bank, or the expanded square would cancel far from the origin.
+    # Points are taken relative to a point of the bank: far from the origin the expanded square would cancel.
     origin = keys[:1]
     queries = queries - origin
     scale = -jnp.asarray(beta, queries.dtype)
@@ -158,7 +159,7 @@ def _stream(
         part = gather(weight, _cut(payload, begin, block)[0])
         return raised, fade * total + jnp.sum(weight, 0), fade[None] * sums + part
 
-    lowest = jnp.finfo(queries.dtype).min  # not −∞, whose difference with itself is no number
+    lowest = jnp.finfo(queries.dtype).min  # not −∞: −∞ − (−∞) is NaN
     nothing = jnp.zeros((width, len(queries)), queries.dtype)
     begun = jnp.full(len(queries), lowest, queries.dtype), nothing[0], nothing
     highest, total, sums = lax.fori_loop(0, -(-present // block), look, begun)
@@ -171,7 +172,7 @@ def _block_size(block: int | None, queries: Array, keys: Array) -> int:
 
 
 def _cut(x: Array, begin: Array, block: int) -> tuple[Array, Array]:
-    """Rows of `x` from `begin` on, and their places `[block]`; at the end the last `block` rows, of which some were seen."""
+    """Rows of `x` from `begin` on, and their indices `[block]`; the last block overlaps the one before it."""
     begin = jnp.minimum(begin, len(x) - block)
     return lax.dynamic_slice_in_dim(x, begin, block), begin + jnp.arange(block)
 

@@ -1,10 +1,9 @@
-"""What a flow on phase space keeps: energy, norm, the way back, and phase-space volume.
+"""Conservation properties of a flow on phase space: energy, norm, reversibility, and phase-space volume.
 
-A flow is any map `(s, p) → (s, p)` of states and momenta `[B, L, d]` that moves every position by itself. Its Jacobian is
-measured by pushing the start along a basis of small displacements, so nothing is differentiated automatically. All is measured
-in float64, whatever the model's type: in float32 the differences of such small displacements are noise.
-Source: a flow is symplectic if `Φᵀ J Φ = J`, and then `det Φ = 1` (Hairer, Lubich & Wanner, Geometric Numerical
-Integration, VI.2).
+A flow is any map `(s, p) → (s, p)` of states and momenta `[B, L, d]` that acts on every position independently. Its Jacobian is
+measured by finite differences along a basis, so nothing is differentiated automatically. Everything is measured in float64,
+whatever the model's type: in float32 such small differences are dominated by rounding.
+Source: a flow is symplectic if `Φᵀ J Φ = J`, and then `det Φ = 1` (Hairer et al. 2006, section VI.2).
 """
 
 from collections.abc import Callable

@@ -43,8 +43,8 @@ def shuffled(place: int, count: int, keys: tuple[int, ...]) -> int:
     """Where a place below `count` goes: a permutation of them all, chosen by the keys, that needs no table.
 
     A Feistel network permutes the numbers of an even number of bits, the fewest that hold `count`: in each round
-    `(a, b) → (b, a ⊕ F(b, key))`, which can be undone whatever `F` is. What lies beyond `count` goes through it again (Black &
-    Rogaway 2002, "Ciphers with arbitrary finite domains"), fewer than four times on average.
+    `(a, b) → (b, a ⊕ F(b, key))`, which can be undone whatever `F` is. Results beyond `count` are permuted again (cycle
+    walking, Black and Rogaway 2002), fewer than four times on average.
 
     Args:
         keys: a 64-bit number for each round.
@@ -61,7 +61,7 @@ def shuffled(place: int, count: int, keys: tuple[int, ...]) -> int:
 
 
 def _mixed(x: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): every bit of 64 depends on all."""
+    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of 64 depends on all."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return x ^ x >> 31

@@ -1,4 +1,4 @@
-"""The kinds of tokenizers: bytes, characters, byte pairs, and a file of the `tokenizers` library."""
+"""The kinds of tokenizers: bytes, characters, byte pairs (Sennrich et al. 2016), and a file of the `tokenizers` library."""
 
 import re
 from collections import Counter

@@ -1,11 +1,11 @@
 """The memory: a ring of points on the learned manifold and of the tokens that followed them.
 
-What is near in the learned metric was followed by what is likely to follow:
+Tokens that followed nearby points are likely to follow again:
 
     p_memory(v | x) = Σ_{j: token_j = v} exp(−β sqrt(g(x − x_j, x − x_j) + ε)) / Σ_j exp(−β sqrt(g(x − x_j, x − x_j) + ε))
 
-The field calls it a kNN language model (kNN-LM), here with the learned metric. Filling it changes no parameter.
-`remembering` reads texts into it and mixes it with the model's own distribution.
+This is a kNN language model (Khandelwal et al. 2020; a cache of recent hidden states, Grave et al. 2017) with the learned
+metric. Filling it changes no parameter. `remembering` reads texts into it and mixes it with the model's own distribution.
 
 Shapes: `N` entries of capacity, `m = H (n + r)` coordinates, `Q` queries, `V` vocabulary.
 """

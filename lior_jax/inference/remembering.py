@@ -1,6 +1,7 @@
 """Reading texts into a geometric memory, scoring texts with it, and choosing how much to trust it.
 
-Reads never see what is being scored: the entries of a window are written when it has been scored, and not before.
+Retrieval never sees the text being scored: a window's entries are written only after it has been scored. The weight of the
+memory is fitted by expectation-maximisation (Dempster et al. 1977).
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Boltzmann sampling of the next token, with the usual truncations, as pure functions of one sequence's logits."""
+"""Boltzmann sampling of the next token, as pure functions of one sequence's logits, truncated by top-k (Fan et al. 2018), top-p
+(nucleus sampling, Holtzman et al. 2020) and min-p (Nguyen et al. 2024)."""
 
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Sampling(NamedTuple):
 
 
 def penalize(logits: Array, seen: Array, penalty: Array | float) -> Array:
-    """Make tokens that have occurred less probable, by the rule of Keskar et al., 2019 (CTRL), section 4.1.
+    """Make tokens that have occurred less probable, by the rule of CTRL (Keskar et al. 2019, section 4.1).
 
     Args:
         logits: `[V]`.

@@ -1,6 +1,5 @@
-"""A learning-rate range test: training from the start with a rate that grows by the same factor each step, until it diverges.
-
-Source: Smith (2017), "Cyclical Learning Rates for Training Neural Networks". Nothing of it is kept.
+"""A learning-rate range test (Smith 2017): training from the start with a rate that grows by a constant factor per step, until
+it diverges. The trained state is discarded.
 """
 
 import math

@@ -32,7 +32,7 @@ MAX_CAPACITY = 2**24
 
 class MemoryBank(NamedTuple):
     """`coordinates` `[N, m]` and `tokens` `[N]`, the oldest entry being overwritten first; `written` `[]`, the number of
-    entries ever written, of which the next goes to `written mod N`."""
+    entries ever written: the next one goes to `written mod N`."""
 
     coordinates: Array
     tokens: Array
@@ -44,12 +44,12 @@ class MemoryBank(NamedTuple):
 
     @property
     def present(self) -> Array:
-        """How many entries there are: `[]`."""
+        """Number of entries: `[]`."""
         return jnp.minimum(self.written, self.capacity)
 
 
 class Recalled(NamedTuple):
-    """The entries nearest to queries, nearest first, each `[Q, k]`; beyond those that there are, −1, ∞, 0 and −1.
+    """The entries nearest to queries, nearest first, each `[Q, k]`; past the last entry −1, ∞, 0 and −1.
 
     `place` in the ring, geodesic `cost`, Boltzmann `weight` among all entries, and the `token` that followed.
     """
@@ -69,14 +69,14 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
 def coordinates(params: Params, tokens: Array, config: ModelConfig) -> Array:
     """The geometric point of every position, `[B, L, m]`, in which squared Euclidean distance is the learned metric.
 
-    It is the whitened point from which the last block queries, those of all heads one after the other. Of what was measured on
-    a text unknown to the model, it predicts better than the direction of the final state, the logits and the retrieval's kick.
+    It is the whitened query point of the last block, concatenated over heads. Measured on a text unknown to the model, it
+    predicts better than the direction of the final state, the logits, or the retrieval's kick.
     """
     return observe(params, tokens, config)[1]
 
 
 def flatten(points: Array) -> Array:
-    """Whitened points of all heads `[..., H, n + r]` as coordinates `[..., m]`, whose metric is the sum of the heads'."""
+    """Whitened points of all heads `[..., H, n + r]` as coordinates `[..., m]`, whose metric is the sum over heads."""
     return points.reshape(*points.shape[:-2], -1)
 
 
@@ -89,10 +89,10 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
 
 
 def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
-    """Write entries `[K, m]` and `[K]` in their order, those of them that `keep` `[K]` tells; by default all."""
+    """Write entries `[K, m]` and `[K]` in order, those selected by `keep` `[K]`; by default all."""
     keep = jnp.ones(tokens.shape, bool) if keep is None else keep
     order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
-    # Of more entries than there is room for only the last stay; what is left out goes beyond the end, where it is dropped.
+    # Of more entries than the capacity only the last are kept; the others get an index past the end, where they are dropped.
     stays = keep & (order >= count - bank.capacity)
     place = jnp.where(stays, (bank.written + order) % bank.capacity, bank.capacity)
     return MemoryBank(
@@ -110,10 +110,10 @@ def read(
     Args:
         queries: `[Q, m]`, by `coordinates`.
         inverse_temperature: `[]`, β.
-        block: entries looked at together (see `physics.bank`).
+        block: entries processed together (see `physics.bank`).
 
     Returns:
-        `[Q, V]`, −∞ for tokens that no entry has; of an empty memory, the uniform distribution.
+        `[Q, V]`, −∞ for tokens without entries; for an empty memory the uniform distribution.
     """
     log_p, _ = physics.retrieve_labels(
         queries, bank.coordinates, bank.tokens, inverse_temperature, vocab_size, bank.present, block
@@ -122,10 +122,10 @@ def read(
 
 
 def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, count: int) -> Recalled:
-    """The `count` entries nearest to each of `queries` `[Q, m]`, and how much they weigh in what `read` returns."""
+    """The `count` entries nearest to each of `queries` `[Q, m]`, and their weights in `read`."""
     found = min(count, bank.capacity)
     place, cost = physics.nearest(queries, bank.coordinates, found, bank.present)
-    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is asked for
+    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is needed
     _, log_total = physics.retrieve_labels(queries, bank.coordinates, one, inverse_temperature, 1, bank.present)
     known = place >= 0
     weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
@@ -137,27 +137,27 @@ def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float,
 
 
 class Mixture(NamedTuple):
-    """How a memory is mixed with the model's own distribution: `weight` λ of the memory, `inverse_temperature` β."""
+    """The mixture of a memory with the model's own distribution: `weight` λ of the memory, `inverse_temperature` β."""
 
     weight: float
     inverse_temperature: float
 
 
 def mix(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
-    """`ln((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape; of an empty memory, the model's alone."""
+    """`ln((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape; for an empty memory the model's."""
     weight = jnp.where(bank.present > 0, weight, 0)
     return jnp.logaddexp(jnp.log1p(-weight) + log_model, jnp.log(weight) + log_memory)
 
 
 def share(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
-    """`λ p_memory / ((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape: how much of a token's probability in
-    the mixture the memory gives; 0 of an empty memory."""
+    """`λ p_memory / ((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape: the memory's share of a token's
+    probability in the mixture; 0 for an empty memory."""
     mixed = mix(bank, log_model, log_memory, weight)
     return jnp.where(bank.present > 0, jnp.exp(jnp.log(weight) + log_memory - mixed), 0)
 
 
 def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:
-    """Write a memory, how to mix it, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
+    """Write a memory, its mixture, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
     present = int(bank.present)
     entries = {name: np.asarray(x[:present]) for name, x in (("coordinates", bank.coordinates), ("tokens", bank.tokens))}
     numbers = {
@@ -169,7 +169,7 @@ def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -
 
 
 def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryBank, Mixture]:
-    """A memory that `save` wrote, and how to mix it.
+    """A saved memory, and its mixture.
 
     Raises:
         UserError: no such file, a damaged one, or a memory of another model.

@@ -67,7 +67,7 @@ def two_form_adjoint(cotangent: Array) -> Array:
     return cotangent - jnp.swapaxes(cotangent, -1, -2)
 
 
-# --- score terms of retrieval -----------------------------------------------------------------------------------------
+# --- score terms of retrieval ----------------------------------------------------------------------------------------
 
 
 class Tensor(NamedTuple):

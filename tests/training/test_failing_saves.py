@@ -110,7 +110,7 @@ def test_a_last_save_that_fails_ends_the_run_in_a_sentence_and_resuming_makes_up
 
     with monkeypatch.context() as patch:
         at_save({12: lambda: patch.setattr(manifest, "commit", fail)})
-        with pytest.raises(UserError, match=r"step 12 could not be saved .* is that of step 9\. Mend it, and .*--resume"):
+        with pytest.raises(UserError, match=r"step 12 could not be saved .* is that of step 9\. Fix this, and .*--resume"):
             training.train(tiny("run"))
     training.train(training.resume_config(tmp_path / "run"), resume=True)
     assert_same_run(tmp_path / "run", finished_run)

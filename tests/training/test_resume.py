@@ -142,7 +142,7 @@ def test_a_changed_run_is_stopped_with_its_keys_and_goes_on_by_force(tiny, tmp_p
 
 
 def test_not_even_force_changes_the_shapes(copy):
-    with pytest.raises(UserError, match=r"Not even --force .*model\.width: 16 → 32.*start a new run"):
+    with pytest.raises(UserError, match=r"Even with --force .*model\.width: 16 → 32.*start a new run"):
         training.train(training.resume_config(copy, ["model.width=32"]), resume=True, force=True)
     assert record(copy)["model"]["width"] == 16
 
@@ -241,7 +241,7 @@ def test_nothing_that_is_worth_keeping_is_in_a_vacant_folder(tiny, tmp_path, kep
     file.write_text("mine: {}")
     if kept != "metrics.jsonl":
         (tmp_path / "run" / lock.FILE).touch()
-    said = "already holds a run" if "checkpoints" in kept else f"run holds {kept}, which no run has left there"
+    said = "already holds a run" if "checkpoints" in kept else f"run contains {kept}, not written by a run"
     with pytest.raises(UserError, match=re.escape(said)):
         training.train(tiny("run"))
     assert file.read_text() == "mine: {}"

@@ -120,13 +120,13 @@ def hang_with_little_patience():
 def test_a_second_signal_leaves_at_once(tmp_path):
     process = start(tmp_path, hang)
     os.kill(process.pid, signal.SIGTERM)
-    wait_for(process, lambda: "once more to leave at once" in process.said)
+    wait_for(process, lambda: "once more to exit at once" in process.said)
     time.sleep(0.5)
     begin = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 143
     assert time.monotonic() < begin + 1
-    assert "Left at once." in process.said
+    assert "Exiting at once." in process.said
 
 
 def test_a_save_that_takes_too_long_is_left(tmp_path):

@@ -165,9 +165,7 @@ def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[St
         checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
     )
     if (like.params, like.optimizer) != (before.params, before.optimizer):
-        raise UserError(
-            f"Even with --force the saved parameters do not fit ({'; '.join(saved.forced)}); start a new run."
-        )
+        raise UserError(f"Even with --force the saved parameters do not fit ({'; '.join(saved.forced)}); start a new run.")
     newest = checkpoints.newest(
         lambda step: like.restored(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
     )

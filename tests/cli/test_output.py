@@ -136,7 +136,7 @@ def test_the_bar_shows_loss_speed_and_validation(capsys, tiny):
     ("event", "said"),
     [
         (events.Compiling(), "Compiling ..."),
-        (events.Resumed(3, ("One is damaged.",)), "One is damaged.\nGoing on from step 3."),
+        (events.Resumed(3, ("One is damaged.",)), "One is damaged.\nResuming from step 3."),
         (events.Step(1, 2.0), None),
         (events.Saved(1), None),
         (events.Validated(4, None, float("nan"), float("nan"), float("nan")), "the validation loss is nan"),

@@ -113,7 +113,7 @@ def test_nothing_of_a_finished_run_is_written_again(copy):
         **{name: json.loads((copy / "summary.json").read_text())[name] for name in summary._fields},
         "directory": None,
     }
-    assert "is finished, at step 12; nothing was changed. Train it further with --set training.steps=N." in listener.said
+    assert "is finished at step 12; nothing was changed. To train further, use --set training.steps=N." in listener.said
     # Without its summary there is something to do.
     (copy / "summary.json").unlink()
     assert training.train(training.resume_config(copy), resume=True).nats_per_character == summary.nats_per_character

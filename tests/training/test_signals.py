@@ -87,7 +87,7 @@ def test_a_signal_saves_and_leaves_within_ten_seconds(tmp_path, number, status):
     os.kill(process.pid, number)
     assert process.wait() == status
     assert time.monotonic() < begin + 10
-    assert f"Saved; go on with --resume {tmp_path}/run." in process.said
+    assert f"Saved; continue with --resume {tmp_path}/run." in process.said
     assert "Traceback" not in process.said
     step, _ = saved_leaves(tmp_path / "run")
     assert 10 <= step <= figures(tmp_path / "run")[-1]["step"] + 10

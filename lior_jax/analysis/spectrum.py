@@ -20,21 +20,21 @@ class Spectrum(NamedTuple):
     """The spectrum of one matrix `[a, b]`."""
 
     singular_values: np.ndarray
-    """`[min(a, b)]`, falling."""
+    """`[min(a, b)]`, decreasing."""
     entropy_rank: float
     """`exp(−Σ p ln p)` with `p = σ / Σσ`: the effective rank (Roy and Vetterli 2007)."""
     energy_rank: int
-    """Least `r` whose `σ_1² … σ_r²` hold the asked share of `Σσ²`."""
+    """Least `r` with `σ_1² + … + σ_r²` at least the requested fraction of `Σσ²`."""
     truncation_error: float
     """`‖T − T_r‖` relative to `‖T‖`, Frobenius, at `r = energy_rank`, measured on the truncated matrix."""
     truncation_bound: float
     """`sqrt(Σ_{i>r} σ_i²)` relative to `‖T‖`: the least error of any matrix of rank `r` (Eckart and Young 1936)."""
     parameter_ratio: float
-    """Numbers in the two factors of rank `r` beside numbers in the matrix: `r (a + b) / (a b)`."""
+    """Ratio of the numbers of entries of the two factors of rank `r` and of the matrix: `r (a + b) / (a b)`."""
 
     @property
     def pays(self) -> bool:
-        """Whether two factors of the energy rank hold fewer numbers than the matrix."""
+        """Whether two factors of the energy rank have fewer entries than the matrix."""
         return self.parameter_ratio < 1
 
     @property
@@ -47,10 +47,10 @@ class Spectrum(NamedTuple):
 
 
 def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
-    """Measure the spectrum of a real or complex matrix `[a, b]`; further axes in front count as rows.
+    """Measure the spectrum of a real or complex matrix `[a, b]`; further leading axes are merged into the rows.
 
     Args:
-        energy: share of `Σσ²` to keep, in (0, 1].
+        energy: fraction of `Σσ²` to keep, in (0, 1].
     """
     matrix = np.asarray(matrix)
     matrix = matrix.reshape(-1, matrix.shape[-1]).astype(np.result_type(matrix, np.float64))
@@ -88,5 +88,5 @@ def matrices(params: Params) -> dict[str, np.ndarray]:
 
 
 def of_model(params: Params, energy: float = 0.99) -> dict[str, list[Spectrum]]:
-    """Spectrum of every matrix by kind, one for every block."""
+    """Spectra of the matrices by kind, one per block."""
     return {name: [analyse(matrix, energy) for matrix in stack] for name, stack in matrices(params).items()}

@@ -136,7 +136,7 @@ def test_a_save_that_takes_too_long_is_left(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 143
     assert 1 <= time.monotonic() - begin < 3
-    assert re.search("left without saving", process.said)
+    assert re.search("exiting without it", process.said)
 
 
 def test_outside_of_the_watch_signals_are_as_they_were():

@@ -105,7 +105,7 @@ def _curves(lines: list[dict[str, Any]], rule: Rule) -> Iterator[str]:
         plots.health(lines, residual=rule.residual),
         f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied, "
         "and, where measured, the change of the estimate when the nudge is doubled (`nudge_bias`), of which the estimate's own "
-        "bias is about a third (all of it if the nudge is one-sided). Middle: strength of the nudge at each block's end. Right: "
+        "bias is about a third (all of it if the nudge is one-sided). Middle: strength of the nudge at each block. Right: "
         "norm of the gradient estimate before clipping.",
     )
     yield heading("Action")

@@ -195,6 +195,6 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
 
 @partial(jax.jit, donate_argnums=0)
 def _fill(bank: MemoryBank, relative: Array, tokens: Array) -> MemoryBank:
-    """An empty memory of points relative to their origin, which is zero until set."""
+    """Fill an empty memory with points relative to their origin, which remains zero until set."""
     places = jnp.arange(len(tokens))
     return bank._replace(points=physics.put(bank.points, places, relative), tokens=bank.tokens.at[places].set(tokens))

@@ -41,7 +41,7 @@ def sentence(event: events.Event) -> str | None:
         case events.Sampled(_, text):
             return "\n".join("    " + line for line in text.splitlines())
         case events.SaveFailed(problem):
-            return f"{problem} Training goes on."
+            return f"{problem} Training continues."
         case events.EnvironmentNotRecorded(problem):
             return problem
         case events.FiguresNotWritten(step, problem):
@@ -52,7 +52,7 @@ def sentence(event: events.Event) -> str | None:
                 "perfetto_trace.json.gz at https://ui.perfetto.dev."
             )
         case events.SubscriberFailed(subscriber, problem):
-            return f"{subscriber} failed ({problem}); training goes on."
+            return f"{subscriber} failed ({problem}); training continues."
     return None
 
 

@@ -51,7 +51,7 @@ def room(size: int, dimension: int, tile: int = TILE, dtype: Any = jnp.float32) 
 
 def arrange(keys: Array, tile: int = TILE) -> TiledKeys:
     """Lay out keys `[K, m]`, with the first one as origin."""
-    empty = room(*keys.shape, tile, keys.dtype)
+    empty = room(keys.shape[0], keys.shape[1], tile, keys.dtype)
     return put(empty._replace(origin=keys[:1]), jnp.arange(len(keys)), keys)
 
 

@@ -164,7 +164,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class SaveFailed(Event):
-    """A checkpoint could not be saved; training goes on."""
+    """A checkpoint could not be saved; training continues."""
 
     sentence: str
 

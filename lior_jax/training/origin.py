@@ -110,7 +110,7 @@ def _check(config: Config, origin: Origin) -> None:
     here["model.vocab_size"] = here["model.vocab_size"] or there["model.vocab_size"]
     other = [f"{key} is {there[key]!r} there and {here[key]!r} here" for key in here if here[key] != there[key]]
     if origin.engine.config.dynamics != config.model.dynamics:
-        other.append(f"learning.rule: {config.learning.rule} is of {config.model.dynamics} dynamics, which it has not")
+        other.append(f"learning.rule: {config.learning.rule} needs {config.model.dynamics} dynamics, unlike the model")
     if other:
         named = "; ".join(other[:_NAMED]) + (f"; and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
         raise UserError(f"run.init_from: {origin.path} has another model ({named}); give the model section that it has.")

@@ -85,7 +85,7 @@ def origin_step(said):
     [
         (["model.width=32"], r"run\.init_from: .* has another model \(model\.width is 16 there and 32 here\); give the model"),
         (["model.width=32", "model.heads=4"], r"model\.width is 16 there and 32 here; model\.heads is 2 there and 4 here"),
-        (["learning.rule=equilibrium"], "learning.rule: equilibrium is of dissipative dynamics, which it has not"),
+        (["learning.rule=equilibrium"], "learning.rule: equilibrium needs dissipative dynamics, unlike the model"),
         (["model.vocab_size=3"], r"model\.vocab_size is \d+ there and 3 here"),
         (["run.init_from=nowhere"], "There is no run at nowhere"),
     ],

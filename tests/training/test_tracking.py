@@ -107,7 +107,7 @@ def test_a_whole_run_is_tracked_as_it_is_written_down_and_goes_on_when_the_track
     assert max(calls) == 5  # and no more
     (failed,) = listener.of(events.SubscriberFailed)
     assert (failed.subscriber, failed.problem) == ("mine", "no network")
-    assert "mine failed (no network); training goes on." in listener.said
+    assert "mine failed (no network); training continues." in listener.said
 
 
 def test_what_cannot_be_started_is_refused_before_training(tiny, tmp_path, monkeypatch):

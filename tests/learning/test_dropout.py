@@ -62,7 +62,7 @@ def exact(params, batch, config, key=KEY):
 # --- the estimate is the gradient ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", oracles.cases(CONFIGS, "everything, momentum carried, in chunks", "three steps"))
 def test_echo_is_the_gradient_of_the_masked_loss(config):
     """Every leaf, at the tolerance of the echo without masks; and the masked flow is retraced as well as the other."""
     params, batch = trained_looking(config.model), random_batch(config)

@@ -41,6 +41,7 @@ def record(run):
     return yaml.safe_load((run / run_folder.RECORD).read_text())
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_step_are_changed_without_force_and_stay_changed(tiny, tmp_path):
     training.train(tiny("run"), stop_after=3)
     run = tmp_path / "run"

@@ -1,5 +1,5 @@
-"""Geodesic retrieval: Boltzmann weights of the metric distance from a query to every earlier key. The field calls it causal
-attention, by distance in place of the dot product.
+"""Geodesic retrieval: Boltzmann weights of the metric distance from a query to every earlier key. In the literature: causal
+attention (Vaswani et al. 2017) by distance instead of dot product (L2 attention, Kim et al. 2021).
 
     cost_ij = R_i sqrt(max(g(k_j − q_i, k_j − q_i), 0) + ε)
     w_ij ∝ exp(−β cost_ij + Σ_terms score_ij) for j ≤ i,      y_i = Σ_j (w_ij + Σ_terms mix_ij) v_j
@@ -32,7 +32,7 @@ COST_EPSILON = 1e-4
 
 
 class Couplings(NamedTuple):
-    """What a head weighs by: `inverse_temperature` `[H]` = β; the terms of its scores; and those that mix values beside the
+    """Parameters of the weights: `inverse_temperature` `[H]` = β; the score terms; and the mixing terms, which are added to the
     Boltzmann weights."""
 
     inverse_temperature: Array
@@ -49,14 +49,14 @@ def retrieve(
     precision: Precision = "float32",
     tile: int | None = None,
 ) -> Array:
-    """What each query retrieves from the positions up to its own.
+    """The mean that each query retrieves from the positions up to its own.
 
     Args:
         queries, keys: whitened chart points, `[B, L, H, m]`.
         values: `[B, L, H, v]`.
         resilience: `R` of every query, `[B, L, H]`.
-        couplings: what the heads weigh by.
-        tile: how many positions retrieve at a time; None for all.
+        couplings: parameters of the weights.
+        tile: number of queries processed at a time; None for all.
 
     Returns:
         `[B, L, H, v]`.
@@ -82,7 +82,7 @@ def _weigh(pairs: Pairs, resilience: Array, couplings: Couplings) -> tuple[Array
 
 
 def _mix(pairs: Pairs, weight: Array, couplings: Couplings) -> Array:
-    """What each value is multiplied by."""
+    """The weight of each value: Boltzmann weights plus mixing terms."""
     return reduce(add, (term.mix(pairs) for term in couplings.mixing), weight)
 
 
@@ -99,10 +99,10 @@ def retrieve_and_adjoint(
     """`retrieve` and its adjoint in one pass.
 
     Args:
-        cotangent: `[B, L, H, v]`, of what `retrieve` returns; the others as there.
+        cotangent: `[B, L, H, v]`, of the result of `retrieve`; other arguments as there.
 
     Returns:
-        What `retrieve` returns, and the cotangents of queries, keys, values, resilience and couplings.
+        The result of `retrieve`, and the cotangents of queries, keys, values, resilience and couplings.
     """
 
     points = tuple(map(heads_first, (queries, keys, values, resilience, cotangent)))
@@ -151,7 +151,7 @@ def geodesic_length(squared: Array) -> Array:
 
 
 def geodesic_cost(squared: Array, resilience: Array) -> Array:
-    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighed by the query's resilience `[B, H, T]`."""
+    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighted by the query's resilience `[B, H, T]`."""
     return rows(resilience) * geodesic_length(squared)
 
 
@@ -163,8 +163,8 @@ def geodesic_cost_adjoint(squared: Array, resilience: Array, cotangent: Array) -
 
 
 class Retrieved(NamedTuple):
-    """What a few queries found in a window of `S` keys: `values` `[B, C, H, v]`, mixed by `weight`; and `weight` and geodesic
-    `cost` `[B, H, C, S]`."""
+    """Result of a few queries on a window of `S` keys: the mean `values` `[B, C, H, v]`, and the Boltzmann `weight` and
+    geodesic `cost` of each key, `[B, H, C, S]`."""
 
     values: Array
     weight: Array
@@ -182,14 +182,14 @@ def retrieve_window(
     precision: Precision = "float32",
 ) -> Retrieved:
     """`retrieve` for the last `C` positions of a sequence from a window of keys, in any order. Mixing terms are left to the
-    recurrence, which carries what they read.
+    recurrence, which carries their state.
 
     Args:
         queries: `[B, C, H, m]`.
         keys, values: `[B, S, H, m]` and `[B, S, H, v]`.
         resilience: of the queries, `[B, C, H]`.
-        couplings: what the heads weigh by; terms by lag know `L` lags.
-        lag: `[C, S]` integers, positions from each key to each query; counts only where visible, and is below `L` there.
+        couplings: parameters of the weights; terms by lag have `L` lags.
+        lag: `[C, S]` integers, positions from each key to each query; used only where visible, and below `L` there.
         visible: `[B, C, S]`; each query sees at least one key.
     """
     queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))

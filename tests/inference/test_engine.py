@@ -12,6 +12,7 @@ from lior_jax.inference import Engine, decoder, scoring
 from lior_jax.model import block, operators
 from lior_jax.physics.taps import taps
 from tests.model.test_recurrence import windowed
+from tests.oracles import initial
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def test_greedy_text_is_the_most_probable_continuation(engine):
     assert np.mean(logits.argmax(-1) == tokens[len(text) :]) > 0.95
 
 
+@pytest.mark.slow
 def test_an_engine_stays_the_same_when_x64_is_switched_on(engine):
     """JAX's mode widens what is made anew, and not what is loaded: an engine goes on in its own type."""
     text = "5 is 0 and 2, 9 is 1 and 1, " * 15
@@ -159,7 +161,7 @@ def dense_retrieval(params, tokens, config):
 
 def test_characters_of_several_bytes_are_streamed_whole(engine):
     config = engine.config.model_copy(update={"vocab_size": 256})
-    params = model.init(jax.random.key(0), config)
+    params = initial(config)
     # A model that always continues with the two bytes of é: each of them points at the other.
     first, second = "é".encode()
     states = model.network.run(params, np.array([[first, second, first]]), config)[0][0]
@@ -188,7 +190,7 @@ def test_score_spreads_the_nats_of_a_token_over_its_characters(engine):
     characters = len(text) / len(words.encode(text))
     assert characters > 1.5
     config = engine.config.model_copy(update={"vocab_size": words.vocab_size})
-    pairs = Engine(model.init(jax.random.key(0), config), config, words)
+    pairs = Engine(initial(config), config, words)
     alone, remembering = pairs.score(text), pairs.remember(text).score(text)
     for score in (alone, remembering):
         assert np.isclose(score.nats_per_character, score.nats_per_token / characters)

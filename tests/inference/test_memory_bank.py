@@ -17,7 +17,7 @@ from lior_jax.inference import memory_bank
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.geometry import dense_metric
 from lior_jax.physics.retrieval import COST_EPSILON
-from tests.oracles import TINY, changed, rms_hat
+from tests.oracles import TINY, changed, initial, rms_hat
 
 DIMENSION = 10
 VOCABULARY = 7
@@ -118,7 +118,7 @@ def test_the_mixture_is_a_mean_of_distributions():
 def test_distance_between_coordinates_is_the_learned_metric(changes):
     """That of the last block, displacement by displacement, heads added up."""
     config = changed(TINY, **changes)
-    params = model.init(jax.random.key(3), config)
+    params = initial(config, 3)
     angles = 0.5 + 0.3 * jnp.arange(params.blocks.metric.angles.size, dtype=jnp.float32).reshape(
         params.blocks.metric.angles.shape
     )
@@ -146,7 +146,7 @@ def test_distance_between_coordinates_is_the_learned_metric(changes):
 @pytest.mark.parametrize("carry_momentum", [False, True])
 def test_observing_gives_the_models_logits(carry_momentum):
     config = changed(TINY, flow__carry_momentum=carry_momentum)
-    params = model.init(jax.random.key(4), config)
+    params = initial(config, 4)
     tokens = jax.random.randint(jax.random.key(5), (2, 6), 0, 7)
     logits, points = jax.jit(memory_bank.observe, static_argnums=2)(params, tokens, config)
     np.testing.assert_allclose(logits, model.logits(params, tokens, config), rtol=1e-5, atol=1e-7)
@@ -164,7 +164,7 @@ def test_a_capacity_out_of_range_is_told(capacity):
 
 @pytest.fixture(scope="module")
 def params():
-    return model.init(jax.random.key(0), TINY)
+    return initial(TINY)
 
 
 @pytest.mark.parametrize("count", [0, 5, 19])

@@ -25,7 +25,6 @@ from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
 from lior_jax.physics import flow
 from lior_jax.physics.hamiltonian import Hamiltonian
-from lior_jax.physics.pair import Pair
 from lior_jax.settings import LearningConfig, ModelConfig
 
 
@@ -153,34 +152,21 @@ def echo_block(
         return c_before, c_after, c_operators
 
     path = source if c_action else None
-    times, by_kick, s_in = block.schedule(model), None, stored.s_in
-
-    def first_force(s: Pair, p: Pair) -> Array:
-        # The first kick turned what the retrieval gave into a momentum that is known. It moves no state, so what the
-        # retrieval's adjoint needs is there before it is undone.
-        nonlocal by_kick
-        assert s_in is not None
-        by_kick = block.kick_and_adjoint(operators, s_in, -s.slope, model, masks)
-        return (nudge.without_nudge(p, epsilon, sides) - by_kick[0]) / times.kicks[0]
-
-    known = s_in is not None and stored.units is None and system.keeping is not None
     s_pair, p_pair, contrast, by_action = flow.echo(
         system,
         s_pair,
         p_pair,
         span,
-        times,
+        block.schedule(model),
         path,
         nudge.middle(epsilon, sides),
         kept=_swapped(stored.units),
-        first_force=first_force if known else None,
     )
     c_s, c_p = p_pair.slope, -s_pair.slope
 
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
-    s = rebuilt if s_in is None else s_in
-    by_kick = block.kick_and_adjoint(operators, s, c_p, model, masks) if by_kick is None else by_kick
-    kicked, (gradient, c_s_by_kick) = by_kick
+    s = rebuilt if stored.s_in is None else stored.s_in
+    kicked, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, s, c_p, model, masks)
     # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored.s_in is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))

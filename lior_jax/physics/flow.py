@@ -24,17 +24,13 @@ Contrast = Callable[[Pair, Array], tuple[Pair, Any]]
 Hamiltonian's derivatives by its parameters, divided by the span."""
 
 
-FreeContrast = Callable[[Pair, Array, Any, Array | float], tuple[Pair, Any]]
-
-
 class Keeping(NamedTuple):
-    """A system's kicks where something is known of the free run that the echo of each would have to compute again: `force` of a
-    state, and what is kept; `kick_contrast` of a nudged pair, its span, what was kept, and by how many pushes the pair's mean
-    is away from the run that it was kept of; `kick_contrast_of_force`, of that run's force in the place of what was kept."""
+    """A system's kicks where the free run keeps what the echo of each would have to compute again: `force` of a state, and
+    what is kept; `kick_contrast` of a nudged pair, its span, what was kept, and by how many pushes the pair's mean is away
+    from the run that it was kept of."""
 
     force: Callable[[State], tuple[State, Any]]
-    kick_contrast: FreeContrast
-    kick_contrast_of_force: FreeContrast
+    kick_contrast: Callable[[Pair, Array, Any, Array | float], tuple[Pair, Any]]
 
 
 class System(NamedTuple):
@@ -117,7 +113,6 @@ def echo(
     middle: Array | float = 0.0,
     along: tuple[Any, ...] = (),
     kept: Any = None,
-    first_force: Callable[[Pair, Pair], State] | None = None,
 ) -> tuple[Pair, Pair, tuple[Any, Any], Any]:
     """Run a nudged pair of end points backwards through `flow`.
 
@@ -129,21 +124,18 @@ def echo(
         middle: the nudge of the pair's mean, like `span`; 0 if the two runs are pushed to opposite sides.
         along: as given to `flow`, for the source.
         kept: of the free run, by `flow_keeping`; None if that kept nothing.
-        first_force: from the pairs before the free run's first kick is undone, which comes last, the force of that kick; None
-            if nothing is known of it.
 
     Returns:
         The pair at the start; `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks, and over all drifts; and the sum of
         the source's other cotangents.
     """
 
-    def unkick(s: Pair, p: Pair, total: Any, length: Any, kept: Any = None, force: Any = None) -> tuple[Pair, Any]:
-        if kept is None and force is None:
+    def unkick(s: Pair, p: Pair, total: Any, length: Any, kept: Any = None) -> tuple[Pair, Any]:
+        if kept is None:
             forces, local = system.kick_contrast(s, span)
         else:
             assert system.keeping is not None
-            contrast = system.keeping.kick_contrast if force is None else system.keeping.kick_contrast_of_force
-            forces, local = contrast(s, span, kept if force is None else force, middle)
+            forces, local = system.keeping.kick_contrast(s, span, kept, middle)
         return _move(p, -length, forces), _move(total, length, local)
 
     def push(p: Pair, by: State) -> Pair:
@@ -156,7 +148,7 @@ def echo(
     if times.final_kick:
         p, by_kicks = unkick(s, p, by_kicks, times.final_kick)
 
-    def step(state, scanned, first_force=None):
+    def step(state, scanned):
         s, p, by_kicks, by_drifts = state
         (kick, drift), own, kept = scanned
         c_before = others = None
@@ -168,20 +160,12 @@ def echo(
         s, by_drifts = _move(s, -drift, velocities), _move(by_drifts, drift, local)
         if source is not None:
             p = push(p, c_before)
-        force = None if first_force is None else first_force(s, p)
-        p, by_kicks = unkick(s, p, by_kicks, kick, kept, force)
+        p, by_kicks = unkick(s, p, by_kicks, kick, kept)
         return (s, p, by_kicks, by_drifts), others
 
-    state, scanned = (s, p, by_kicks, by_drifts), (_lengths(times, s), along, kept)
-    if first_force is None:
-        (s, p, *contrast), others = lax.scan(step, state, scanned, reverse=True)
-        return s, p, tuple(contrast), _sum(others)
-    total = None
-    if len(times.drifts) > 1:
-        state, others = lax.scan(step, state, jax.tree.map(lambda x: x[1:], scanned), reverse=True)
-        total = _sum(others)
-    (s, p, *contrast), others = step(state, jax.tree.map(lambda x: x[0], scanned), first_force)
-    return s, p, tuple(contrast), others if total is None else jax.tree.map(jnp.add, total, others)
+    start = s, p, by_kicks, by_drifts
+    (s, p, *contrast), others = lax.scan(step, start, (_lengths(times, s), along, kept), reverse=True)
+    return s, p, tuple(contrast), _sum(others)
 
 
 def _move(x: Any, length: Any, by: Any) -> Any:

@@ -75,9 +75,6 @@ def system(
             kick_contrast=lambda s, span, free, middle: own.contrast(
                 parameters, s, span, free, middle, precision, RMS_EPSILON, mask
             ),
-            kick_contrast_of_force=lambda s, span, free, middle: own.contrast_of_force(
-                parameters, s, span, free, middle, precision, RMS_EPSILON, mask
-            ),
         )
     return System(
         force=lambda s: potential.force(parameters, s, precision, RMS_EPSILON, mask),

@@ -74,8 +74,8 @@ class KeepingForce(Protocol):
 
 
 class FreeContrast(Protocol):
-    """As `Contrast`, from what is known of the run without a push, from which the mean of the two runs is `middle` pushes away,
-    `[B, L, 1]`: what `KeepingForce` kept, or the force alone. The mean goes through fewer products then, or none."""
+    """As `Contrast`, from what `KeepingForce` kept of the run without a push, from which the mean of the two runs is `middle`
+    pushes away, `[B, L, 1]`: the mean goes through no product."""
 
     def __call__(
         self,
@@ -92,12 +92,10 @@ class FreeContrast(Protocol):
 
 
 class Keeping(NamedTuple):
-    """Of a potential whose contrast gains by what is known of the free run: the `force` and `contrast` where its units are kept
-    for the echo (`learning.keep`), and the contrast where the force is known."""
+    """`force` and `contrast` of a potential whose units are kept for the echo (`learning.keep`)."""
 
     force: KeepingForce
     contrast: FreeContrast
-    contrast_of_force: FreeContrast
 
 
 def _as_it_is(raw: Parameters, relaxes: bool) -> Parameters:
@@ -139,4 +137,4 @@ class Potential:
     mask_size: Callable[[int], int] = _one_each
     """Elements of a mask for `M` units."""
     keeping: Keeping | None = None
-    """Force and contrast for an echo that knows something of the free run, if there are such."""
+    """The same force and contrast, if the units of the free run can be kept for the echo."""

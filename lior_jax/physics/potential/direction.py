@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lior_jax.physics.numerics import Precision, correlate, rms_normalize, rms_normalize_adjoint
-from lior_jax.physics.pair import Pair, beside, pair
+from lior_jax.physics.pair import Pair, pair
 
 
 def well(curvature: Array, s: Array) -> Array:
@@ -44,33 +44,6 @@ class Directions(NamedTuple):
     def correlate(self, x: Pair, precision: Precision) -> Array:
         """`Σ (x₊ ŝ₊ᵀ − x₋ ŝ₋ᵀ) / span` over positions, without the cancellation of that form: `[M, d]`, for `[B, L, M]`."""
         return correlate(x.slope, self.pair.mean, precision) + correlate(x.mean, self.pair.slope, precision)
-
-
-def recovered(
-    nudged: Directions,
-    s: Pair,
-    curvature: Array,
-    force: Array,
-    middle: Array | float,
-    slope: Array,
-    along: Array,
-    softness: float,
-) -> Pair:
-    """The pair of `F̂` from the force on the run without a push, `middle` pushes beside the mean: `state_force` loses of `F̂`
-    only what lies along `ŝ`. To O(span²).
-
-    Args:
-        slope: the slope of `F̂`, `[B, L, d]`.
-        along: `F̂·ŝ` of the means, `[B, L, 1]`.
-    """
-    free = s.mean - middle * s.slope
-    s_hat, inverse = rms_normalize(free, softness)
-    across = (force + curvature * free) / inverse
-    # F̂ = across + share ŝ, and the mean's F̂·ŝ is the free run's and that of what the pushes change.
-    shift = middle * nudged.pair.slope
-    changed = jnp.sum(across * shift + s_hat * (middle * slope), -1, keepdims=True)
-    share = (along - changed) / (s_hat.shape[-1] + jnp.sum(s_hat * shift, -1, keepdims=True))
-    return beside(across + share * s_hat, slope, middle)
 
 
 def directions(s: Pair, span: Array, softness: float) -> Directions:

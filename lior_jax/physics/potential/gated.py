@@ -22,7 +22,7 @@ from lior_jax.physics.numerics import (
 )
 from lior_jax.physics.pair import Pair, beside, pair
 from lior_jax.physics.potential import Keeping, Potential
-from lior_jax.physics.potential.direction import Directions, directions, recovered, state_force, well, well_contrast
+from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 RESTRAINT, FEATURE_SIZE = 2.0, 3.0
 """Constants of the gates' restraint (`restrain`)."""
@@ -136,27 +136,6 @@ def contrast_of_units(
     return nudged.forces(potential.curvature, on_direction, span), _local(s, nudged, gelu, push, precision)
 
 
-def contrast_of_force(
-    potential: Gated,
-    s: Pair,
-    span: Array,
-    free: Array,
-    middle: Array | float,
-    precision: Precision = "float32",
-    softness: float = RMS_EPSILON,
-    mask: Array | None = None,
-) -> tuple[Pair, Gated]:
-    """`contrast` from the force on the run without a push (`potential.FreeContrast`): 10 products, where `contrast` has 12.
-    `F̂·ŝ = gelu(z) · Uŝ + e · Wŝ`."""
-    nudged = directions(s, span, softness)
-    (z_mean, gate_mean), (z_slope, gate_slope) = (_projected(potential, x, precision) for x in nudged.pair)
-    gelu, push = _nonlinear(potential, Pair(z_mean, z_slope), Pair(gate_mean, gate_slope), span, mask)
-    slope = _on_direction(potential, push.slope, gelu.slope, precision)
-    along = jnp.sum(gelu.mean * gate_mean + push.mean * z_mean, -1, keepdims=True)
-    on_direction = recovered(nudged, s, potential.curvature, free, middle, slope, along, softness)
-    return nudged.forces(potential.curvature, on_direction, span), _local(s, nudged, gelu, push, precision)
-
-
 def _nonlinear(potential: Gated, z: Pair, gate: Pair, span: Array, mask: Array | None) -> tuple[Pair, Pair]:
     """The pairs of `gelu(z + b)` and `e`, of those of `Wŝ` and `Uŝ`."""
     z_ends = z._replace(mean=z.mean + like(potential.bias, z.mean)).ends(span)
@@ -224,5 +203,5 @@ GATED = Potential(
     force=force,
     contrast=contrast,
     stiffness=lambda potential: potential.curvature,
-    keeping=Keeping(force_and_units, contrast_of_units, contrast_of_force),
+    keeping=Keeping(force_and_units, contrast_of_units),
 )

@@ -21,7 +21,7 @@ from lior_jax.physics.numerics import (
 )
 from lior_jax.physics.pair import Pair, beside
 from lior_jax.physics.potential import Keeping, Potential
-from lior_jax.physics.potential.direction import Directions, directions, recovered, state_force, well, well_contrast
+from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 SHARPNESS = 2.0
 """Standard deviation of `β w_m·ŝ` at first: some patterns stand out, and none alone."""
@@ -142,27 +142,6 @@ def contrast_of_units(
     return nudged.forces(potential.curvature, on_direction, span), local
 
 
-def contrast_of_force(
-    potential: Hopfield,
-    s: Pair,
-    span: Array,
-    free: Array,
-    middle: Array | float,
-    precision: Precision = "float32",
-    softness: float = RMS_EPSILON,
-    mask: Array | None = None,
-) -> tuple[Pair, Hopfield]:
-    """`contrast` from the force on the run without a push (`potential.FreeContrast`): 5 products, where `contrast` has 6.
-    `F̂·ŝ = w · Wŝ`."""
-    nudged = directions(s, span, softness)
-    overlap = Pair(*(project(x, potential.patterns, precision) for x in nudged.pair))
-    weights, local = _weights_and_local(potential, s, nudged, overlap, span, precision, mask)
-    slope = project_back(weights.slope, potential.patterns, precision)
-    along = jnp.sum(weights.mean * overlap.mean, -1, keepdims=True)
-    on_direction = recovered(nudged, s, potential.curvature, free, middle, slope, along, softness)
-    return nudged.forces(potential.curvature, on_direction, span), local
-
-
 def _weights_and_local(
     potential: Hopfield, s: Pair, nudged: Directions, overlap: Pair, span: Array, precision: Precision, mask: Array | None
 ) -> tuple[Pair, Hopfield]:
@@ -241,5 +220,5 @@ HOPFIELD = Potential(
     force=force,
     contrast=contrast,
     stiffness=lambda potential: potential.curvature,
-    keeping=Keeping(force_and_units, contrast_of_units, contrast_of_force),
+    keeping=Keeping(force_and_units, contrast_of_units),
 )

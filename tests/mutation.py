@@ -484,8 +484,8 @@ MUTATIONS = [
     ),
     Mutation(
         "physics/flow.py",
-        "along), reverse=True)",
-        "jax.tree.map(lambda x: x[::-1], along)), reverse=True)",
+        "along, kept), reverse=True)",
+        "jax.tree.map(lambda x: x[::-1], along), kept), reverse=True)",
         f"{SYSTEMS} -k echo_is",
     ),
     # --- structure ---------------------------------------------------------------------------------------------------

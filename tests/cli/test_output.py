@@ -56,6 +56,7 @@ def test_a_full_standard_output_does_not_end_the_run(command, tmp_path):
     assert done.stderr.count("Standard output failed ([Errno 28] No space left on device); training continues.") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 def test_a_full_standard_error_does_not_end_the_run(command, tmp_path):
     with FULL.open("w") as full:
@@ -65,6 +66,7 @@ def test_a_full_standard_error_does_not_end_the_run(command, tmp_path):
     assert "step      4   training" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(command, tmp_path):
     """As `python train.py … | head -1` has it."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -84,6 +86,7 @@ def test_closed_streams_do_not_end_the_run(command, tmp_path):
     assert_done(done.returncode, "", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_encode_is_escaped(command, tmp_path):
     """A byte model that has learned nothing yet writes U+FFFD."""
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -149,6 +149,7 @@ def test_a_short_run_beats_unigrams_and_bigrams(tmp_path):
     assert reached < bigram < unigram
 
 
+@pytest.mark.slow
 def test_equilibrium_beats_bigrams_and_its_checkpoint_relaxes(tiny, tmp_path):
     """On a tiny corpus, with every step settled; and what is loaded from the folder scores what training measured."""
     config = tiny(

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
-from lior_jax.learning.info import Info
+from lior_jax.learning.info import Info, Observed
 from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Params
@@ -94,6 +94,7 @@ def estimate(
         gradient_norm=optax.tree.norm(gradient),
         action=jnp.sum(observed.action, -1),
         carried=carry(params, observed.action, observed.moment, model),
+        observed=Observed(observed.action, observed.moment),
     )
     return gradient, info
 

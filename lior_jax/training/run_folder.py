@@ -27,10 +27,12 @@ FREE = frozenset(
         *("training.log_every", "training.save_every", "training.keep", "training.keep_every", "training.patience"),
         *("training.eval_every", "sample.prompt", "sample.tokens", "sample.temperature"),
         *("learning.check_every", "learning.nudge_bias_limit", "training.track", "data.path"),
+        *("training.accumulate", "parallel.data", "parallel.model", "parallel.shard_parameters"),
     }
 )
 """Keys that a resume may change without `--force`: no parameter and no figure of any step depends on them, only which
-are written down and kept. (A corpus is known by its text, wherever it lies.)"""
+are written down and kept. (A corpus is known by its text, wherever it lies; other parts of a batch, and other devices, round
+sums otherwise.)"""
 
 
 LENGTH = "training.steps"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from lior_jax import parallel
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
 from lior_jax.learning.info import Info, Observed
@@ -68,6 +69,7 @@ def estimate(
 
     def back(end: PhasePoint, scanned):
         operators, stored, keys = scanned
+        operators, end = parallel.gathered(operators), parallel.by_sequence(end)
         if stored.s_in is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
         run = partial(echo_block, operators, c_action=c_action, model=model, learning=learning)
@@ -177,6 +179,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
 
     def step(state, scanned):
         operators, keys = scanned
+        operators, state = parallel.gathered(operators), parallel.by_sequence(state)
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         (after, p), observed = block.apply(operators, state[0], state[1], model, masks)
         return (after, p), (kept(state[0], p, model), observed)

@@ -2,6 +2,18 @@
 
 from lior_jax.parallel.devices import Devices, chosen
 from lior_jax.parallel.pieces import in_pieces, joined, shares
-from lior_jax.parallel.shardings import DATA, MODEL, is_active, kept_sharded
+from lior_jax.parallel.shardings import DATA, MODEL, by_sequence, gathered, is_active, kept_sharded
 
-__all__ = ["DATA", "MODEL", "Devices", "chosen", "in_pieces", "is_active", "joined", "kept_sharded", "shares"]
+__all__ = [
+    "DATA",
+    "MODEL",
+    "Devices",
+    "by_sequence",
+    "chosen",
+    "gathered",
+    "in_pieces",
+    "is_active",
+    "joined",
+    "kept_sharded",
+    "shares",
+]

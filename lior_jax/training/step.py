@@ -67,7 +67,8 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
             know yet, it keeps the state of a bad step for the host to look at.
     """
     key, pieces = step_key(state.step, config), config.training.accumulate
-    gradient, info = learning.accumulated(state.params, batch, config.model, config.learning, key, pieces)
+    ends = parallel.gathered({"embedding": state.params.embedding, "readout": state.params.readout})
+    gradient, info = learning.accumulated(state.params._replace(**ends), batch, config.model, config.learning, key, pieces)
     gradient = parallel.kept_sharded(gradient, config.parallel.shard_parameters)
     stepped = state.apply_gradients(grads=gradient)
     stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))

@@ -81,8 +81,8 @@ def gathered(operators: Any) -> Any:
 
 
 def by_sequence(tree: Any) -> Any:
-    """Arrays `[B, …]`, each device's share of the sequences on it; where parameters are cut, the compiler would sooner cut along
-    the same axes. As it is where there is no mesh."""
+    """Arrays `[B, …]`, each device's share of the sequences on it; where parameters are cut, the compiler would sooner cut
+    along the same axes. As it is where there is no mesh."""
     if not is_active():
         return tree
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, PartitionSpec(DATA)), tree)

@@ -46,7 +46,7 @@ def _speed(repeat: int) -> None:
 
     from lior_jax.inference import memory_bank
     from lior_jax.inference.memory_bank import MemoryBank
-    from lior_jax.physics.bank import nearest
+    from lior_jax.physics.bank import arrange, nearest
 
     faiss.omp_set_num_threads(THREADS)
     find = jax.jit(partial(nearest, count=NEAREST))
@@ -59,13 +59,15 @@ def _speed(repeat: int) -> None:
         tokens = rng.integers(0, VOCABULARY, entries).astype(np.int32)
         index = faiss.IndexFlatL2(DIMENSIONS)
         index.add(points)
-        bank = jax.device_put(MemoryBank(points, tokens, np.int32(entries)))
+        bank = MemoryBank(arrange(jax.numpy.asarray(points)), jax.device_put(tokens), jax.numpy.int32(entries))
         for count in (64, 1):
             queries = rng.standard_normal((count, DIMENSIONS), dtype=np.float32)
             on_device = jax.device_put(queries)
             programs = {
                 "faiss": partial(index.search, queries, NEAREST),
-                "nearest": lambda queries=on_device, bank=bank: jax.block_until_ready(find(queries, bank.coordinates)),
+                "nearest": lambda queries=on_device, bank=bank: jax.block_until_ready(
+                    find(queries, bank.points, present=bank.present)
+                ),
                 "all": lambda queries=on_device, bank=bank: jax.block_until_ready(read(bank, queries, 3.0)),
             }
             same = np.mean(programs["faiss"]()[1] == np.asarray(programs["nearest"]()[0]))

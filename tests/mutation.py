@@ -202,8 +202,8 @@ MUTATIONS = [
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
     ),
     Mutation("physics/kernel.py", "* charge + x[:, :, None]", "* (charge + x[:, :, None])", f"{KERNEL} -k charge"),
-    Mutation("physics/bank.py", "fade[None] * sums + part", "sums + part", BANK),
-    Mutation("physics/bank.py", "(place < present))[:, None], scale", "True)[:, None], scale", BANK),
+    Mutation("physics/bank.py", "fade[None] * sums + gather", "sums + gather", BANK),
+    Mutation("physics/bank.py", "-beta[None] * cost", "beta[None] * cost", BANK),
     Mutation("physics/field.py", "np.exp(-1j * angle)", "np.exp(1j * angle)", FIELD),
     Mutation("physics/field.py", "(lag - 1 + order) / lag", "(lag - 1 - order) / lag", FIELD),
     Mutation("physics/field.py", "field + believed * (evidence - field)", "field - believed * (evidence - field)", FIELD),
@@ -527,14 +527,16 @@ MUTATIONS = [
     Mutation("inference/explanation.py", "place = first - 1 + row", "place = first + row", f"{ENGINE} -k explanations"),
     Mutation("inference/text.py", "return text[: min(ends)]", "return text[: max(ends)]", "inference/test_text.py"),
     # --- memory and export -------------------------------------------------------------------------------------------
-    Mutation("physics/bank.py", "scale = -jnp.asarray", "scale = jnp.asarray", BANK),
+    Mutation("physics/bank.py", "index * tile + jnp.arange(tile) < present", "index + jnp.arange(tile) < present", BANK),
+    Mutation("physics/bank.py", "lax.top_k(-of_chunks.T", "lax.top_k(of_chunks.T", f"{BANK} -k nearest_keys_are"),
+    Mutation("physics/bank.py", "jnp.where(place < present, squared", "jnp.where(True, squared", f"{BANK} -k nearest"),
     Mutation(
-        "physics/bank.py", "((place >= begin) & (place < present))[:, None], scale", "(place < present)[:, None], scale", BANK
+        "physics/bank.py", "squared = jnp.sum((near - relative", "squared = jnp.sum((near + relative", f"{BANK} -k nearest"
     ),
-    Mutation("physics/bank.py", "lax.top_k(-smallest.T", "lax.top_k(smallest.T", f"{BANK} -k nearest_keys_are"),
-    Mutation(
-        "physics/bank.py", "known = (place >= jnp.repeat(begin[chosen], chunk, axis=-1)) &", "known =", f"{BANK} -k nearest"
-    ),
+    Mutation("physics/bank.py", "squares[:, None] + jnp.sum", "squares[:, None] - jnp.sum", BANK),
+    Mutation("physics/bank.py", "set(jnp.sum(rows * rows, -1)", "set(jnp.sum(rows, -1)", f"{BANK} -k belong"),
+    Mutation("inference/remembering.py", "2 * jnp.mean(queries, 0)", "jnp.mean(queries, 0)", f"{REMEMBERING} -k grid"),
+    Mutation("inference/memory_bank.py", "bank.written == 0, points", "bank.written != 0, points", MEMORY),
     Mutation("model/network.py", "(slice(-1), -1)", "(slice(-1), 0)", f"{MEMORY} -k observing"),
     Mutation(
         "model/network.py",

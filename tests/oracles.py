@@ -191,7 +191,11 @@ def random_batch(config: Config, batch: int = 3, length: int = 7, seed: int = 0)
 
 def initial(config: ModelConfig, seed: int = 0) -> Params:
     # rbg keys: threefry compiles for seconds at every new shape.
-    return model.init(jax.random.key(seed, impl="rbg"), config)
+    return _initial(jax.random.key(seed, impl="rbg"), config)
+
+
+_initial = jax.jit(model.init, static_argnums=1)
+"""One program, which is found again, and not dozens."""
 
 
 def trained_looking(config: ModelConfig, seed: int = 0, spread: float = 0.2) -> Params:
@@ -199,10 +203,11 @@ def trained_looking(config: ModelConfig, seed: int = 0, spread: float = 0.2) -> 
     a loss that is not flat; carried as after some steps. float32, in float64 mode too."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(False):
-        params = initial(config, seed)
-        disturbed = jax.tree.map(lambda x: jnp.asarray(x + spread * rng.standard_normal(x.shape), jnp.float32), params)
-        readout = disturbed.readout + 0.4 * rng.standard_normal(disturbed.readout.shape)
-        return disturbed._replace(readout=jnp.asarray(readout, jnp.float32), carried=random_carried(config, seed))
+        # By numpy, which compiles nothing.
+        params = jax.tree.map(lambda x: np.asarray(x) + spread * rng.standard_normal(x.shape), initial(config, seed))
+        params = params._replace(readout=params.readout + 0.4 * rng.standard_normal(params.readout.shape))
+        params = jax.tree.map(lambda x: jnp.asarray(x.astype(np.float32)), params)
+        return params._replace(carried=random_carried(config, seed))
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 1.0) -> Params:

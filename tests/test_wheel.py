@@ -18,6 +18,8 @@ SMALL = (
     *("model.flow.units=16", "training.steps=4", "training.batch_size=4", "training.eval_every=4"),
     *("training.eval_windows=8", "model.geometry.rotor_layers=2", "optimizer.warmup_steps=1", "sample.tokens=5"),
 )
+OUTSIDE = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
+"""The environment of someone who has no repository."""
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +44,8 @@ def binaries(tmp_path_factory) -> Path:
     (wheel,) = folder.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     home = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    run(*pip, "--python", home / "python", "install", "--no-deps", "--no-index", wheel)
+    # Where pip finds the repository's .egg-info on its path, nothing is left to install.
+    run(*pip, "--python", home / "python", "install", "--no-deps", "--no-index", wheel, cwd=folder, env=OUTSIDE)
     own = Path(run(home / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (own / "required.pth").write_text("\n".join(paths), encoding="utf-8")
@@ -53,10 +56,9 @@ def binaries(tmp_path_factory) -> Path:
 def lior(binaries, tmp_path_factory):
     """Runs the installed command in a folder of its own."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
 
     def call(*words, program="lior"):
-        return run(binaries / program, *words, cwd=folder, env=environment)
+        return run(binaries / program, *words, cwd=folder, env=OUTSIDE)
 
     call.folder = folder
     return call

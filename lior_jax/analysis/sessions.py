@@ -53,6 +53,8 @@ def _details(session: dict[str, Any]) -> Iterator[tuple[str, str]]:
     host = session.get("host") or {}
     yield "command", " ".join(session.get("command", [])) or _NONE
     yield "devices", _devices(session)
+    if session.get("retrieval"):
+        yield "retrieval", session["retrieval"]
     memory = f"{host['memory_bytes'] / 2**30:.1f} GiB of memory" if host.get("memory_bytes") else None
     cores = f"{host['cores']} cores" if host.get("cores") else None
     yield "host", ", ".join(filter(None, [host.get("processor"), cores, memory, host.get("system")])) or _NONE

@@ -24,6 +24,7 @@ from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.model import Params
 from lior_jax.physics import bank as physics
+from lior_jax.physics.bank import TiledKeys
 from lior_jax.settings import ModelConfig
 from lior_jax.storage import arrays
 
@@ -31,16 +32,21 @@ MAX_CAPACITY = 2**24
 
 
 class MemoryBank(NamedTuple):
-    """`coordinates` `[N, m]` and `tokens` `[N]`, the oldest entry being overwritten first; `written` `[]`, the number of
-    entries ever written, of which the next goes to `written mod N`."""
+    """Room for `N` points, laid out to be read, and `tokens` `[N]`, the oldest entry being overwritten first; `written` `[]`,
+    the number of entries ever written, of which the next goes to `written mod N`."""
 
-    coordinates: Array
+    points: TiledKeys
     tokens: Array
     written: Array
 
     @property
     def capacity(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def coordinates(self) -> Array:
+        """A copy of the points, `[N, m]`."""
+        return self.points.rows[: self.capacity]
 
     @property
     def present(self) -> Array:
@@ -85,48 +91,46 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
     if not 1 <= capacity <= MAX_CAPACITY:
         raise UserError(f"The memory's capacity is {capacity}, but must be between 1 and {MAX_CAPACITY}.")
     dimension = config.heads * (config.geometry.whitened_dim)
-    return MemoryBank(jnp.zeros((capacity, dimension), jnp.float32), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
+    return MemoryBank(physics.room(capacity, dimension), jnp.zeros(capacity, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
     """Write entries `[K, m]` and `[K]` in their order, those of them that `keep` `[K]` tells; by default all."""
+    if not len(tokens):
+        return bank
     keep = jnp.ones(tokens.shape, bool) if keep is None else keep
     order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
     # Of more entries than there is room for only the last stay; what is left out goes beyond the end, where it is dropped.
     stays = keep & (order >= count - bank.capacity)
-    place = jnp.where(stays, (bank.written + order) % bank.capacity, bank.capacity)
+    place = jnp.where(stays, (bank.written + order) % bank.capacity, 2 * MAX_CAPACITY)
+    origin = jnp.where(bank.written == 0, points[jnp.argmax(keep)][None], bank.points.origin)
     return MemoryBank(
-        bank.coordinates.at[place].set(points, mode="drop"),
+        physics.put(bank.points._replace(origin=origin), place, points),
         bank.tokens.at[place].set(tokens, mode="drop"),
         bank.written + count.astype(bank.written.dtype),
     )
 
 
-def read(
-    bank: MemoryBank, queries: Array, inverse_temperature: Array | float, vocab_size: int, block: int | None = None
-) -> Array:
+def read(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, vocab_size: int) -> Array:
     """Log probabilities of the next token by the memory, exact over all entries.
 
     Args:
         queries: `[Q, m]`, by `coordinates`.
         inverse_temperature: `[]`, β.
-        block: entries looked at together (see `physics.bank`).
 
     Returns:
         `[Q, V]`, −∞ for tokens that no entry has; of an empty memory, the uniform distribution.
     """
-    log_p, _ = physics.retrieve_labels(
-        queries, bank.coordinates, bank.tokens, inverse_temperature, vocab_size, bank.present, block
-    )
+    log_p, _ = physics.retrieve_labels(queries, bank.points, bank.tokens, inverse_temperature, vocab_size, bank.present)
     return jnp.where(bank.present > 0, log_p, -math.log(vocab_size))
 
 
 def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, count: int) -> Recalled:
     """The `count` entries nearest to each of `queries` `[Q, m]`, and how much they weigh in what `read` returns."""
     found = min(count, bank.capacity)
-    place, cost = physics.nearest(queries, bank.coordinates, found, bank.present)
+    place, cost = physics.nearest(queries, bank.points, found, bank.present)
     one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is asked for
-    _, log_total = physics.retrieve_labels(queries, bank.coordinates, one, inverse_temperature, 1, bank.present)
+    _, log_total = physics.retrieve_labels(queries, bank.points, one, inverse_temperature, 1, bank.present)
     known = place >= 0
     weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
     recalled = Recalled(place, cost, weight, jnp.where(known, bank.tokens[place], -1))
@@ -159,8 +163,10 @@ def share(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array |
 def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:
     """Write a memory, how to mix it, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
     present = int(bank.present)
-    entries = {name: np.asarray(x[:present]) for name, x in (("coordinates", bank.coordinates), ("tokens", bank.tokens))}
+    relative = bank.points._replace(origin=jnp.zeros_like(bank.points.origin)).rows[:present]
+    entries = {"coordinates": np.asarray(relative), "tokens": np.asarray(bank.tokens[:present])}
     numbers = {
+        "origin": np.asarray(bank.points.origin),
         "written": np.asarray(bank.written),
         "capacity": np.array(bank.capacity, np.int64),
         "mixture": np.array(mixture, np.float64),
@@ -180,12 +186,15 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
             f"{path} is the memory of another model, or of this one before it was trained on; move or delete that file, and "
             "let the model read its texts again."
         )
-    bank = empty(int(saved["capacity"]), config)
-    bank = _fill(bank, saved["coordinates"], saved["tokens"])
-    return bank._replace(written=jnp.asarray(saved["written"])), Mixture(*map(float, saved["mixture"]))
+    bank = _fill(empty(int(saved["capacity"]), config), saved["coordinates"], saved["tokens"])
+    origin = saved.get("origin", np.zeros_like(bank.points.origin))  # earlier files have their points as they are
+    return MemoryBank(bank.points._replace(origin=jnp.asarray(origin)), bank.tokens, jnp.asarray(saved["written"])), Mixture(
+        *map(float, saved["mixture"])
+    )
 
 
 @partial(jax.jit, donate_argnums=0)
-def _fill(bank: MemoryBank, points: Array, tokens: Array) -> MemoryBank:
-    count = len(tokens)
-    return bank._replace(coordinates=bank.coordinates.at[:count].set(points), tokens=bank.tokens.at[:count].set(tokens))
+def _fill(bank: MemoryBank, relative: Array, tokens: Array) -> MemoryBank:
+    """An empty memory with points less their origin, which is zero until it is set."""
+    places = jnp.arange(len(tokens))
+    return bank._replace(points=physics.put(bank.points, places, relative), tokens=bank.tokens.at[places].set(tokens))

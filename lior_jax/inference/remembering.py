@@ -141,10 +141,11 @@ def mixing_weight(p_model: np.ndarray, p_memory: np.ndarray, steps: int = 200) -
 @jax.jit
 def _typical_distance(bank: MemoryBank, queries: Array) -> Array:
     """Root of the mean square distance of queries from entries: `E‖q − k‖² = E‖q − o‖² + E‖k − o‖² − 2 E(q − o)·E(k − o)`."""
-    origin, there = bank.coordinates[:1], jnp.arange(bank.capacity) < bank.present
-    queries, entries = queries - origin, jnp.where(there[:, None], bank.coordinates - origin, 0)
-    squares = jnp.mean(jnp.sum(queries * queries, -1)) + jnp.sum(entries * entries) / bank.present
-    return jnp.sqrt(squares - 2 * jnp.mean(queries, 0) @ jnp.sum(entries, 0) / bank.present)
+    # Where nothing was written yet, both the point less the origin and its square are zero.
+    origin, tiles, squares = bank.points
+    queries = queries - origin
+    squares = jnp.mean(jnp.sum(queries * queries, -1)) + jnp.sum(squares) / bank.present
+    return jnp.sqrt(squares - 2 * jnp.mean(queries, 0) @ jnp.sum(tiles, (0, 2)) / bank.present)
 
 
 def _read_targets(bank: MemoryBank, queries: np.ndarray, targets: np.ndarray, beta: float, config: ModelConfig) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Geodesic retrieval from a long bank of points: blocks of keys and an online softmax, so that no row of costs is kept.
+"""Geodesic retrieval from a long bank of points: tiles of keys and an online softmax, so that no row of costs is kept.
 
 The streaming form of `retrieval`, for banks without order in time. Source: docs/design.md section 3, `retrieval_step`.
 
-Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels.
+Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels; `T` tiles of `b` keys.
 """
 
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,53 @@ from jax import Array, lax
 from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.retrieval import geodesic_length
 
-_SCORES_AT_ONCE = 2**18
-"""Queries times keys of a block: 1 MiB, which stays in the cache of a core."""
+TILE = 4096
+"""Keys of a tile: 1 MiB of 64 dimensions, which stays in the cache of a core."""
 _CHUNK = 32
 """Keys of which `nearest` keeps the smallest distance only."""
+_QUERIES_AT_ONCE = 64
+"""Their costs to the keys of a tile take another MiB."""
+
+
+class TiledKeys(NamedTuple):
+    """Keys laid out to be passed over once: each coordinate of a tile's keys side by side, and what a distance needs of
+    each. The last tile may have room left."""
+
+    origin: Array
+    """`[1, m]`, what the others are relative to: the expanded square of a distance cancels far from it."""
+    tiles: Array
+    """`[T, m, b]`."""
+    squares: Array
+    """`[T, b]`, `‖x − origin‖²`."""
+
+    @property
+    def rows(self) -> Array:
+        """The keys as they were given, and `origin` where there is room left: `[T b, m]`."""
+        return self.tiles.transpose(0, 2, 1).reshape(-1, self.origin.shape[1]) + self.origin
+
+
+def room(size: int, dimension: int, tile: int = TILE, dtype: Any = jnp.float32) -> TiledKeys:
+    """Room for at least `size` keys, with an origin of zero. `tile` is rounded up to a multiple of 32."""
+    tile = -(-min(tile, size) // _CHUNK) * _CHUNK
+    count = -(-size // tile)
+    shapes = (1, dimension), (count, dimension, tile), (count, tile)
+    return TiledKeys(*(jnp.zeros(shape, dtype) for shape in shapes))
+
+
+def arrange(keys: Array, tile: int = TILE) -> TiledKeys:
+    """Lay out keys `[K, m]`, with the first one as origin."""
+    empty = room(*keys.shape, tile, keys.dtype)
+    return put(empty._replace(origin=keys[:1]), jnp.arange(len(keys)), keys)
+
+
+def put(keys: TiledKeys, places: Array, rows: Array) -> TiledKeys:
+    """The keys with those at `places` `[k]` replaced by `rows` `[k, m]`; places beyond the room are dropped."""
+    tile, rows = keys.squares.shape[1], rows - keys.origin
+    index = places // tile, places % tile
+    return keys._replace(
+        tiles=keys.tiles.at[index[0], :, index[1]].set(rows, mode="drop"),
+        squares=keys.squares.at[index].set(jnp.sum(rows * rows, -1), mode="drop"),
+    )
 
 
 def retrieve_from_bank(
@@ -26,7 +69,7 @@ def retrieve_from_bank(
     keys: Array,
     values: Array,
     inverse_temperature: Array,
-    block: int | None = None,
+    tile: int = TILE,
     resilience: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
@@ -37,37 +80,35 @@ def retrieve_from_bank(
         keys: `[K, m]`, `K ≥ 1`.
         values: `[K, v]`.
         inverse_temperature: `[]`, β.
-        block: keys looked at together, which takes room for `Q × block` scores; by default as many as stay in the cache.
+        tile: keys looked at together.
         resilience: `R` of every query, `[Q]`; None for 1.
 
     Returns:
         What is retrieved, `[Q, v]`, and the logarithm of the partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, with
         which the results of several banks can be mixed.
     """
-    beta = inverse_temperature if resilience is None else inverse_temperature * resilience[None]
+    beta = inverse_temperature * (jnp.ones(len(queries), queries.dtype) if resilience is None else resilience)
 
     def gather(weight: Array, part: Array) -> Array:
         return contract("kq,kv->vq", weight, part, precision)
 
-    sums, total, highest = _stream(queries, keys, values, beta, len(keys), block, gather, values.shape[-1], precision)
-    return (sums / total[None]).T, highest + jnp.log(total)
+    return _stream(queries, arrange(keys, tile), values, beta, len(keys), gather, values.shape[-1], precision)
 
 
 def retrieve_labels(
     queries: Array,
-    keys: Array,
+    keys: TiledKeys,
     labels: Array,
     inverse_temperature: Array | float,
     labels_count: int,
     present: Array | int | None = None,
-    block: int | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
     """Retrieve labels in the place of values from a bank: how the Boltzmann weight is shared out among them.
 
     Args:
         labels: `[K]` integers below `labels_count` = `V`.
-        present: `[]`, at least 1: only the first so many keys count, and the time goes with them; all by default.
+        present: `[]`, at least 1: only the first so many keys count, and the time goes with them; `K` by default.
 
     Returns:
         `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels that no key has; and the log partition function, `[Q]`.
@@ -76,19 +117,14 @@ def retrieve_labels(
     def gather(weight: Array, part: Array) -> Array:
         return jax.ops.segment_sum(weight, part, labels_count)
 
-    present = len(keys) if present is None else present
-    beta = jnp.asarray(inverse_temperature)
-    sums, total, highest = _stream(queries, keys, labels, beta, present, block, gather, labels_count, precision)
-    return jnp.log(sums / total[None]).T, highest + jnp.log(total)
+    present = len(labels) if present is None else present
+    beta = jnp.broadcast_to(jnp.asarray(inverse_temperature, queries.dtype), len(queries))
+    sums, log_total = _stream(queries, keys, labels, beta, present, gather, labels_count, precision)
+    return jnp.log(sums), log_total
 
 
 def nearest(
-    queries: Array,
-    keys: Array,
-    count: int,
-    present: Array | int | None = None,
-    block: int | None = None,
-    precision: Precision = "float32",
+    queries: Array, keys: TiledKeys, count: int, present: Array | int | None = None, precision: Precision = "float32"
 ) -> tuple[Array, Array]:
     """The keys of smallest geodesic cost, exactly.
 
@@ -96,87 +132,86 @@ def nearest(
     are smallest, and only these are looked at key by key.
 
     Args:
-        queries, keys: `[Q, m]` and `[K, m]`.
+        queries: `[Q, m]`.
         count: from 1 to `K`.
-        present: `[]`, only the first so many keys count; all by default.
+        present: `[]`, only the first so many keys count; all that there is room for by default.
 
     Returns:
         Places of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ beyond the keys that are present.
     """
-    size, block = len(keys), _block_size(block, queries, keys)
-    chunk = math.gcd(block, _CHUNK)
-    present = size if present is None else present
-    origin = keys[:1]
-    begins = jnp.arange(0, size, block)
+    tiles, dimension, tile = keys.tiles.shape
+    present = tiles * tile if present is None else present
+    relative = queries - keys.origin
 
-    def look(begin):
-        near, place = _cut(keys, begin, block)
-        squared = _squared(queries - origin, near - origin, precision)
-        squared = jnp.where(((place >= begin) & (place < present))[:, None], squared, jnp.inf)
-        return jnp.min(squared.reshape(-1, chunk, len(queries)), 1), place[::chunk], jnp.full(block // chunk, begin)
+    def smallest(index: Array) -> Array:
+        near = keys.tiles[index], keys.squares[index]
+        squared = jnp.where(_there(index, tile, present), _squared(relative, *near, precision), jnp.inf)
+        return jnp.min(squared.reshape(-1, _CHUNK, len(queries)), 1)
 
-    smallest, first, begin = (x.reshape(-1, *x.shape[2:]) for x in lax.map(look, begins))
-    _, chosen = lax.top_k(-smallest.T, min(count, len(smallest)))
-    place = (first[chosen][..., None] + jnp.arange(chunk)[None, None]).reshape(len(queries), -1)
-    known = (place >= jnp.repeat(begin[chosen], chunk, axis=-1)) & (place < present)
-    squared = jnp.where(known, jnp.sum((keys[place] - queries[:, None]) ** 2, -1), jnp.inf)
-    best, order = lax.top_k(-squared, count)
+    of_chunks = lax.map(smallest, jnp.arange(tiles)).reshape(-1, len(queries))
+    _, chosen = lax.top_k(-of_chunks.T, min(count, len(of_chunks)))
+
+    def chunk(index: Array) -> Array:
+        begin = index * _CHUNK // tile, jnp.zeros_like(index), index * _CHUNK % tile
+        return lax.dynamic_slice(keys.tiles, begin, (1, dimension, _CHUNK))[0]
+
+    near = jax.vmap(jax.vmap(chunk))(chosen)
+    squared = jnp.sum((near - relative[:, None, :, None]) ** 2, 2).reshape(len(queries), -1)
+    place = (chosen[..., None] * _CHUNK + jnp.arange(_CHUNK)[None, None]).reshape(len(queries), -1)
+    best, order = lax.top_k(-jnp.where(place < present, squared, jnp.inf), count)
     cost = geodesic_length(-best)
     return jnp.where(jnp.isfinite(cost), jnp.take_along_axis(place, order, -1), -1), cost
 
 
 def _stream(
     queries: Array,
-    keys: Array,
+    keys: TiledKeys,
     payload: Array,
     beta: Array,
     present: Array | int,
-    block: int | None,
     gather: Callable[[Array, Array], Array],
     width: int,
     precision: Precision,
-) -> tuple[Array, Array, Array]:
-    """Sum `gather(weight [block, Q], payload of the block) → [width, Q]` over the first `present` keys.
+) -> tuple[Array, Array]:
+    """The mean of `gather(weight [b, Q], payload of a tile) → [width, Q]` over the first `present` keys, and `ln` of the sum of
+    all weights: `[Q, width]` and `[Q]`."""
+    tiles, _, tile = keys.tiles.shape
+    spare = ((0, tiles * tile - len(payload)),) + ((0, 0),) * (payload.ndim - 1)
+    payload = jnp.pad(payload, spare).reshape(tiles, tile, *payload.shape[1:])
 
-    Returns:
-        The sums and the sum of all weights `[Q]`, both divided by `exp(highest)`, and `highest` `[Q]`.
-    """
-    block = _block_size(block, queries, keys)
-    # Distances are measured from a point of the bank, or the expanded square would cancel far from the origin.
-    origin = keys[:1]
-    queries = queries - origin
-    scale = -jnp.asarray(beta, queries.dtype)
+    def some(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        queries, beta = part
 
-    def look(index, seen):
-        highest, total, sums = seen
-        begin = index * block
-        near, place = _cut(keys, begin, block)
-        cost = geodesic_length(_squared(queries, near - origin, precision))
-        scores = jnp.where(((place >= begin) & (place < present))[:, None], scale * cost, -jnp.inf)
-        raised = jnp.maximum(highest, jnp.max(scores, 0))
-        weight, fade = jnp.exp(scores - raised[None]), jnp.exp(highest - raised)
-        part = gather(weight, _cut(payload, begin, block)[0])
-        return raised, fade * total + jnp.sum(weight, 0), fade[None] * sums + part
+        def look(index, seen):
+            highest, total, sums = seen
+            cost = geodesic_length(_squared(queries, keys.tiles[index], keys.squares[index], precision))
+            scores = jnp.where(_there(index, tile, present), -beta[None] * cost, -jnp.inf)
+            raised = jnp.maximum(highest, jnp.max(scores, 0))
+            weight, fade = jnp.exp(scores - raised[None]), jnp.exp(highest - raised)
+            return raised, fade * total + jnp.sum(weight, 0), fade[None] * sums + gather(weight, payload[index])
 
-    lowest = jnp.finfo(queries.dtype).min  # not −∞, whose difference with itself is no number
-    nothing = jnp.zeros((width, len(queries)), queries.dtype)
-    begun = jnp.full(len(queries), lowest, queries.dtype), nothing[0], nothing
-    highest, total, sums = lax.fori_loop(0, -(-present // block), look, begun)
-    return sums, total, highest
+        lowest = jnp.finfo(queries.dtype).min  # not −∞, whose difference with itself is no number
+        nothing = jnp.zeros((width, len(queries)), queries.dtype)
+        begun = jnp.full(len(queries), lowest, queries.dtype), nothing[0], nothing
+        highest, total, sums = lax.fori_loop(0, -(-present // tile), look, begun)
+        return (sums / total[None]).T, highest + jnp.log(total)
 
-
-def _block_size(block: int | None, queries: Array, keys: Array) -> int:
-    block = max(_CHUNK, _SCORES_AT_ONCE // len(queries) // _CHUNK * _CHUNK) if block is None else block
-    return min(block, 16384, len(keys))
-
-
-def _cut(x: Array, begin: Array, block: int) -> tuple[Array, Array]:
-    """Rows of `x` from `begin` on, and their places `[block]`; at the end the last `block` rows, of which some were seen."""
-    begin = jnp.minimum(begin, len(x) - block)
-    return lax.dynamic_slice_in_dim(x, begin, block), begin + jnp.arange(block)
+    relative = queries - keys.origin
+    if len(queries) <= _QUERIES_AT_ONCE:
+        return some((relative, beta))
+    groups = -(-len(queries) // _QUERIES_AT_ONCE)
+    missing = groups * _QUERIES_AT_ONCE - len(queries)
+    padded = jnp.pad(relative, ((0, missing), (0, 0))), jnp.pad(beta, (0, missing))
+    found = lax.map(some, jax.tree.map(lambda x: x.reshape(groups, _QUERIES_AT_ONCE, *x.shape[1:]), padded))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(queries)], found)
 
 
-def _squared(queries: Array, keys: Array, precision: Precision) -> Array:
-    """`‖q − k‖²`, `[K, Q]`."""
-    product = contract("km,qm->kq", keys, queries, precision)
-    return jnp.maximum(jnp.sum(keys * keys, -1)[:, None] + jnp.sum(queries * queries, -1)[None] - 2 * product, 0)
+def _there(index: Array, tile: int, present: Array | int) -> Array:
+    """Which keys of a tile are present: `[b, 1]`."""
+    return (index * tile + jnp.arange(tile) < present)[:, None]
+
+
+def _squared(queries: Array, tile: Array, squares: Array, precision: Precision) -> Array:
+    """`‖q − k‖²`, `[b, Q]`, of queries `[Q, m]` and a tile `[m, b]` relative to one origin."""
+    product = contract("mk,qm->kq", tile, queries, precision)
+    return jnp.maximum(squares[:, None] + jnp.sum(queries * queries, -1)[None] - 2 * product, 0)

@@ -86,9 +86,11 @@ def smooth(values: np.ndarray, width: float) -> np.ndarray:
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
-    """The rate at which the loss falls fastest with the logarithm of the rate. Raises `UserError` if it never falls."""
+    """The rate at which the loss falls fastest with the logarithm of the rate, where it falls below all that it was before:
+    not where it recovers from a rise. Raises `UserError` if it never falls."""
     if len(rates) >= _LEAST:
-        slopes = np.gradient(smoothed, np.log(rates))
+        lowest_yet = smoothed <= np.minimum.accumulate(smoothed)
+        slopes = np.where(lowest_yet, np.gradient(smoothed, np.log(rates)), np.inf)
         steepest = int(slopes.argmin())
         if slopes[steepest] < 0:
             return float(rates[steepest])

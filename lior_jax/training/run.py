@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from lior_jax.data.sources import Report
 from lior_jax.data.tokenizer import replaced
 from lior_jax.errors import UserError
 from lior_jax.learning.optimizer import make_schedule
+from lior_jax.model import retrieval
 from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, lock
@@ -115,12 +116,14 @@ def _train(session: _Session) -> tuple[int, int]:
         def reached(begin: int = step) -> int:
             return begin if checkpoints.latest is None else checkpoints.latest
 
-        init_from = {"init_from": {"path": begun_with.path, "step": begun_with.step}} if begun_with else {}
+        more: dict[str, Any] = {"retrieval": retrieval.choice(config.model).sentence}
+        if begun_with:
+            more["init_from"] = {"path": begun_with.path, "step": begun_with.step}
 
         def complain(sentence: str) -> None:
             report(events.EnvironmentNotRecorded(sentence))
 
-        stack.enter_context(environment.recorded(run, step, reached, complain, init_from))
+        stack.enter_context(environment.recorded(run, step, reached, complain, more))
         owes_evaluation = saved is not None and _owes_evaluation(checkpoints, step, training.steps)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop, devices)

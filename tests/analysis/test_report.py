@@ -122,12 +122,14 @@ def test_the_page_shows_every_session(tmp_path, finished_run):
     }
     host = {"processor": "a <processor>", "cores": 2, "memory_bytes": 3 * 2**30, "system": "Linux"}
     second = {"begin": "2026-01-02T10:00:00Z", "end": None, "from_step": 1200, "command": ["train.py", "<b>"], "host": host}
+    second["retrieval"] = "plain form (because)"
     (tmp_path / environment.FILE).write_text(json.dumps({"sessions": [first, second]}))
     parsed = Page(report.render(tmp_path))
     cells = ["2026-01-01 10:00:00", "30.0", "0 – 1,200", "4 × gpu: H200", "0123456789, changed since"]
     place = parsed.texts.index(cells[0])
     assert parsed.texts[place : place + 5] == cells
     assert "train.py <b>" in parsed.texts
+    assert parsed.texts[parsed.texts.index("retrieval") + 1] == "plain form (because)"
     assert "a <processor>, 2 cores, 3.0 GiB of memory, Linux" in parsed.texts
     (tmp_path / environment.FILE).write_text("{")
     assert "environment.json is damaged" in report.render(tmp_path)

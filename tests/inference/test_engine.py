@@ -12,6 +12,7 @@ from lior_jax.inference import Engine, decoder, scoring
 from lior_jax.model import block, operators
 from lior_jax.physics.taps import taps
 from tests.model.test_recurrence import windowed
+from tests.oracles import initial
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def dense_retrieval(params, tokens, config):
 
 def test_characters_of_several_bytes_are_streamed_whole(engine):
     config = engine.config.model_copy(update={"vocab_size": 256})
-    params = model.init(jax.random.key(0), config)
+    params = initial(config)
     # A model that always continues with the two bytes of é: each of them points at the other.
     first, second = "é".encode()
     states = model.network.run(params, np.array([[first, second, first]]), config)[0][0]
@@ -188,7 +189,7 @@ def test_score_spreads_the_nats_of_a_token_over_its_characters(engine):
     characters = len(text) / len(words.encode(text))
     assert characters > 1.5
     config = engine.config.model_copy(update={"vocab_size": words.vocab_size})
-    pairs = Engine(model.init(jax.random.key(0), config), config, words)
+    pairs = Engine(initial(config), config, words)
     alone, remembering = pairs.score(text), pairs.remember(text).score(text)
     for score in (alone, remembering):
         assert np.isclose(score.nats_per_character, score.nats_per_token / characters)

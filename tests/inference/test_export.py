@@ -10,12 +10,11 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from lior_jax import model
 from lior_jax.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, export
 from lior_jax.storage import arrays
-from tests.oracles import TINY, changed
+from tests.oracles import TINY, changed, initial
 
 FOREIGN = FileTokenizer(BpeTokenizer.train(["one two three " * 30], 260).to_library().replace("{256}", "{3}"), "a.json")
 TOKENIZER = CharTokenizer('ab"é\n→ ')
@@ -45,7 +44,7 @@ TOKENIZER = CharTokenizer('ab"é\n→ ')
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
     config = changed(TINY, **changes)
-    params = model.init(jax.random.key(0), config)
+    params = initial(config)
     folder = tmp_path / "made" / "on the way"
     assert not export.is_export(folder)
     export.export(params, config, TOKENIZER, folder)
@@ -61,7 +60,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
 
 
 def test_other_programs_read_the_weights(tmp_path):
-    params = model.init(jax.random.key(0), TINY)
+    params = initial(TINY)
     export.export(params, TINY, TOKENIZER, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(weights["readout"], params.readout)
@@ -80,7 +79,7 @@ def test_an_exported_run_says_what_the_run_says(finished_run, tmp_path):
 )
 def test_every_tokenizer_comes_back_and_the_library_encodes_as_it_does(tmp_path, tokenizer):
     config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    export.export(model.init(jax.random.key(0), config), config, tokenizer, tmp_path)
+    export.export(initial(config), config, tokenizer, tmp_path)
     loaded = export.load(tmp_path)[2]
     assert type(loaded) is type(tokenizer)
     assert loaded.to_json() | {"path": None} == tokenizer.to_json() | {"path": None}
@@ -105,7 +104,7 @@ def test_an_export_with_a_tokenizer_as_it_was_written_before_is_read(exported):
 
 @pytest.fixture
 def exported(tmp_path):
-    export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path)
+    export.export(initial(TINY), TINY, TOKENIZER, tmp_path)
     return tmp_path
 
 
@@ -154,7 +153,7 @@ def test_a_damaged_tokenizer_or_configuration_is_told(exported):
     ],
 )
 def test_weights_of_another_configuration_are_told(exported, changes, match):
-    export.export(model.init(jax.random.key(0), TINY), changed(TINY, **changes), TOKENIZER, exported)
+    export.export(initial(TINY), changed(TINY, **changes), TOKENIZER, exported)
     refused(exported, match)
 
 
@@ -172,14 +171,14 @@ def test_weights_without_their_digest_are_told(exported):
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written to"):
-        export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path / "file")
+        export.export(initial(TINY), TINY, TOKENIZER, tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", [export.WEIGHTS, export.CONFIG, export.TOKENIZER])
 def test_no_file_is_overwritten_that_no_export_wrote(tmp_path, name):
     (tmp_path / name).write_text("model: {width: 8}\n")
     with pytest.raises(UserError, match=f"{tmp_path} holds {name} that no export wrote; choose another"):
-        export.export(model.init(jax.random.key(0), TINY), TINY, TOKENIZER, tmp_path)
+        export.export(initial(TINY), TINY, TOKENIZER, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "model: {width: 8}\n"
 
@@ -200,7 +199,7 @@ def test_no_run_is_exported_into_even_if_its_record_is_lost(finished_run, tmp_pa
 def test_an_earlier_export_is_replaced_and_its_neighbours_are_not_touched(exported):
     (exported / "README").write_text("mine")
     (exported / export.WEIGHTS).unlink()  # as a full disk leaves it
-    params = model.init(jax.random.key(1), TINY)
+    params = initial(TINY, 1)
     export.export(params, TINY, TOKENIZER, exported)
     np.testing.assert_array_equal(export.load(exported)[0].readout, params.readout)
     assert (exported / "README").read_text() == "mine"

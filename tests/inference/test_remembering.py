@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lior_jax import model
 from lior_jax.errors import UserError
 from lior_jax.inference import memory_bank, remembering, scoring
 from lior_jax.inference.memory_bank import Mixture
 from lior_jax.physics.retrieval import COST_EPSILON
-from tests.oracles import TINY
+from tests.oracles import TINY, initial
 
 MIXTURE = Mixture(0.4, 3.0)
 STRIDE = 3
@@ -18,7 +17,7 @@ STRIDE = 3
 
 @pytest.fixture(scope="module")
 def params():
-    params = model.init(jax.random.key(0), TINY)
+    params = initial(TINY)
     return params._replace(readout=params.readout * 60)
 
 
@@ -139,7 +138,7 @@ def test_the_mixture_is_the_best_of_the_grid(params, text):
     windows = scoring.cover(text[30:], TINY.context, STRIDE)
     mixture, chosen = remembering.choose(bank, params, windows, TINY)
     score, _ = remembering.score(bank, params, windows, TINY, mixture)
-    np.testing.assert_allclose(chosen, score, rtol=1e-5)
+    np.testing.assert_allclose(chosen, score, rtol=1e-4)  # float32: costs times a large inverse temperature
     assert chosen.mixed < chosen.model
     sharpness = np.array(remembering.SHARPNESS)
     entries = np.asarray(bank.coordinates[:29])

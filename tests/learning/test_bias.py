@@ -61,12 +61,14 @@ def tiny_and_dropped_out(carry):
 
 @pytest.mark.parametrize("carry", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_dropped_out_embedding_of_tiny_size_is_pushed_no_harder_than_it_bears(carry):
-    """Its state grows many times over in the first block; some positions begin with nothing at all."""
+    """Its state grows many times over in the first block; some positions begin with nothing at all. In float64, so that it is
+    the nudge that is wrong and not rounding."""
     config, params, key = tiny_and_dropped_out(carry)
-    bias, error, reversibility = measured(params, random_batch(config), config, key)
-    assert error < 1e-3
-    assert bias < 1e-3
-    assert reversibility < 1e-3
+    with jax.enable_x64(True):
+        bias, error, reversibility = measured(to64(params), random_batch(config), config, key)
+    assert error < 1e-4
+    assert bias < 1e-4
+    assert reversibility < 1e-4
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lior_jax import learning, model
+from lior_jax import learning
 from lior_jax.model import block, operators, retrieval
 from lior_jax.settings import LearningConfig, ModelConfig
+from tests.oracles import initial
 
 TINY = ModelConfig(
     vocab_size=7, context=9, width=12, blocks=2, heads=2, geometry={"chart_dim": 5, "rank": 1}, flow={"units": 8}
@@ -52,7 +53,7 @@ def close(found, expected):
 
 def test_a_block_is_kicked_the_same_by_the_kernels():
     """The kick, and the cotangents of the operators and of the state."""
-    params = model.init(jax.random.key(0), TINY)
+    params = initial(TINY)
     own = jax.tree.map(lambda x: x[1], operators.prepare(params, 9, TINY))
     s, cotangent = jax.random.normal(jax.random.key(1), (2, 2, 9, 12))
     forms = [with_retrieval(TINY, kernel=kernel) for kernel in ("interpret", "plain")]
@@ -62,9 +63,9 @@ def test_a_block_is_kicked_the_same_by_the_kernels():
 
 @pytest.mark.slow
 def test_the_echo_is_the_same_with_the_kernels():
-    params = model.init(jax.random.key(0), TINY)
+    params = initial(TINY)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params._replace(carried=None))
-    params = params._replace(carried=model.init(jax.random.key(0), TINY).carried)
+    params = params._replace(carried=initial(TINY).carried)
     tokens = jax.random.randint(jax.random.key(2), (2, 10), 0, 7)
     batch = tokens[:, :-1], tokens[:, 1:]
     run = jax.jit(learning.estimate, static_argnums=(2, 3))

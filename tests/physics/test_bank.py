@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from lior_jax.physics.bank import nearest, retrieve_from_bank, retrieve_labels
+from lior_jax.physics.bank import arrange, nearest, put, retrieve_from_bank, retrieve_labels, room
 from lior_jax.physics.retrieval import COST_EPSILON
 from tests.oracles import normal
 
@@ -25,10 +25,13 @@ def inputs(queries=5, keys=23, m=4, v=3, seed=0):
     return normal(rng, queries, m), normal(rng, keys, m), normal(rng, keys, v)
 
 
-@pytest.mark.parametrize("block", [1, 4, 23, 100])
-def test_blocks_of_any_size_give_the_whole_softmax(block, float64):
-    q, k, v = inputs()
-    retrieved, log_total = retrieve_from_bank(q, k, v, jnp.asarray(2.5), block)
+@pytest.mark.parametrize(
+    ("queries", "keys", "tile"), [(5, 23, 1), (5, 96, 32), (5, 97, 32), (5, 70, 100), (64, 40, 32), (65, 40, 32)]
+)
+def test_tiles_of_any_size_give_the_whole_softmax(queries, keys, tile, float64):
+    """A last tile that is full or not, and more queries than are looked at together."""
+    q, k, v = inputs(queries, keys)
+    retrieved, log_total = retrieve_from_bank(q, k, v, jnp.asarray(2.5), tile)
     expected = dense(q, k, v, 2.5)
     np.testing.assert_allclose(retrieved, expected[0], rtol=1e-11)
     np.testing.assert_allclose(log_total, expected[1], rtol=1e-11)
@@ -71,8 +74,8 @@ def test_two_banks_mix_to_the_whole_by_their_partition_functions(float64):
 
 # --- labels and nearest keys -----------------------------------------------------------------------------------------
 
-labels_of = jax.jit(retrieve_labels, static_argnames=("labels_count", "block"))
-nearest_of = jax.jit(nearest, static_argnames=("count", "block"))
+labels_of = jax.jit(retrieve_labels, static_argnames="labels_count")
+nearest_of = jax.jit(nearest, static_argnames="count")
 
 
 def costs(queries, keys):
@@ -80,11 +83,11 @@ def costs(queries, keys):
     return np.sqrt(np.sum((queries[:, None] - keys[None]) ** 2, -1) + COST_EPSILON)
 
 
-@pytest.mark.parametrize(("block", "present"), [(None, None), (1, None), (4, 23), (7, 15), (23, 1), (100, 22)])
-def test_labels_share_the_weight_of_the_keys_that_are_present(block, present, float64):
-    q, k, _ = inputs(seed=6)
+@pytest.mark.parametrize(("tile", "present"), [(100, None), (32, None), (32, 71), (32, 64), (32, 33), (32, 1)])
+def test_labels_share_the_weight_of_the_keys_that_are_present(tile, present, float64):
+    q, k, _ = inputs(keys=71, seed=6)
     labels = jnp.asarray(np.random.default_rng(7).integers(0, 4, len(k)))
-    log_p, log_total = labels_of(q, k, labels, 1.7, labels_count=6, present=present, block=block)
+    log_p, log_total = labels_of(q, arrange(k, tile), labels, 1.7, labels_count=6, present=present)
     one_hot = np.eye(6)[np.asarray(labels)][:present]
     expected = dense(q, k[:present], one_hot, 1.7)
     np.testing.assert_allclose(np.exp(log_p), expected[0], rtol=1e-11)
@@ -93,11 +96,11 @@ def test_labels_share_the_weight_of_the_keys_that_are_present(block, present, fl
 
 
 @pytest.mark.parametrize(
-    ("keys", "block", "count"), [(23, None, 5), (23, 4, 23), (1, 8, 1), (300, 64, 40), (300, 100, 7), (97, 96, 9)]
+    ("keys", "tile", "count"), [(23, 100, 5), (23, 4, 23), (1, 8, 1), (300, 64, 40), (300, 100, 7), (97, 96, 9)]
 )
-def test_nearest_keys_are_those_of_smallest_cost(keys, block, count, float64):
+def test_nearest_keys_are_those_of_smallest_cost(keys, tile, count, float64):
     q, k, _ = inputs(keys=keys, seed=8)
-    place, cost = nearest_of(q, k, count=count, block=block)
+    place, cost = nearest_of(q, arrange(k, tile), count=count, present=keys)
     expected = np.argsort(costs(q, k), axis=-1)[:, :count]
     np.testing.assert_array_equal(place, expected)
     np.testing.assert_allclose(cost, np.take_along_axis(costs(q, k), expected, -1), rtol=1e-11)
@@ -108,7 +111,7 @@ def test_nearest_keys_are_present(present):
     """The others lie nearer."""
     q, k, _ = inputs(keys=90, seed=9)
     k = jnp.where(jnp.arange(90)[:, None] < present, k, q[:1])
-    place, cost = nearest_of(q, k, count=5, present=present, block=32)
+    place, cost = nearest_of(q, arrange(k, 32), count=5, present=present)
     expected = np.argsort(costs(q, k[:present]), axis=-1)[:, :5]
     np.testing.assert_array_equal(np.asarray(place)[:, :present], expected)
     assert np.all(np.asarray(place)[:, present:] == -1)
@@ -118,7 +121,22 @@ def test_nearest_keys_are_present(present):
 def test_nearest_keys_far_from_the_origin():
     q, k, _ = inputs(seed=10)
     q, k = ((1000 + 0.01 * x).astype(jnp.float32) for x in (q, k))
-    place, cost = nearest_of(q, k, count=6)
+    place, cost = nearest_of(q, arrange(k), count=6, present=len(k))
     expected = np.sort(costs(q, k), axis=-1)[:, :6]
     np.testing.assert_allclose(cost, expected, rtol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(costs(q, k), np.asarray(place), -1), expected, rtol=1e-5)
+
+
+def test_keys_are_put_where_they_belong_and_given_back(float64):
+    _, k, _ = inputs(keys=70, seed=11)
+    places = np.random.default_rng(12).permutation(80)[:70]
+    keys = put(room(80, 4, 32, jnp.float64)._replace(origin=k[3:4]), jnp.asarray(places), k)
+    assert keys.tiles.shape == (3, 4, 32)
+    np.testing.assert_allclose(keys.rows[places], k, rtol=1e-12)
+    np.testing.assert_allclose(keys.squares.ravel()[places], np.sum((np.asarray(k) - np.asarray(k)[3:4]) ** 2, -1), rtol=1e-12)
+    untouched = np.setdiff1d(np.arange(96), places)
+    np.testing.assert_array_equal(keys.rows[untouched], np.tile(k[3], (len(untouched), 1)))
+    again = put(keys, jnp.array([5, 96, 10**6]), k[:3])
+    np.testing.assert_allclose(again.rows[5], k[0], rtol=1e-12)
+    others = np.setdiff1d(np.arange(96), [5])
+    np.testing.assert_array_equal(again.rows[others], keys.rows[others])

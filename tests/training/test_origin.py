@@ -13,6 +13,7 @@ from lior_jax.analysis import sessions
 from lior_jax.cli import train as program
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine
+from lior_jax.model import retrieval
 from lior_jax.storage import checkpoint
 from lior_jax.training import environment, metrics, origin, run_folder
 from lior_jax.training.step import initial_state
@@ -70,6 +71,7 @@ def test_a_run_says_where_its_first_weights_are_from_and_goes_on_without_them(el
     shutil.rmtree(source)
     training.train(recorded, resume=True)
     assert [one.get("init_from") for one in environment.read(run)] == [{"path": str(source), "step": origin_step(said)}, None]
+    assert {one["retrieval"] for one in environment.read(run)} == {retrieval.choice(recorded.model).sentence}
     assert sessions.first_weights(run) == said
     assert sessions.first_weights(finished_run) is None
 

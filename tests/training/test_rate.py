@@ -20,6 +20,8 @@ def test_the_suggestion_is_where_the_loss_falls_fastest():
     rates = np.geomspace(1e-6, 1, 400)
     loss = 3 - 2 / (1 + np.exp(-3 * (np.log(rates) - np.log(3e-3)))) + np.where(rates > 0.3, 5, 0)
     assert rate.suggest(rates, loss) == pytest.approx(3e-3, rel=0.04)
+    recovering = np.where(rates > 0.6, loss - 3, loss)
+    assert rate.suggest(rates, recovering) == pytest.approx(3e-3, rel=0.04)
     for hopeless in (rates, -rates[:5]):
         with pytest.raises(UserError, match="falls at no learning rate"):
             rate.suggest(rates[: len(hopeless)], hopeless)

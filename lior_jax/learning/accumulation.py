@@ -1,7 +1,6 @@
 """The estimate of a batch from those of its micro-batches, one after another: less memory, the same step."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import optax
 from jax import Array, lax
 
 from lior_jax import parallel
-from lior_jax.learning.info import Info
+from lior_jax.learning.info import Info, Observed
 from lior_jax.learning.rule import estimate
 from lior_jax.model import dropout
 from lior_jax.model.operators import carry
@@ -55,7 +54,11 @@ def accumulated(
 def _of_all(infos: Info, pieces: int, gradient: Params, params: Params, model: ModelConfig) -> Info:
     """Diagnostics of a batch from those of its pieces, stacked."""
     mean, largest = partial(jax.tree.map, lambda x: jnp.mean(x, 0)), partial(jnp.max, axis=0)
-    observed: Any = mean(infos.observed)
+    observed: Observed | None = mean(infos.observed)
+    if observed is None:
+        carried = jax.tree.map(lambda x: x[-1], infos.carried)
+    else:
+        carried = carry(params, observed.action, observed.moment, model)
     return Info(
         loss=mean(infos.loss),
         reversibility=largest(infos.reversibility),
@@ -63,6 +66,6 @@ def _of_all(infos: Info, pieces: int, gradient: Params, params: Params, model: M
         nudge=pieces * mean(infos.nudge),  # a loss that is a mean of fewer targets pulls more at each
         gradient_norm=optax.tree.norm(gradient),
         action=mean(infos.action),
-        carried=jax.tree.map(lambda x: x[-1], infos.carried) if observed is None else carry(params, *observed, model),
+        carried=carried,
         observed=observed,
     )

@@ -171,7 +171,7 @@ class TrainingConfig(Section):
     """Windows per step."""
     accumulate: int = Field(1, ge=1, le=2**16)
     """Parts that each batch is gone through in, one after another, each of `batch_size` / `accumulate` windows: the same step
-    in less memory. (`learning.chunk`, of each part, is for the nudged runs alone.)"""
+    in less memory. `learning.chunk`, of each part, is for the nudged runs alone."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations."""
     eval_windows: int | None = Field(64, ge=1)

@@ -4,14 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lior_jax import config as configuration
 from lior_jax import model, parallel
 from lior_jax.parallel import hlo
 from lior_jax.settings import Config
 from lior_jax.training import memory, origin
-from lior_jax.training.step import initial_state, step_on, train_step
+from lior_jax.training.step import compiled, initial_state
 
 PEAK, BANDWIDTH = 400e12, 100e9
 """Operations and bytes a second of a device, where nobody says otherwise: round numbers."""
@@ -39,11 +38,8 @@ def make(config: Config) -> Plan:
     config = _with_vocabulary(config)
     devices = parallel.chosen(config)
     state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
-    window = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context), jnp.int32)
-    run = train_step if devices.mesh is None else step_on(devices, state)
-    with devices.active():
-        compiled = run.lower(state, (window, window), config, jax.ShapeDtypeStruct((), bool)).compile()
-    needs = compiled.memory_analysis()
+    program = compiled(config, devices, state)
+    needs = program.memory_analysis()
     others = state.replace(params=None)
     return Plan(
         devices,
@@ -51,7 +47,7 @@ def make(config: Config) -> Plan:
         own_bytes(state.params, devices.of_state(state).params),
         own_bytes(others, devices.of_state(others)),
         needs.temp_size_in_bytes if needs else 0,
-        hlo.work(compiled.as_text(), devices.count),
+        hlo.work(program.as_text() or "", devices.count),
     )
 
 

@@ -1,6 +1,6 @@
 """One step of training: an estimate, and the optimiser's update if the estimate is sound."""
 
-from collections.abc import Callable
+import inspect
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     return state, Report(info._replace(observed=None), sound, jnp.asarray(learning_rate))
 
 
-def step_on(devices: Devices, state: State) -> Callable[..., tuple[State, Report]]:
+def step_on(devices: Devices, state: State) -> jax.stages.Wrapped:
     """`train_step` on several devices: state and batch lie as `Devices` says, and so does the new state.
 
     All between is left to the compiler, which cuts one program of the whole batch, so that means, maxima and verdicts are
@@ -93,12 +93,24 @@ def step_on(devices: Devices, state: State) -> Callable[..., tuple[State, Report
     """
     places = devices.of_state(state)
     return jax.jit(
-        train_step.__wrapped__,
+        inspect.unwrap(train_step),
         static_argnums=2,
         donate_argnums=0,
         in_shardings=(places, devices.batch, devices.everywhere),
         out_shardings=(places, devices.everywhere),
     )
+
+
+def compiled(config: Config, devices: Devices, state: State) -> jax.stages.Compiled:
+    """The step's program for batches of the configuration, compiled and not run.
+
+    Args:
+        state: shapes.
+    """
+    window = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context), jnp.int32)
+    run: Any = train_step if devices.mesh is None else step_on(devices, state)
+    with devices.active():
+        return run.lower(state, (window, window), config, jax.ShapeDtypeStruct((), bool)).compile()
 
 
 def step_key(step: Array, config: Config) -> Array:

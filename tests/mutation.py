@@ -55,7 +55,7 @@ RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibri
 KERNELS = "kernels/test_retrieval.py -k plain_form"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
-DEVICES, ACCUMULATION, EIGHT = "parallel/test_devices.py", "learning/test_accumulation.py", "parallel/test_eight.py"
+DEVICES, ACCUMULATION, HLO = "parallel/test_devices.py", "learning/test_accumulation.py", "parallel/test_hlo.py"
 
 MUTATIONS = [
     # --- devices -----------------------------------------------------------------------------------------------------
@@ -73,9 +73,9 @@ MUTATIONS = [
         "parallel/hlo.py",
         '"all-reduce": lambda size, n: 2 * (n - 1) / n * size',
         '"all-reduce": lambda size, n: (n - 1) / n * size',
-        EIGHT,
+        HLO,
     ),
-    Mutation("parallel/hlo.py", "count * (int(trips[1]) if trips else 1)", "count", EIGHT),
+    Mutation("parallel/hlo.py", "count * (int(trips[1]) if trips else 1)", "count", HLO),
     # --- micro-batches -----------------------------------------------------------------------------------------------
     Mutation("learning/accumulation.py", "lambda x: x / pieces, total", "lambda x: x, total", f"{ACCUMULATION} -k add_up"),
     Mutation(

@@ -30,6 +30,7 @@ def figures(run, name: str) -> list[float]:
     return [line[name] for line in metrics.read(run) if name in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one", "eight"])
 def test_a_run_goes_on_on_other_devices(name, runs):
     folder, _ = runs
@@ -40,14 +41,17 @@ def test_a_run_goes_on_on_other_devices(name, runs):
         np.testing.assert_allclose(figures(folder / name, figure), expected, rtol=tolerance, err_msg=figure)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored_to_the_last_bit(runs):
     assert runs[1]["restored"]
 
 
+@pytest.mark.slow
 def test_the_run_says_how_it_uses_the_devices(runs):
     assert "8 of 8 devices: 4 share each batch x 2 the heads, parameters and optimiser state are cut." in runs[1]["said"]
 
 
+@pytest.mark.slow
 def test_operations_and_bytes_are_those_of_the_program(runs):
     work = runs[1]["work"]
     assert work["flops"] == 5 * 2 * (2 * 2 * 32 * 32)  # two products of two rows on each device
@@ -55,6 +59,7 @@ def test_operations_and_bytes_are_those_of_the_program(runs):
     assert work["sent"] == {"all-reduce": 5 * 2 * 7 / 8 * 32 * 32 * 4}
 
 
+@pytest.mark.slow
 def test_what_each_of_eight_devices_holds_is_an_eighth(runs):
     """But for what is too small to be cut."""
     eight, one = runs[1]["plan"], plan.make(configuration.parse(LARGER, "larger"))

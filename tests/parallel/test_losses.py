@@ -17,11 +17,6 @@ FAR = [[2, 4, True], [8, 1, True], [4, 2, False], [1, 4, False]]
 QUICK = {
     "echo": {
         "set": ["learning.dropout=0.1", "learning.chunk=1", "learning.action_weight=0.1", "model.geometry.frame=derived"],
-        "layouts": [BATCH, BOTH],
-        "steps": 4,
-    },
-    "equilibrium": {
-        "set": ["learning.rule=equilibrium", "learning.nudge=random_sign", "learning.dropout=0.1", "optimizer.name=muon"],
         "layouts": [BOTH],
         "steps": 4,
     },
@@ -47,6 +42,11 @@ SLOW = {
         "set": [*EVERYTHING, "model.field.project=true", "optimizer.average=0.9", "learning.chunk=4", "training.accumulate=2"],
         "layouts": [BATCH, BOTH],
         "steps": 6,
+    },
+    "drawn sides": {
+        "set": ["learning.rule=equilibrium", "learning.nudge=random_sign", "learning.dropout=0.1", "optimizer.name=muon"],
+        "layouts": [BOTH],
+        "steps": 4,
     },
     "hopfield": {
         "set": ["model.flow.potential=hopfield", "model.flow.integrator=yoshida4", "learning.nudge=one_sided"],

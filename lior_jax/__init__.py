@@ -6,7 +6,7 @@
     train                       a run from start to end
     Engine                      a trained model: generate, stream, score, remember
 
-Each is imported when it is first asked for, so that importing the package needs no JAX.
+Each is imported on first use, so that importing the package does not need JAX.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         try:
             return version("lior-jax")
-        except PackageNotFoundError:  # a source tree that is not installed
+        except PackageNotFoundError:  # a source tree without installation
             return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""Reading configurations: YAML and `--set` to validated settings, and mistakes in words.
+"""Reading configurations: from YAML and `--set` to validated settings, with readable error messages.
 
 The sections and their keys are in `settings`.
 """
@@ -20,11 +20,11 @@ from lior_jax.storage import files
 
 _S = TypeVar("_S", bound=Section)
 
-# Installed, the shipped configurations lie in the package; in the repository, at the top.
+# The shipped configurations are in the package if installed, else at the top of the repository.
 _SHIPPED = next((path for path in (Path(__file__).parents[at] / "configs" for at in (0, 1)) if path.is_dir()), None)
 
 _COMPLAINTS = 20
-"""How many mistakes are reported at once."""
+"""Largest number of mistakes reported at once."""
 
 MOVED = {
     f"model.{old}": f"model.{new}"
@@ -55,15 +55,15 @@ MOVED = {
         "relaxation_momentum": "relaxation.momentum",
     }.items()
 }
-"""Former places of keys, and where they are now."""
+"""Keys that moved, and their new names."""
 
 
 _BREAKS = str.maketrans({"\n": r"\n", "\r": r"\r", "\x85": r"\N", "\u2028": r"\L", "\u2029": r"\P"})
-"""Line ends as YAML escapes them in double quotes; as they are, it would make blanks of them."""
+"""Line endings escaped for YAML's double quotes; unescaped, they would be folded to spaces."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses keys that are no text or stand twice."""
+    """YAML that reads `1e-3` as a number (YAML 1.1 does not) and refuses duplicate keys and keys that are not text."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -89,13 +89,13 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Confi
     """Read and validate a YAML configuration.
 
     Args:
-        path: the file, or the bare name of one that is shipped, such as `quickstart`.
-        overrides: `section.key=value` strings, the value in YAML; that of a text is taken as it stands, in quotes or without,
-            and `null` is nothing.
+        path: the file, or the bare name of a shipped one, such as `quickstart`.
+        overrides: `section.key=value` strings, with values in YAML; text values are taken literally, with or without quotes,
+            except `null`.
 
     Raises:
-        UserError: a missing or malformed file, an unknown key, a wrong type or an impossible combination, named by
-            its path, with what is allowed.
+        UserError: a missing or malformed file, an unknown key, a wrong type or an invalid combination; the message gives the
+            key's path and the allowed values.
     """
     return parse(_read(path), str(path), overrides)
 
@@ -112,7 +112,7 @@ def _read(path: str | Path) -> str:
 
 
 def _shipped(path: Path) -> Path | None:
-    """The shipped file of a bare name that is no file's; None if there is none."""
+    """The shipped file with a bare name, unless that is an existing file; None if there is none."""
     if _SHIPPED is None or path.name != str(path) or path.suffix or path.is_file():
         return None
     found = _SHIPPED / f"{path}.yaml"
@@ -128,13 +128,13 @@ def parse(text: str, source: str, overrides: tuple[str, ...] | list[str] = ()) -
 
 
 class _ModelFile(Section):
-    """A model's section by itself, as beside exported weights."""
+    """The text of a model's section alone, for exported weights."""
 
     model: ModelConfig
 
 
 def load_model(path: str | Path) -> ModelConfig:
-    """Read the `model` section of a file that holds nothing else; raises `UserError` as `load` does."""
+    """Read the `model` section of a file with no other section; raises `UserError` as `load` does."""
     return validate_model(_mapping(_read(path), str(path)), str(path))
 
 
@@ -159,15 +159,15 @@ def _validated(kind: type[_S], values: dict[str, Any], source: str) -> _S:
 
 
 def replace(config: Config, section: str, **values: Any) -> Config:
-    """The configuration with some keys of a section, such as `model.flow`, set to other values.
+    """The configuration with new values for some keys of a section, such as `model.flow`.
 
     Raises:
-        UserError: the values are not valid, alone or together with the others.
+        UserError: invalid values, or an invalid combination.
     """
     changed = config.model_dump()
-    changed["model"].pop("dynamics")  # which follow the rule again
+    changed["model"].pop("dynamics")  # derived from the rule again
     place = _section(changed, section.split("."))
-    assert place is not None, f"{section} is no section"
+    assert place is not None, f"{section} is not a section"
     place.update(values)
     return validate(changed, "The changed configuration")
 
@@ -179,7 +179,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def flat(section: Section, prefix: str = "") -> dict[str, Any]:
-    """All values of a configuration, or of one of its sections, by their keys from there on, such as `model.flow.steps`."""
+    """All values of a configuration, or of one of its sections, by key, such as `model.flow.steps`."""
     values: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -203,7 +203,7 @@ def _yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise UserError(f"{source} is not valid YAML: it is nested too deeply.") from None
-    except Exception as problem:  # the library's own, and what its readers of numbers and dates raise for malformed ones
+    except Exception as problem:  # the library's own error, and those of its parsers of numbers and dates
         mark = getattr(problem, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(problem, "problem", None) or str(problem)[:200] or type(problem).__name__
@@ -223,7 +223,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _text(value: str) -> str | None:
-    """What follows `=` where a text belongs: as it stands, blanks and signs included, but for quotes around all of it."""
+    """The text after `=`, literally, including whitespace and punctuation, except for quotes around all of it."""
     if value == "null":
         return None
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
@@ -242,7 +242,7 @@ def _holds_text(location: list[str]) -> bool:
 
 
 def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
-    """The mapping at a path, made where nothing is yet; None where something else is, of which validation complains."""
+    """The mapping at a path, created if missing; None for another type, which validation reports."""
     for name in names:
         if values.get(name) is None:
             values[name] = {}
@@ -263,7 +263,7 @@ def _explain(error: ErrorDetails) -> str:
         hint = f"did you mean {close[0]}? Allowed here" if close else "allowed here"
         return f"unknown key {path}; {hint}: {', '.join(known)}"
     if error["type"] == "value_error":
-        between = "." if _section_at(location) else ": "  # what a section complains of begins with its key
+        between = "." if _section_at(location) else ": "  # a section's own messages begin with the key
         return between.join(filter(None, [path, str(error["ctx"]["error"])]))
     if error["type"] == "literal_error":
         return f"{path} is {_short(error['input'])}, but must be {error['ctx']['expected']}"
@@ -274,14 +274,14 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as it is shown in a sentence. YAML's aliases can make a few lines stand for more than any memory holds."""
+    """A value shortened for a message. With YAML's aliases a few lines can expand to more than fits in memory."""
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxstring, shown.maxother = 3, 80, 80
     return shown.repr(value)
 
 
 def _one_line(text: str) -> str:
-    """A message without what a terminal would not print as it stands."""
+    """A message on one line, without unprintable characters."""
     words = " ".join(text.split())
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in words)
 
@@ -293,7 +293,7 @@ def _keys(location: list[str]) -> list[str]:
 
 
 def _section_at(location: list[str]) -> type[Section] | None:
-    """The section at a path of keys; None if there is a value, or nothing."""
+    """The section class at a path of keys; None for a value or an unknown key."""
     section: Any = Config
     for name in location:
         field = section.model_fields.get(name) if isinstance(section, type) and issubclass(section, Section) else None

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input or a bad environment, told in one sentence: what is wrong and how to mend it.
+    """Bad input or a bad environment, described in one sentence: what is wrong and how to fix it.
 
     The command-line programs print the sentence and exit with status 2, without a traceback.
     """

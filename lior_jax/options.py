@@ -1,6 +1,6 @@
-"""The reference of all configuration keys, rendered from the settings themselves, for a terminal and as a page.
+"""The reference of all configuration keys, generated from the settings, for a terminal and as a page.
 
-`python -m lior_jax.cli.options > docs/options.md` writes the page again, once a setting has changed.
+`python -m lior_jax.cli.options > docs/options.md` regenerates the page after a change of the settings.
 """
 
 import textwrap
@@ -18,7 +18,7 @@ from lior_jax.registry import Registry
 from lior_jax.settings import DERIVED, Config, Section
 
 _WIDTH = 100
-"""Columns of a terminal."""
+"""Width of the terminal output."""
 _WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "null"}
 _LIMITS = {
     bounds.Ge: ("ge", "at least {}"),
@@ -33,7 +33,7 @@ class Option(NamedTuple):
     """A key of a configuration."""
 
     key: str
-    """From the top, such as `model.flow.units`."""
+    """Full name, such as `model.flow.units`."""
     default: str
     """The default in YAML's notation."""
     allowed: str
@@ -45,14 +45,14 @@ class Group(NamedTuple):
     """A section of a configuration."""
 
     name: str
-    """From the top, such as `model.flow`."""
+    """Full name, such as `model.flow`."""
     meaning: str
     options: list[Option]
-    """Its own keys, without those of the sections in it."""
+    """Its own keys, without those of nested sections."""
 
 
 def groups(section: type[Section] = Config, name: str = "") -> Iterator[Group]:
-    """A section and all sections in it, from the outer to the inner ones, those without keys of their own left out."""
+    """A section and its nested sections, outer ones first, without those that have no keys of their own."""
     prefix = f"{name}." if name else ""
     inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field))}
     keys = {key: field for key, field in section.model_fields.items() if key not in inner}
@@ -64,7 +64,7 @@ def groups(section: type[Section] = Config, name: str = "") -> Iterator[Group]:
 
 
 def text(name: str | None = None) -> str:
-    """The reference for a terminal: everything, or a section with those in it, or one key.
+    """The reference for a terminal: everything, or a section with nested ones, or one key.
 
     Raises:
         UserError: there is no such section or key.
@@ -81,22 +81,22 @@ def page() -> str:
 
 
 def written(value: Any) -> str:
-    """A setting's value as YAML has it, in one line."""
+    """A setting's value in YAML, on one line."""
     words = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
     return words.removesuffix("...\n").strip()
 
 
 _HEAD = """# Options
 
-Every key of a configuration, with its default, what it may be and what it does. In a YAML file sections are nested; on the
-command line a key is given as `--set model.flow.units=512`. `lior options model.flow` shows a section of this
-page in the terminal. The page is made from the settings, where its texts are edited, by
+Every key of a configuration, with its default, allowed values and meaning. In a YAML file sections are nested; on the command
+line a key is set as `--set model.flow.units=512`. `lior options model.flow` shows a section of this page in the
+terminal. The page is generated from the docstrings of `lior_jax/settings` by
 `python -m lior_jax.cli.options > docs/options.md`.
 """
 
 
 def _within(found: list[Group], name: str) -> list[Group]:
-    """The groups or the key of a name."""
+    """The groups or the key with a given name."""
     chosen = [group for group in found if f"{group.name}.".startswith(f"{name}.")]
     if chosen:
         return chosen
@@ -120,7 +120,7 @@ def _option(key: str, field: FieldInfo) -> Option:
 
 
 def _allowed(kind: Any, metadata: list[Any]) -> str:
-    """What a value of a type may be, in words."""
+    """The allowed values of a type, in words."""
     if hasattr(kind, "__metadata__"):  # Annotated
         return _allowed(kind.__origin__, [*kind.__metadata__, *metadata])
     for one in metadata:
@@ -139,7 +139,7 @@ def _allowed(kind: Any, metadata: list[Any]) -> str:
 
 
 def _plural(kind: Any) -> str:
-    """Elements of a list."""
+    """The elements of a list, in words."""
     if get_origin(kind) is tuple:
         return "lists of " + _plural(get_args(kind)[0])
     words = _allowed(kind, [])
@@ -157,7 +157,7 @@ def _limit(one: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """Large powers of two as such."""
+    """Large powers of two as `2^N`."""
     if isinstance(value, int) and value >= 2**16 and value & (value - 1) == 0:
         return f"2^{value.bit_length() - 1}"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
@@ -168,12 +168,12 @@ def _plain(value: Any) -> Any:
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field is; None for a key."""
+    """The section class of a field; None for a key."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-# --- how it looks ----------------------------------------------------------------------------------------------------
+# --- rendering -------------------------------------------------------------------------------------------------------
 
 
 def _line(words: str) -> str:
@@ -190,7 +190,7 @@ def _block(group: Group) -> str:
 
 
 def _hanging(left: str, right: str) -> list[str]:
-    """What may be, beside the key and its default, or below them where it has no room."""
+    """The allowed values, beside the key and its default, or below if they do not fit."""
     side = f"{left:<48}  {right}"
     return [side] if len(side) <= _WIDTH else [left, *textwrap.wrap(right, _WIDTH, initial_indent=" " * 6)]
 

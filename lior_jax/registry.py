@@ -1,7 +1,7 @@
-"""Tables of what a configuration chooses by name: potentials, integrators, score terms, optimisers, learning rules, and
-readers of text by the end of a file's name; users may add to them.
+"""Registries of components that a configuration chooses by name: potentials, integrators, score terms, optimisers, learning
+rules, trackers, and readers of text by file extension. Users can add entries.
 
-Built-in entries are imported when they are first used, so that reading a configuration needs no JAX.
+Built-in entries are imported on first use, so that reading a configuration does not need JAX.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def resolve(reference: Any) -> Any:
-    """The object that `"module:attribute"` names, imported now; anything but text is itself."""
+    """The object named by `"module:attribute"`, imported now; other values are returned unchanged."""
     if not isinstance(reference, str):
         return reference
     module, _, attribute = reference.partition(":")
@@ -25,18 +25,18 @@ def resolve(reference: Any) -> Any:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Values by name. A setting that chooses one is annotated with the table: `rule: Annotated[str, RULES]`.
+    """A registry of values by name. A setting that names one is annotated with it: `rule: Annotated[str, RULES]`.
 
     Args:
-        kind: what an entry is, for messages.
-        entries: values, or `"module:attribute"` of values that are imported when they are asked for.
+        kind: name of the kind of entries, for messages.
+        entries: values, or `"module:attribute"` of values to import on first use.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T | str]):
         self.kind, self._entries = kind, dict(entries)
 
     def register(self, name: str, value: T) -> None:
-        """Add an entry, which configurations may then name.
+        """Add an entry, which configurations can then name.
 
         Raises:
             ValueError: the name is taken by another value.
@@ -47,7 +47,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise UserError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}.")
+            raise UserError(f"{name!r} is not a known {self.kind}; choose one of {', '.join(self._entries)}.")
         return resolve(self._entries[name])
 
     def __contains__(self, name: object) -> bool:
@@ -60,40 +60,40 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Settings annotated with the table take a name in it, or a tuple of such, those included that are registered later."""
+        """Settings annotated with the registry accept a name in it, or a tuple of names, including later registrations."""
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
     def _known(self, chosen: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for name in (chosen,) if isinstance(chosen, str) else chosen:
             if name not in self._entries:
-                raise ValueError(f"{name!r} is no {self.kind}; there are {', '.join(self._entries)}")
+                raise ValueError(f"{name!r} is not a known {self.kind}; choose one of {', '.join(self._entries)}")
         return chosen
 
 
 Dynamics = Literal["symplectic", "dissipative"]
-"""What follows a block's kick: a Hamiltonian flow, or relaxation to a minimum of the block's energy."""
+"""The dynamics after a block's kick: a Hamiltonian flow, or relaxation to a minimum of the block's energy."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A learning rule: all that the rest of the program needs to know of it."""
+    """A learning rule and its properties."""
 
     name: str
     """Name by which `learning.rule` chooses it."""
     title: str
     """Name in reports, plots and messages."""
     dynamics: Dynamics
-    """Dynamics of the model that it trains."""
+    """Dynamics of the models that it trains."""
     residual_limit: float
-    """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` says otherwise."""
+    """Largest `Info.reversibility` at which its estimate is applied, unless `learning.residual_limit` is set."""
     estimate: Callable[..., Any] | str
     """`estimate(params, batch, model, learning, key) -> (gradient, Info)`, or where to import it from."""
     residual: str = "residual"
-    """What `Info.reversibility` measures, as the axis of a figure says it."""
+    """What `Info.reversibility` measures, as an axis label."""
     nudges: tuple[str, ...] = ("centred", "one_sided")
-    """Values of `learning.nudge` that it knows."""
+    """Supported values of `learning.nudge`."""
     ignores: tuple[str, ...] = ("nudged_steps", "pull", "update")
-    """Keys of `learning` that mean nothing to it, so that setting them is refused."""
+    """Keys of `learning` that do not apply to it and are refused."""
 
 
 POTENTIALS: Registry[Any] = Registry(
@@ -151,7 +151,7 @@ READERS: Registry[Any] = Registry(
         ".parquet": "lior_jax.data.readers:parquet",
     },
 )
-"""Functions of a path and `data.field` to the pieces of a file's text (`data.readers`), by the end of the file's name."""
+"""Functions of a path and `data.field` to the pieces of a file's text (`data.readers`), by file extension."""
 
 RULES: Registry[Rule] = Registry(
     "learning rule",
@@ -160,7 +160,7 @@ RULES: Registry[Rule] = Registry(
             name="echo",
             title="Hamiltonian echo",
             dynamics="symplectic",
-            residual_limit=1e-2,  # an echo that does not retrace the free run is worth nothing
+            residual_limit=1e-2,  # an echo that does not retrace the free run gives no gradient
             estimate="lior_jax.learning.echo:estimate",
             residual="relative distance of rebuilt states",
         ),

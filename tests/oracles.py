@@ -4,12 +4,14 @@ Nothing here calls the hand-written adjoints. The numpy forms, those of the whol
 share with `lior_jax` only the parameter structures, the epsilons and the table of rotor planes.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from jax import Array
 from scipy.special import logsumexp, ndtr, softmax
@@ -182,6 +184,12 @@ def changed(config: ModelConfig, **changes: Any) -> ModelConfig:
 def estimate(params: Params, batch: Batch, config: Config, key: Array | None = None) -> tuple[Params, learning.Info]:
     """`learning.estimate` for a whole configuration."""
     return _estimate(params, batch, config.model, config.learning, key)
+
+
+def cases(values: Mapping[str, Any], *slow: str) -> list[Any]:
+    """Parameters of a test by name, with the mark of the slow ones."""
+    assert set(slow) <= set(values)
+    return [pytest.param(value, id=name, marks=[pytest.mark.slow] if name in slow else []) for name, value in values.items()]
 
 
 def random_batch(config: Config, batch: int = 3, length: int = 7, seed: int = 0) -> Batch:

@@ -89,8 +89,8 @@ def test_allowed_values_are_listed():
         ("training: {steps: 100000000000000000000}", "training.steps"),
         ("data: {tokenizer: 'bpe:999999999999999999999'}", "data.tokenizer"),
         ("run: {directory: ''}", "run.directory"),
-        (r'run: {directory: "a\0b"}', "run.directory: a path has neither NUL"),
-        (r'data: {path: "\ud800"}', "data.path: a path has neither NUL nor lone surrogates"),
+        (r'run: {directory: "a\0b"}', "run.directory: a path contains neither NUL"),
+        (r'data: {path: "\ud800"}', "data.path: a path contains neither NUL nor lone surrogates"),
         ("learning: {residual_limit: 0}", "learning.residual_limit is 0"),
         ("training: {patience: 0}", "training.patience is 0"),
         ("training: {keep_every: 0}", "training.keep_every is 0"),
@@ -124,19 +124,22 @@ def test_allowed_values_are_listed():
         ("model: {retrieval: {adaptive_order: true, lag_prior: false}}", "model.retrieval.adaptive_order"),
         ("model: {flow: {step_size: 2.0}}", "model.flow.step_size: verlet is unstable at 2"),
         ("model: {flow: {integrator: yoshida4, step_size: 1.6}}", "model.flow.step_size: yoshida4 is unstable at 1.6"),
-        ("model: {flow: {integrator: euler}}", "model.flow.integrator: 'euler' is no integrator; there are verlet, yoshida4"),
+        (
+            "model: {flow: {integrator: euler}}",
+            "model.flow.integrator: 'euler' is not a known integrator; choose one of",
+        ),
         ("model: {field: {evolution: off, project: true}}", "project: without a field there is nothing to project"),
-        ("model: {flow: {potential: flat}}", "model.flow.potential: 'flat' is no potential; there are gated, hopfield"),
+        ("model: {flow: {potential: flat}}", "model.flow.potential: 'flat' is not a known potential; choose one of gated"),
         (
             "{model: {flow: {integrator: yoshida4}}, learning: {rule: equilibrium}}",
             "model.flow.integrator: a relaxation has no momentum and no integrator",
         ),
-        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products: 'vedge' is no score term"),
+        ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products: 'vedge' is not a known score term"),
         (
             "model: {retrieval: {products: [tensor, tensor]}}",
             "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",
         ),
-        ("model: {retrieval: {products: vedge}}", "model.retrieval.products: 'vedge' is no score term"),
+        ("model: {retrieval: {products: vedge}}", "model.retrieval.products: 'vedge' is not a known score term"),
         ("model: {retrieval: {products: {wedge: 1}}}", "model.retrieval.products is {'wedge': 1}"),
         ("training: {steps: 1e400}", "training.steps"),
         ("training: {steps: 1e30}", "training.steps"),
@@ -145,20 +148,20 @@ def test_allowed_values_are_listed():
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
         ("model: {geometry: {curvature_terms: 0}}", "model.geometry.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
-        ("model: {dynamics: dissipative}", "model.dynamics: it follows from learning.rule: echo has symplectic ones"),
-        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "equilibrium has dissipative ones; leave the key out"),
-        ("learning: {rule: backward}", "learning.rule: 'backward' is no learning rule; there are echo, equilibrium"),
+        ("model: {dynamics: dissipative}", "model.dynamics: follows from learning.rule, for echo symplectic"),
+        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "for equilibrium dissipative; leave the key out"),
+        ("learning: {rule: backward}", "learning.rule: 'backward' is not a known learning rule; choose one of echo"),
         (
             "learning: {rule: equilibrium}\nmodel: {flow: {carry_momentum: true}}",
             "model.flow.carry_momentum: a relaxation has no",
         ),
         ("learning: {rule: equilibrium}\nmodel: {flow: {steps: 2}}", "model.flow.steps: a relaxation has no"),
-        ("learning: {nudge: random_sign}", "learning.nudge: random_sign is nothing for echo"),
-        ("learning: {pull: force}", "learning.pull: force is nothing for echo"),
-        ("learning: {update: geometry}", "learning.update: geometry is nothing for echo"),
-        ("learning: {nudged_steps: 3}", "learning.nudged_steps: 3 is nothing for echo"),
-        ("learning: {rule: equilibrium, pull: off, action_weight: 0.1}", "learning.action_weight: it has no say"),
-        ("learning: {rule: equilibrium, update: geometry, action_weight: 0.1}", "learning.action_weight: it has no say"),
+        ("learning: {nudge: random_sign}", "learning.nudge: random_sign does not apply to echo"),
+        ("learning: {pull: force}", "learning.pull: force does not apply to echo"),
+        ("learning: {update: geometry}", "learning.update: geometry does not apply to echo"),
+        ("learning: {nudged_steps: 3}", "learning.nudged_steps: 3 does not apply to echo"),
+        ("learning: {rule: equilibrium, pull: off, action_weight: 0.1}", "learning.action_weight: has no effect"),
+        ("learning: {rule: equilibrium, update: geometry, action_weight: 0.1}", "learning.action_weight: has no effect"),
         ("model: {relaxation: {momentum: 1.0}}", "model.relaxation.momentum"),
         ("{1: 2}", "the key 1 is not text"),
         ("? [1, 2]\n: 3", "is not text"),
@@ -384,10 +387,10 @@ def test_junk_is_accepted_or_refused_in_one_sentence_never_a_crash(values):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.tokenizer=words"], r"none of byte, char, bpe:N \(for example bpe:2048\) and PATH/tokenizer.json"),
-        (["data.tokenizer=byte", "data.unknown=replace"], "replace is nothing for the tokenizer 'byte'; it is for char"),
+        (["data.tokenizer=words"], r"must be byte, char, bpe:N \(for example bpe:2048\) or PATH/tokenizer.json"),
+        (["data.tokenizer=byte", "data.unknown=replace"], "replace does not apply to the tokenizer 'byte', only to char"),
         (["data.unknown=skip"], "data.unknown"),
-        (['data.tokenizer="a\\0b.json"'], "a path has neither NUL nor lone surrogates"),
+        (['data.tokenizer="a\\0b.json"'], "a path contains neither NUL nor lone surrogates"),
         (["data.field="], "data.field"),
     ],
 )
@@ -400,7 +403,7 @@ def test_what_is_no_way_to_tokens_is_told(overrides, message):
 @pytest.mark.parametrize("value", ["0", "-3", "fast", "1.5", "true"])
 def test_a_tile_that_is_none_is_refused_in_one_sentence(value):
     with pytest.raises(
-        UserError, match=r"model\.retrieval\.tile: .* is none of auto, null, and a whole number of positions"
+        UserError, match=r"model\.retrieval\.tile: .* must be auto, null, or a whole number of positions"
     ) as told:
         configuration.parse("{}", "x", [f"model.retrieval.tile={value}"])
     assert "literal" not in str(told.value)

@@ -57,6 +57,13 @@ def test_own_loop_learns(output):
     assert losses[-1] < losses[0] - 0.3
 
 
+def test_a_memory_predicts_lines_like_those_it_read(output):
+    printed = output(ROOT / "examples" / "score_and_remember.py")
+    alone, remembered, reloaded = (float(x) for x in re.findall(r"([\d.]+) bits/char", printed))
+    assert remembered < alone / 2
+    assert reloaded == remembered
+
+
 def test_own_potential_is_one(float64):
     """Force, contrast and energy belong together."""
     rng = np.random.default_rng(0)

@@ -93,7 +93,7 @@ def test_a_registered_name_is_taken_and_another_is_refused():
     table.register("green", 2)
     assert Paint(one="green", several=("red", "green")).several == ("red", "green")
     for wrong in ({"one": "mauve"}, {"several": ("red", "mauve")}):
-        with pytest.raises(ValueError, match="'mauve' is no colour; there are red, green"):
+        with pytest.raises(ValueError, match="'mauve' is not a known colour; choose one of red, green"):
             Paint(**wrong)
 
 

@@ -183,6 +183,6 @@ def test_an_exported_configuration_makes_no_objects(finished_run, tmp_path):
 
 def test_a_pickle_in_the_place_of_a_memory_is_not_opened(finished_run, tmp_path):
     (tmp_path / "memory.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
-    with no_pickle_is_opened(), pytest.raises(UserError, match="is damaged, or no safetensors file"):
+    with no_pickle_is_opened(), pytest.raises(UserError, match="is damaged, or not a safetensors file"):
         Engine.from_checkpoint(finished_run).with_memory(tmp_path / "memory.safetensors")
     assert not (tmp_path / "mark").exists()

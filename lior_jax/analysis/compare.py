@@ -1,4 +1,4 @@
-"""Runs side by side: what they reached, what it took, and what differs in their configurations."""
+"""Comparison of runs: their losses, their cost, and the differences of their configurations."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ from lior_jax.training.run_folder import existing_folder, resume_config
 
 PICTURE = "comparison.png"
 _TEXT = ("data.path", "data.validation_fraction")
-"""Keys that decide on what text a loss is measured."""
+"""Keys that determine the text on which a loss is measured."""
 _WINDOWS = ("training.eval_windows", "training.eval_stride", "model.context")
-"""Keys that decide by what windows the evaluations of a run go."""
+"""Keys that determine the windows of a run's evaluations."""
 _NONE = "–"
 
 
 class Run(NamedTuple):
-    """What is left of a run."""
+    """The records of a run."""
 
     name: str
     config: Config
     lines: list[dict[str, Any]]
     """Lines of its metrics."""
     summary: dict[str, Any]
-    """Empty if the run has not come to its end."""
+    """Empty if the run is not finished."""
     sessions: list[dict[str, Any]]
     """Entries of its environment."""
 
@@ -62,13 +62,13 @@ def compare(folders: Sequence[str | Path]) -> tuple[str, Path]:
 
 
 def read(folders: Sequence[str | Path]) -> list[Run]:
-    """Runs from their folders, named by the parts of their paths in which they differ. Raises `UserError` as `compare` does."""
+    """Runs from their folders, named by the distinct parts of their paths. Raises `UserError` as `compare` does."""
     names = _names([Path(folder) for folder in folders])
     return [_read(name, existing_folder(folder)) for name, folder in zip(names, folders, strict=True)]
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Figures of runs, one column each, then the keys of their configurations that differ; for a terminal."""
+    """A text table of the figures of runs, one column each, and the keys of their configurations that differ."""
     measured = [(label, [figure(run) for run in runs]) for label, figure in _FIGURES.items()]
     measured = [row for row in measured if set(row[1]) != {_NONE}]
     different = differences(runs)
@@ -80,7 +80,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Keys of the configurations, the runs' folders left out, that differ, with each run's value."""
+    """Keys of the configurations that differ, except the runs' folders, with each run's value."""
     values = [configuration.flat(run.config) for run in runs]
     keys = [key for key in values[0] if key != "run.directory" and any(one[key] != values[0][key] for one in values)]
     return [(key, [options.written(one[key]) for one in values]) for key in keys]
@@ -92,7 +92,7 @@ def picture(runs: Sequence[Run]) -> Figure:
 
 
 def curve(run: Run) -> plots.Curve:
-    """A run's evaluations, with the tokens read and the seconds spent on training, evaluations left out, until each."""
+    """A run's evaluations, with the tokens read and the training time, without evaluations, up to each."""
     evaluations = run.of_kind("validation")
     steps = np.array([line["step"] for line in evaluations], float)
     nats = np.array([line["nats_per_character"] for line in evaluations], float)
@@ -100,10 +100,10 @@ def curve(run: Run) -> plots.Curve:
 
 
 def _seconds(run: Run, steps: np.ndarray) -> np.ndarray:
-    """Time of training until each step, from the speeds in the metrics.
+    """Training time up to each step, from the speeds in the metrics.
 
-    A line's speed is that of the steps since the line before. Steps without one, as the first after a pause, are taken to be
-    as fast as the median; so are those after the last line.
+    A line's speed is that of the steps since the previous line. Steps without one, such as the first after a pause, are assumed
+    to have the median speed; so are those after the last line.
     """
     logged = run.of_kind("train")
     speeds = [line["tokens_per_second"] for line in logged if "tokens_per_second" in line]
@@ -131,7 +131,7 @@ def _read(name: str, folder: Path) -> Run:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The last parts of paths, as many as make them different."""
+    """The shortest distinct suffixes of paths."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(one[-count:]) for one in parts]
@@ -169,7 +169,7 @@ def _minutes(run: Run) -> str:
 
 
 def _wall_minutes(run: Run) -> str:
-    """All sessions that came to their end."""
+    """The total over all sessions that ended."""
     moments = [(one["begin"], one["end"]) for one in run.sessions if one.get("end")]
     seconds = [(datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds() for begin, end in moments]
     return f"{sum(seconds) / 60:.1f}" if seconds else _NONE
@@ -197,7 +197,7 @@ _FIGURES: dict[str, Callable[[Run], str]] = {
 }
 
 
-# --- how it looks ----------------------------------------------------------------------------------------------------
+# --- rendering -------------------------------------------------------------------------------------------------------
 
 
 def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
@@ -208,7 +208,7 @@ def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def _warnings(different: dict[str, list[str]]) -> list[str]:
-    """What a reader of the table must not overlook."""
+    """Warnings for the reader of the table."""
     said = []
     if any(key in different for key in _TEXT):
         said.append("The losses are of different texts, so that they do not tell which run is better.")

@@ -1,10 +1,9 @@
-"""What a flow on phase space keeps: energy, norm, the way back, and phase-space volume.
+"""Conservation properties of a flow on phase space: energy, norm, reversibility, and phase-space volume.
 
-A flow is any map `(s, p) → (s, p)` of states and momenta `[B, L, d]` that moves every position by itself. Its Jacobian is
-measured by pushing the start along a basis of small displacements, so nothing is differentiated automatically. All is measured
-in float64, whatever the model's type: in float32 the differences of such small displacements are noise.
-Source: a flow is symplectic if `Φᵀ J Φ = J`, and then `det Φ = 1` (Hairer, Lubich & Wanner, Geometric Numerical
-Integration, VI.2).
+A flow is any map `(s, p) → (s, p)` of states and momenta `[B, L, d]` that acts on every position independently. Its Jacobian is
+measured by finite differences along a basis, so nothing is differentiated automatically. Everything is measured in float64,
+whatever the model's type: in float32 such small differences are dominated by rounding.
+Source: a flow is symplectic if `Φᵀ J Φ = J`, and then `det Φ = 1` (Hairer et al. 2006, section VI.2).
 """
 
 from collections.abc import Callable
@@ -28,32 +27,32 @@ Flow = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Conservation(NamedTuple):
-    """What is conserved at every position, `[...]` being `[B, L]`: float64 numpy arrays, since JAX outside its
-    x64 mode cannot compute with such."""
+    """Conserved quantities at every position, with `[...]` = `[B, L]`: float64 NumPy arrays, which JAX supports in x64 mode
+    only."""
 
     energy: np.ndarray
-    """`[T + 1, ...]`, of the start and after each step."""
+    """`[T + 1, ...]`, at the start and after each step."""
     norm: np.ndarray
     """`[T + 1, ...]`, `‖s‖`."""
     reversibility: np.ndarray
-    """`[...]`, distance of the start from what running back from the end makes of it, relative to the start."""
+    """`[...]`, relative distance of the start from its reconstruction by running back from the end."""
     volume: np.ndarray
-    """`[...]`, `det Φ` of all steps together: what a small volume around the start is multiplied by."""
+    """`[...]`, `det Φ` of all steps together: the factor on a small volume around the start."""
     symplectic_error: np.ndarray
     """`[...]`, largest entry of `|Φᵀ J Φ − J|`."""
 
 
 def measure(step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: Array, p: Array, steps: int) -> Conservation:
-    """Follow a flow and measure what it keeps.
+    """Run a flow and measure its conservation properties.
 
-    In float64: what flow and energy hold of a narrower type is taken as it is, and what they compute of float64 states is
-    float64. Not to be called under `jit`.
+    In float64: constants of a narrower type in flow and energy are used unchanged, and results for float64 states are float64.
+    Do not call under `jit`.
 
     Args:
         step: one step.
-        back: what should undo it.
-        energy: `[B, L]` of `s` and `p`.
-        s, p: where it starts, `[B, L, d]`.
+        back: its expected inverse.
+        energy: from `s` and `p` to `[B, L]`.
+        s, p: the start, `[B, L, d]`.
         steps: `T`.
     """
     with jax.enable_x64(True):
@@ -64,7 +63,7 @@ def measure(step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: 
 def _measure(
     step: Flow, back: Flow, energy: Callable[[Array, Array], Array], s: Array, p: Array, steps: int
 ) -> tuple[Array, ...]:
-    """What `Conservation` has, in its order."""
+    """The fields of `Conservation`, in order."""
     path_s, path_p = path(step, s, p, steps)
     start_s, start_p = _repeat(back, steps)(path_s[-1], path_p[-1])
     distance = jnp.sqrt(_squares(start_s - s) + _squares(start_p - p))
@@ -96,9 +95,9 @@ def _repeat(step: Flow, steps: int) -> Flow:
 def jacobian(flow: Flow, s: Array, p: Array) -> Array:
     """`∂(s, p)_end / ∂(s, p)_start` of every position, `[B, L, 2d, 2d]`, by five-point differences.
 
-    The starts are pushed by ±δ and ±2δ along each axis of phase space, δ being `eps^{1/5}` of the position's rms, where the
-    formula's error `O(δ⁴)` meets that of rounding: about 1e-12 in float64, of flows that are smooth at that scale. In float32 δ
-    is 4 % of the state, at which hardly any flow is smooth.
+    The starts are displaced by ±δ and ±2δ along each axis of phase space, with δ = `eps^{1/5}` of the position's rms, which
+    balances the formula's error `O(δ⁴)` and rounding: about 1e-12 in float64, for flows that are smooth at that scale. In
+    float32 δ would be 4 % of the state, a scale at which hardly any flow is smooth.
     """
     dimension = s.shape[-1]
     scale = jnp.sqrt((_squares(s) + _squares(p)) / (2 * dimension))[..., None]
@@ -124,21 +123,21 @@ def symplectic_error(phi: Array) -> Array:
 
 
 def step_of(system: System, coefficients: integrators.Coefficients, step_size: float) -> Flow:
-    """One step with its first and its last kick, so that state and momentum belong to the same time. The step of
-    `−step_size` undoes it."""
+    """One step with its first and its last kick, so that state and momentum belong to the same time. The step with
+    `−step_size` inverts it."""
     times = integrators.schedule(coefficients, 1, step_size)
     return lambda s, p: flow.flow(system, s, p, times)[:2]
 
 
 def of_blocks(params: Params, tokens: Array, config: ModelConfig) -> Conservation:
-    """What the flow of each block keeps, started where a text brings it. In float64 and with exact products, whatever the
-    model's own precision; not to be called under `jit`.
+    """Conservation properties of each block's flow, started from the states of a text. In float64 with exact products, whatever
+    the model's precision; do not call under `jit`.
 
     Args:
-        tokens: `[B, L]`; few are enough, for a Jacobian `[2d, 2d]` is measured at each.
+        tokens: `[B, L]`; a few suffice, since a Jacobian `[2d, 2d]` is measured at each.
 
     Returns:
-        With a leading axis `N`.
+        The properties, with a leading axis `N`.
     """
     with jax.enable_x64(True):
         exact = config.model_copy(update={"precision": "float32"})
@@ -160,7 +159,7 @@ def _of_blocks(params: Params, tokens: Array, config: ModelConfig) -> tuple[Arra
 
 
 def _to_float64(tree: Any) -> Any:
-    """Wide copies of a tree's floating arrays; within float64 mode."""
+    """Float64 copies of a tree's floating-point arrays; within float64 mode."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else None), tree)
 
 

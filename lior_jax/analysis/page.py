@@ -1,4 +1,4 @@
-"""HTML pieces of a page that stands alone: everything that is said is escaped, every picture is inside it."""
+"""HTML elements of a self-contained page: all text is escaped, all pictures are embedded."""
 
 import base64
 import html
@@ -38,15 +38,15 @@ pre { background: var(--block); padding: .7rem .9rem; white-space: pre-wrap; ove
 """
 
 _LEAST = 0.62
-"""Share of its size to which a picture is made smaller at most, if that is wider than `_PHONE`; a narrower page scrolls it
-sideways, so that what is written in a picture of several panels stays legible."""
+"""Smallest scale of a picture wider than `_PHONE`; on a narrower page it scrolls sideways, so that the text in pictures of
+several panels remains legible."""
 _PHONE = 500
 """Pixels."""
 _DPI = 110
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """The whole page of its sections, which are HTML already; the title is text."""
+    """The whole page, from sections in HTML and a title as text."""
     title, body = html.escape(title), "\n".join(sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -56,7 +56,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def heading(text: str, level: int = 2) -> str:
-    """A heading; 1 is the page's own."""
+    """A heading; level 1 is the page's title."""
     return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
@@ -66,19 +66,19 @@ def note(text: str) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Text as it stands, line by line."""
+    """Preformatted text."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and what they stand for."""
+    """A table of names and values."""
     cells = ((html.escape(name), html.escape(text)) for name, text in rows)
     body = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>\n" for name, text in cells)
     return f'<table class="names">{body}</table>'
 
 
 def figures(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table of figures under their names."""
+    """A table of figures with column names."""
 
     def row(cells: tuple[str, ...], kind: str) -> str:
         return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
@@ -88,7 +88,7 @@ def figures(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def picture(figure: Figure, caption: str) -> str:
-    """A figure, on white also where the page is dark, and its caption."""
+    """A figure with its caption, on white even in dark mode."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)
     data = base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""How near tokens are to each other on the average of many texts: geodesic costs by the pair that they lie between."""
+"""Average distances between tokens: geodesic costs over many texts, by pair of tokens."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 class Pairs(NamedTuple):
-    """Costs of a head by pair; a row's constant cancels in its retrieval, so each query's mean over its keys is taken off."""
+    """Costs of a head by pair. A constant per row cancels in retrieval, so each query's mean over its keys is subtracted."""
 
     cost: np.ndarray
-    """`[A, A]`, mean of each query token (row) and key token; NaN where a pair is rarer than asked for."""
+    """`[A, A]`, mean of each query token (row) and key token; NaN for pairs that are too rare."""
     explained: float
-    """Share of the variance of the cost between these tokens that the pair alone decides; the rest is context."""
+    """Fraction of the variance of the costs that the pair explains; the rest is due to context."""
 
 
 def by_token(cost: np.ndarray, tokens: np.ndarray, alphabet: np.ndarray, least: int = 10) -> Pairs:
@@ -20,8 +20,8 @@ def by_token(cost: np.ndarray, tokens: np.ndarray, alphabet: np.ndarray, least: 
     Args:
         cost: `[B, L, L]` of queries and keys (`probe.View.cost` of a block and head).
         tokens: `[B, L]`.
-        alphabet: `[A]`, the tokens to tell apart; others are left out.
-        least: occurrences of a pair below which its mean is not given.
+        alphabet: `[A]`, the tokens to include.
+        least: least number of occurrences of a pair.
     """
     length = cost.shape[1]
     past = np.tril(np.ones((length, length), bool), -1)

@@ -1,4 +1,4 @@
-"""Looking inside a model: what every block sees, what it retrieves, and the geometry that it has learned.
+"""Inspecting a model: the inputs of every block, its retrieval, and the learned geometry.
 
 Shapes: `N` blocks, `B` sequences, `L` positions, `H` heads, `d` width, `n` chart dimension.
 """
@@ -20,17 +20,17 @@ from lior_jax.settings import ModelConfig
 
 
 class View(NamedTuple):
-    """What every block sees, with a leading axis `N`. `[i, j]` is the query at `i` and the key at `j`; above the diagonal,
-    where no query looks, a cost means nothing."""
+    """Quantities of every block, with a leading axis `N`. `[i, j]` is the query at `i` and the key at `j`; above the diagonal,
+    which is masked, costs are meaningless."""
 
     state: Array
-    """`[B, L, d]`, entering the block."""
+    """`[B, L, d]`, input state of the block."""
     momentum: Array
-    """`[B, L, d]`, with which its flow starts: after the kick."""
+    """`[B, L, d]`, at the start of the flow, after the kick."""
     cost: Array
     """`[B, H, L, L]`, geodesic."""
     weights: Array
-    """`[B, H, L, L]`, Boltzmann: every row adds up to 1."""
+    """`[B, H, L, L]`, Boltzmann weights: rows sum to 1."""
     resilience: Array
     """`[B, L, H]`."""
     action: Array
@@ -39,7 +39,7 @@ class View(NamedTuple):
 
 @partial(jax.jit, static_argnums=2)
 def look(params: Params, tokens: Array, config: ModelConfig) -> View:
-    """Send `tokens` `[B, L]` through the network and keep what its blocks see."""
+    """Run the network on `tokens` `[B, L]` and record the quantities of its blocks."""
 
     def step(state, operators):
         s, p = state
@@ -55,13 +55,13 @@ def look(params: Params, tokens: Array, config: ModelConfig) -> View:
 def _look_at_block(operators: Operators, s: Array, p: Array, config: ModelConfig) -> View:
     queries, keys, _, resilience = see(operators, s, config).points
     length = s.shape[1]
-    # Retrieving one-hot values tells which value comes from where.
+    # Retrieving one-hot values gives the weight of each source.
     one_hot = jnp.broadcast_to(jnp.eye(length, dtype=s.dtype)[None, :, None], (s.shape[0], length, config.heads, length))
     couplings = operators.couplings._replace(mixing=())
     weights = retrieve(queries, keys, one_hot, resilience, couplings, config.precision)
     kicked, _ = block.kick(operators, s, config)
 
-    def move(s, p, kicked):  # of one position, whose mean action is its own
+    def move(s, p, kicked):  # of a single position, so the mean action is its own
         s, p, kicked = (x[None, None] for x in (s, p, kicked))
         return block.move(operators, s, p, kicked, config)[2].action
 

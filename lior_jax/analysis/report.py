@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: everything is inside it, and it works offline."""
+"""A self-contained HTML report of a run, which works offline."""
 
 import json
 import math
@@ -27,16 +27,16 @@ from lior_jax.training.run_folder import RECORD, existing_folder
 
 FILE = "report.html"
 _TOKENS = 32
-"""Number of tokens of a sample's beginning that are looked at."""
+"""Number of tokens of a sample's beginning that are analysed."""
 _PROBED = 4
 """Number of its positions at which Jacobians are measured."""
 
 
 def write(run: str | Path) -> Path:
-    """Write `report.html` into a run's folder, from its metrics, its configuration and, once there is one, its best checkpoint.
+    """Write `report.html` into a run's folder, from its metrics, its configuration and its best checkpoint, if any.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         UserError: no run, a damaged one, or a folder that cannot be written to.
@@ -104,8 +104,8 @@ def _curves(lines: list[dict[str, Any]], rule: Rule) -> Iterator[str]:
     yield picture(
         plots.health(lines, residual=rule.residual),
         f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied, "
-        "and, where it was measured, the change of the estimate by twice the nudge (`nudge_bias`), of which the estimate's own "
-        "bias is about a third (all of it if the nudge is one-sided). Middle: how hard each block's end is nudged. Right: the "
+        "and, where measured, the change of the estimate when the nudge is doubled (`nudge_bias`), of which the estimate's own "
+        "bias is about a third (all of it if the nudge is one-sided). Middle: strength of the nudge at each block. Right: "
         "norm of the gradient estimate before clipping.",
     )
     yield heading("Action")
@@ -128,7 +128,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         with checkpoint.open_run(run) as checkpoints:
             step = checkpoints.best
         engine = Engine.from_checkpoint(run, step)
-    except UserError as problem:  # none yet, or a damaged one: the rest of the page stands
+    except UserError as problem:  # none yet, or a damaged one: the rest of the page is still written
         yield note(str(problem))
         return
     params, config = engine.params, engine.config
@@ -155,7 +155,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         yield picture(plots.lag_priors(shown, names=[f"block {block}" for block in ends]), f"Priors of the lag, {which}.")
     yield picture(plots.action_by_depth(view.action.mean((1, 2))), "LIoR action of the flows along the depth.")
 
-    if config.dynamics != "dissipative":  # a relaxation keeps nothing
+    if config.dynamics != "dissipative":  # a relaxation conserves nothing
         yield from _flows(params, tokens, config)
 
     yield heading("Spectra")
@@ -188,7 +188,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
-    """What the blocks' flows keep."""
+    """The conservation properties of the blocks' flows."""
     yield heading("What the flows keep")
     kept = conservation.of_blocks(params, jnp.asarray(tokens[None, :_PROBED]), config)
     yield figures(
@@ -204,13 +204,13 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
         ),
     )
     yield note(
-        "What a phase-space volume is multiplied by (1 for a symplectic flow), relative distance of the start "
-        "from what running back makes of it, and how far the Jacobian Φ is from symplectic, measured in float64 at "
-        f"{len(tokens[:_PROBED])} positions by pushing the start along each axis."
+        "The factor on phase-space volume (1 for a symplectic flow), relative distance of the start "
+        "from its reconstruction by running back, and deviation of the Jacobian Φ from symplecticity, measured in float64 at "
+        f"{len(tokens[:_PROBED])} positions by finite differences along each axis."
     )
     yield picture(
         plots.energies(kept.energy.reshape(*kept.energy.shape[:2], -1)),
-        "Energy: a short leapfrog flow keeps volume and can be undone exactly, but keeps energy only to the order of its step.",
+        "Energy: a leapfrog flow preserves volume and is exactly reversible, but conserves energy only to its order.",
     )
 
 

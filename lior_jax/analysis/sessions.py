@@ -1,4 +1,4 @@
-"""The part of a run's page about where and when it was trained: `RUN/environment.json` in HTML."""
+"""The section of a report about where and when a run was trained: `RUN/environment.json` in HTML."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,7 +13,7 @@ _NONE = "–"
 
 
 def sections(run: Path) -> Iterator[str]:
-    """A row for each session, and what the newest was trained with."""
+    """A row per session, and the environment of the newest."""
     yield heading("Sessions and environment")
     try:
         sessions = environment.read(run)
@@ -30,10 +30,10 @@ def sections(run: Path) -> Iterator[str]:
 
 
 def first_weights(run: Path) -> str | None:
-    """Where the run's first parameters are from, None if they were drawn."""
+    """The origin of the run's initial parameters, None if they were drawn at random."""
     try:
         source = next((one["init_from"] for one in environment.read(run) if one.get("init_from")), None)
-    except UserError:  # which the section on sessions says
+    except UserError:  # shown in the section on sessions
         return None
     if not source:
         return None

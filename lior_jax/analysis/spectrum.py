@@ -1,6 +1,7 @@
-"""Spectral analysis of a matrix or field: would a low rank do? Measure first, compress second, validate always.
+"""Spectral analysis of a matrix or field: whether a low-rank approximation suffices. Measure, then compress, then validate.
 
-A diagnostic: nothing calls it unless asked. Source: docs/design.md section 3, and part 1 of the audit.
+A diagnostic that runs only on request. Literature: truncation errors, Eckart and Young 1936; effective rank, Roy and Vetterli
+2007. Source: docs/design.md section 3, and part 1 of the audit.
 
 The matrices of a model's block are its charts, all heads stacked (`query`, `key` `[H n, d]`, `value`, `output` `[H v, d]`), and
 its potential's own (`physics.potential`).
@@ -19,21 +20,21 @@ class Spectrum(NamedTuple):
     """The spectrum of one matrix `[a, b]`."""
 
     singular_values: np.ndarray
-    """`[min(a, b)]`, falling."""
+    """`[min(a, b)]`, decreasing."""
     entropy_rank: float
-    """`exp(−Σ p ln p)` with `p = σ / Σσ`: how many directions it takes to spread this evenly (Roy & Vetterli 2007)."""
+    """`exp(−Σ p ln p)` with `p = σ / Σσ`: the effective rank (Roy and Vetterli 2007)."""
     energy_rank: int
-    """Least `r` whose `σ_1² … σ_r²` hold the asked share of `Σσ²`."""
+    """Least `r` with `σ_1² + … + σ_r²` at least the requested fraction of `Σσ²`."""
     truncation_error: float
     """`‖T − T_r‖` relative to `‖T‖`, Frobenius, at `r = energy_rank`, measured on the truncated matrix."""
     truncation_bound: float
-    """`sqrt(Σ_{i>r} σ_i²)` relative to `‖T‖`: what no matrix of rank `r` can beat (Eckart–Young)."""
+    """`sqrt(Σ_{i>r} σ_i²)` relative to `‖T‖`: the least error of any matrix of rank `r` (Eckart and Young 1936)."""
     parameter_ratio: float
-    """Numbers in the two factors of rank `r` beside numbers in the matrix: `r (a + b) / (a b)`."""
+    """Ratio of the numbers of entries of the two factors of rank `r` and of the matrix: `r (a + b) / (a b)`."""
 
     @property
     def pays(self) -> bool:
-        """Whether two factors of the energy rank hold fewer numbers than the matrix."""
+        """Whether two factors of the energy rank have fewer entries than the matrix."""
         return self.parameter_ratio < 1
 
     @property
@@ -46,10 +47,10 @@ class Spectrum(NamedTuple):
 
 
 def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
-    """Measure the spectrum of a real or complex matrix `[a, b]`; further axes in front count as rows.
+    """Measure the spectrum of a real or complex matrix `[a, b]`; further leading axes are merged into the rows.
 
     Args:
-        energy: share of `Σσ²` to keep, in (0, 1].
+        energy: fraction of `Σσ²` to keep, in (0, 1].
     """
     matrix = np.asarray(matrix)
     matrix = matrix.reshape(-1, matrix.shape[-1]).astype(np.result_type(matrix, np.float64))
@@ -72,7 +73,7 @@ def analyse(matrix: np.ndarray, energy: float = 0.99) -> Spectrum:
 
 
 def truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factors `[a, r]` and `[r, b]` whose product is the nearest matrix of rank `r` to `matrix` `[a, b]` (Eckart–Young)."""
+    """Factors `[a, r]` and `[r, b]` whose product is the nearest matrix of rank `r` to `matrix` `[a, b]`."""
     left, sigma, right = np.linalg.svd(np.asarray(matrix, np.result_type(matrix, np.float64)), full_matrices=False)
     root = np.sqrt(sigma[:rank])
     return left[:, :rank] * root, root[:, None] * right[:rank]
@@ -87,5 +88,5 @@ def matrices(params: Params) -> dict[str, np.ndarray]:
 
 
 def of_model(params: Params, energy: float = 0.99) -> dict[str, list[Spectrum]]:
-    """Spectrum of every matrix by kind, one for every block."""
+    """Spectra of the matrices by kind, one per block."""
     return {name: [analyse(matrix, energy) for matrix in stack] for name, stack in matrices(params).items()}

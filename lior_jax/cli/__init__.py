@@ -1,1 +1,1 @@
-"""The command lines: the only place that prints. JAX is imported when there is something to compute."""
+"""The command-line programs, the only modules that print. JAX is imported when something is computed."""

@@ -1,4 +1,4 @@
-"""Command-line arguments as both programs read them."""
+"""Parsing of command-line arguments, shared by the programs."""
 
 import argparse
 import os
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 path = os.path.expanduser
-"""Type of an argument that is a path: shells leave the `~` of `--option=~/file` to the program."""
+"""Argument type of paths: shells do not expand the `~` of `--option=~/file`."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes values which begin with a dash, such as `--prompt -x` and `--stop ---`."""
+    """A parser that accepts values starting with a dash, such as `--prompt -x` and `--stop ---`."""
 
     def read(self, words: Sequence[str] | None = None) -> argparse.Namespace:
-        """The arguments that some words give, those of the command line by default; a mistake ends the program."""
+        """Parse words, by default those of the command line; a mistake ends the program."""
         return self.parse_args(self._joined(sys.argv[1:] if words is None else words))
 
     def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):
-            message += "; a value that is the name of an option is given as --option=value"
+            message += "; write a value that is the name of an option as --option=value"
         super().error(message)
 
     def _joined(self, words: Sequence[str]) -> list[str]:
-        """The words, with `--option=value` for an option and a value after it that could be mistaken for another option."""
+        """The words, with an option and a following value that looks like an option joined to `--option=value`."""
         options, joined, takes_value = self._option_string_actions, [], False
         for word in words:
             is_option = word == "--" or word.partition("=")[0] in options

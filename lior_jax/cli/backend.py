@@ -1,4 +1,4 @@
-"""Starting JAX for the programs: in the mode that they compute in, and what keeps it from starting in a sentence."""
+"""Starting JAX for the programs, with failures reported in one sentence."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 def start() -> None:
     """Start JAX's backend, once and before anything is computed.
 
-    What was compiled is kept for the next start (`compiled`). What the programs compute is float32, whatever JAX_ENABLE_X64
-    says: the same seed draws the same text everywhere.
+    Compiled programs are cached for the next start (`compiled`). The programs compute in float32 regardless of JAX_ENABLE_X64,
+    so that the same seed gives the same text everywhere.
 
     Raises:
-        UserError: the environment asks for a device, a flag or a folder that is not there.
+        UserError: the environment requests an unavailable device, an unknown flag or an unusable folder.
     """
     _check_flags()
     try:
@@ -28,12 +28,12 @@ def start() -> None:
         jax.devices()
     except UserError:
         raise
-    except Exception as problem:  # whatever JAX and its plugins raise: RuntimeError, AssertionError, ValueError …
+    except Exception as problem:  # JAX and its plugins raise many types: RuntimeError, AssertionError, ValueError …
         asked = os.environ.get("JAX_PLATFORMS")
         reason = (str(problem).splitlines() or [""])[0].rstrip(". ") or type(problem).__name__
-        mend = "look at the variables JAX_… of the environment, and whether another process holds the device"
+        mend = "check the environment variables JAX_…, and whether another process uses the device"
         if asked:
-            mend = f"JAX_PLATFORMS={asked} may ask for what is not there; without it JAX takes what there is"
+            mend = f"JAX_PLATFORMS={asked} may request an unavailable platform; without it JAX uses an available one"
         raise UserError(f"JAX cannot start ({reason}): {mend}.") from None
 
 
@@ -46,7 +46,7 @@ def pretend(devices: int) -> None:
 
 
 def _check_flags() -> None:
-    """XLA ends the process at a flag that it does not know, so a process of its own reads them first."""
+    """XLA aborts the process at an unknown flag, so the flags are first parsed in a subprocess."""
     flags = os.environ.get("XLA_FLAGS")
     if not flags:
         return
@@ -54,4 +54,4 @@ def _check_flags() -> None:
     if tried.returncode:
         said = [line.rpartition("] ")[2] for line in tried.stderr.splitlines() if "XLA_FLAGS" in line or "lag" in line]
         reason = said[0] if said else f"it ends with status {tried.returncode}"
-        raise UserError(f"XLA does not take XLA_FLAGS={flags!r} ({reason}); leave out what it does not know.")
+        raise UserError(f"XLA does not accept XLA_FLAGS={flags!r} ({reason}); remove the unknown flags.")

@@ -1,4 +1,4 @@
-"""Names of the programs, as they were started: `lior train` by the installed command, `train.py` from the source tree."""
+"""Names of the programs as started: `lior train` for the installed command, `train.py` in the source tree."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ def program(name: str) -> str:
 
 
 def start(name: str) -> str:
-    """The words that start a program, for advice that is copied into a terminal: `lior train`, or `python train.py`."""
+    """The command that starts a program, for advice to copy into a terminal: `lior train`, or `python train.py`."""
     return f"{COMMAND} {name}" if _by_command() else f"python {name}.py"
 
 

@@ -1,8 +1,8 @@
-"""Where the programs keep what they have compiled: JAX's persistent cache, in a folder of the user's, for the next start.
+"""The cache of compiled programs: JAX's persistent cache, in the user's cache folder.
 
-`LIOR_CACHE` names another folder, or is `off`. Each kind of machine has a folder of its own within it: compiled code uses
-whatever instructions the processor has, and homes are shared. A cache only saves time, so one that cannot be had by default is
-done without, in silence; one that was asked for and cannot be had is an error.
+`LIOR_CACHE` sets another folder, or `off`. Each kind of machine has its own subfolder: compiled code uses the instructions of
+the processor, and home folders are shared. A cache only saves time, so a failure of the default folder is ignored silently; a
+failure of one that was requested is an error.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from lior_jax.errors import UserError
 from lior_jax.storage import cache
 
 SIZE = 2**30
-"""Bytes of a machine's folder, above which what was not used for longest is deleted."""
+"""Size in bytes of a machine's folder, above which the least recently used entries are deleted."""
 _WORTH_KEEPING = 0.1
-"""Seconds of compiling; by default JAX keeps what takes a second, and few programs of a CPU do."""
+"""Least compilation time in seconds of cached programs; JAX's default is one second, which few CPU programs reach."""
 
 
 def keep(jax: Any) -> Path | None:
-    """Let JAX keep compiled programs, unless its own variables say where; returns the folder, or None without one.
+    """Enable JAX's cache of compiled programs, unless its own variables set one; returns the folder, or None.
 
-    Processes share the folder by a lock of JAX's. What one left half-written when it was killed is cleared away here.
+    Processes share the folder through JAX's lock. Incomplete entries of killed processes are removed here.
 
     Args:
         jax: the module, before it compiles anything.
 
     Raises:
-        UserError: the folder that `LIOR_CACHE` names cannot be made or written to.
+        UserError: the folder set by `LIOR_CACHE` cannot be created or written to.
     """
     asked = cache.asked()
     if asked == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -40,10 +40,10 @@ def keep(jax: Any) -> Path | None:
     try:
         folder = cache.root() / _machine()
         _claim(folder)
-    except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
+    except (OSError, RuntimeError) as problem:  # RuntimeError: no home folder
         if asked is None:
             return None
-        raise UserError(f"{cache.VARIABLE}={asked} is no folder to write to ({problem}); name another one, or off.") from None
+        raise UserError(f"{cache.VARIABLE}={asked} is not a writable folder ({problem}); name another one, or off.") from None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", SIZE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
@@ -61,7 +61,7 @@ def _machine() -> str:
 
 
 def _claim(folder: Path) -> None:
-    """Make the folder, readable by nobody else: what lies there is executed."""
+    """Create the folder, accessible to the user only, because its contents are executed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise OSError("it belongs to another user")
@@ -72,7 +72,8 @@ def _claim(folder: Path) -> None:
 
 
 def _clear_away_halves(folder: Path) -> None:
-    """JAX writes an entry, and then when it was used; of a pair that is not complete the entry may be cut short."""
+    """Remove incomplete pairs: JAX writes an entry and then its access time, so without the latter the entry may be
+    truncated."""
     entries, uses = ({path.name.removesuffix(end) for path in folder.glob(f"*{end}")} for end in ("-cache", "-atime"))
     for name in entries ^ uses:
         for end in ("-cache", "-atime"):

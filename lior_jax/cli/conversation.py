@@ -1,4 +1,4 @@
-"""Talking with a model in the terminal."""
+"""Chat with a model in the terminal."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from lior_jax.inference.chat import Conversation
 
 
 def run(conversation: Conversation, ask: Callable[[str], str] = input, show: Callable[..., Any] = print) -> None:
-    """Talk until the end of the input or /quit.
+    """Chat until the end of the input or /quit.
 
     Args:
         ask: shows a prompt and returns a line, as `input` does.

@@ -8,11 +8,11 @@ from lior_jax.cli import arguments as reading
 from lior_jax.cli import backend, calling, output, overwriting
 
 MEMORY = "memory.safetensors"
-"""File of a run's memory, in its folder."""
+"""File of the memory in a run's folder."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the program with some words, those of the command line by default."""
+    """Run the program with the given words, by default those of the command line."""
     output.main(calling.program("infer"), lambda: parse(words), run, mend="; choose another file or folder.")
 
 
@@ -35,8 +35,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--unknown",
         choices=("refuse", "replace"),
-        help="characters that the vocabulary has not: refuse the text, or read others in their place and say how many; by "
-        "default as in training (data.unknown)",
+        help="characters outside the vocabulary: refuse the text, or replace them and report their number; by default as in "
+        "training (data.unknown)",
     )
 
     task = parser.add_argument_group("what to do").add_mutually_exclusive_group()
@@ -47,7 +47,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=reading.path,
         help='continue each line {"prompt": "..."} of a file; JSON lines come out',
     )
-    task.add_argument("--chat", action="store_true", help="talk in turns; /help lists the commands")
+    task.add_argument("--chat", action="store_true", help="chat in turns; /help lists the commands")
     task.add_argument("--score", metavar="FILE", type=reading.path, help="how well the model predicts a text")
     task.add_argument(
         "--export", metavar="FOLDER", type=reading.path, help="write model.safetensors with its configuration and tokenizer"
@@ -65,8 +65,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--stride",
         metavar="N",
         type=int,
-        help="with --score: tokens scored per window, the rest of which is history; half a window by default, a whole one is "
-        "the protocol of nanoGPT",
+        help="with --score: tokens scored per window, the rest being history; half a window by default; a whole window is "
+        "nanoGPT's protocol",
     )
     memory = parser.add_argument_group("memory")
     memory.add_argument(
@@ -85,12 +85,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--max-tokens", metavar="N", type=int, help="length of a continuation (400; with --explain 40)")
     sampling.add_argument(
-        "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann; 0 takes the most probable (0.8)"
+        "--temperature", metavar="T", type=float, default=0.8, help="Boltzmann temperature; 0 for greedy decoding (0.8)"
     )
     sampling.add_argument("--top-k", metavar="K", type=int, default=0, help="only the K most probable tokens; 0 for all (0)")
-    sampling.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most probable that reach P (1)")
+    sampling.add_argument("--top-p", metavar="P", type=float, default=1.0, help="only the most probable ones, P in total (1)")
     sampling.add_argument(
-        "--min-p", metavar="P", type=float, default=0.0, help="only those above P times the most probable (0)"
+        "--min-p", metavar="P", type=float, default=0.0, help="only tokens of at least P times the largest probability (0)"
     )
     sampling.add_argument("--repetition-penalty", metavar="X", type=float, default=1.0, help="above 1 avoids repetition (1)")
     sampling.add_argument("--stop", metavar="TEXT", action="append", help="end before this text; may be repeated")
@@ -115,7 +115,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what was asked for."""
+    """Run the requested task."""
     from lior_jax import config as configuration
 
     folder = arguments.checkpoint or configuration.load(arguments.config, arguments.set).run.directory
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.explain:
         overwriting.check_picture(arguments.explain)
 
-    # JAX starts only now, so that a mistake in the configuration is reported at once.
+    # JAX starts only now, so that a mistake in the configuration is reported immediately.
     backend.start()
     from lior_jax.cli import tasks
     from lior_jax.inference import Engine

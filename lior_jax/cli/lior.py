@@ -9,16 +9,16 @@ from lior_jax.cli import arguments as reading
 from lior_jax.cli import calling, infer, output, pages, train
 
 _MEANINGS = {
-    "train": "train a language model, or go on with a run",
-    "infer": "continue texts, talk, score, remember, export",
+    "train": "train a language model, or resume a run",
+    "infer": "continue texts, chat, score, remember, export",
     "report": "write a page about a run",
-    "compare": "set runs side by side: table and picture",
+    "compare": "compare runs: table and picture",
     "options": "print every key of a configuration",
 }
 
 
 def main() -> None:
-    """Run the command that the first word names with the words after it."""
+    """Run the command named by the first word with the remaining words."""
     name, words = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if name == "train":
         train.main(words)
@@ -42,7 +42,7 @@ def _overview() -> reading.Parser:
         prog=calling.COMMAND,
         usage=f"{calling.COMMAND} [-h] [--version] COMMAND ...",
         description="A language model that learns without back-propagation.",
-        epilog=f"commands:{table}\n\n{calling.COMMAND} COMMAND --help says more about each.",
+        epilog=f"commands:{table}\n\n{calling.COMMAND} COMMAND --help for details.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lior_jax {version('lior-jax')}")

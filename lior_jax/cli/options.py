@@ -6,7 +6,7 @@ from lior_jax import options
 
 
 def main() -> None:
-    """Print the page, as UTF-8 whatever the terminal's encoding is."""
+    """Print the page, in UTF-8 regardless of the terminal's encoding."""
     sys.stdout.buffer.write(options.page().encode())
 
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error, which may be closed, full, or too narrow an alphabet for what is shown."""
+"""Standard output and standard error, which may be closed, full, or unable to encode the text."""
 
 import os
 import sys
@@ -9,18 +9,18 @@ from typing import Any
 from lior_jax.errors import UserError
 
 BROKEN = (OSError, ValueError)
-"""What writing to a stream raises that is full or whose reader has left, or that was closed."""
+"""Exceptions of writing to a full or closed stream, or one without a reader."""
 
 
 def main(program: str, parse: Callable[[], Any], run: Callable[[Any], None], mend: str, stopped: str = "") -> None:
-    """A whole program: what keeps it from its work is one sentence on standard error, and its exit status.
+    """Run a program; failures become one sentence on standard error and an exit status.
 
     Args:
-        program: its name, which the sentence begins with.
-        parse: the arguments of the command line; a mistake in them ends the program.
-        run: does what they ask for.
-        mend: follows what the system says of a file or device.
-        stopped: said at Ctrl-C.
+        program: its name, with which the sentence starts.
+        parse: parses the command line; a mistake ends the program.
+        run: runs the task with the parsed arguments.
+        mend: advice that follows a system error about a file or device.
+        stopped: printed at Ctrl-C.
     """
     with prepared():
         arguments = parse()
@@ -32,7 +32,7 @@ def main(program: str, parse: Callable[[], Any], run: Callable[[Any], None], men
         except KeyboardInterrupt:
             complain(stopped)
             sys.exit(130)
-        except BrokenPipeError:  # the reader, `head` for one, has enough
+        except BrokenPipeError:  # the reader, such as `head`, has finished
             pass
         except OSError as problem:
             complain(f"{program}: {problem}{mend}")
@@ -41,7 +41,8 @@ def main(program: str, parse: Callable[[], Any], run: Callable[[Any], None], men
 
 @contextmanager
 def prepared() -> Iterator[None]:
-    """Escape what the terminal cannot encode, and let no unwritten rest spoil the exit status."""
+    """Context manager: escape characters that the terminal cannot encode, and keep failures of the last flush from changing the
+    exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -53,7 +54,7 @@ def prepared() -> Iterator[None]:
 
 
 def _settle(stream) -> None:
-    """Write what is left; where that cannot be done, hand the stream to nobody, since the interpreter tries again at exit."""
+    """Flush a stream; if that fails, redirect it to the null device, since the interpreter flushes again at exit."""
     if stream is None:  # closed from the start
         return
     try:
@@ -64,14 +65,14 @@ def _settle(stream) -> None:
 
 
 def complain(sentence: str) -> None:
-    """Print a sentence to standard error, if it can be."""
-    if sys.stderr is not None:  # which it is where the program was started without one
+    """Print a sentence to standard error, ignoring failures."""
+    if sys.stderr is not None:  # None if the program was started without one
         with suppress(*BROKEN):
             print(sentence, file=sys.stderr, flush=True)
 
 
 def complain_at_once(sentence: str) -> None:
-    """The same past all buffers: from another thread, while the main one may be within a print."""
+    """The same without buffering: for other threads, while the main thread may be printing."""
     with suppress(OSError):
         os.write(2, f"\n{sentence}\n".encode())
 

@@ -1,4 +1,4 @@
-"""What the programs write: never over a file that they did not make."""
+"""Overwriting pictures: only those drawn by the programs themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from lior_jax.errors import UserError
 
 _MARK = "lior_jax: explanation"
 _HEAD = 4096
-"""Bytes of a picture's beginning, in which its notes are."""
+"""Number of leading bytes of a picture that contain its metadata."""
 
 PICTURE: dict[str, Any] = {"format": "png", "metadata": {"Software": _MARK}}
-"""How a picture is saved (arguments of `Figure.savefig`) that a later one may take the place of."""
+"""Arguments of `Figure.savefig` that mark a picture as one that may be overwritten."""
 
 
 def check_picture(path: str | Path) -> None:
-    """Raise `UserError` if there is something at a path that is no picture saved with `PICTURE`."""
+    """Raise `UserError` if a path exists and is not a picture saved with `PICTURE`."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(_HEAD)
@@ -23,4 +23,4 @@ def check_picture(path: str | Path) -> None:
     except OSError as problem:
         raise UserError(f"{path} cannot be written ({problem.strerror}); choose another file.") from None
     if not (head.startswith(b"\x89PNG") and _MARK.encode() in head):
-        raise UserError(f"{path} is there already, and is no picture that this program drew; choose another file.")
+        raise UserError(f"{path} exists already, and is not a picture drawn by this program; choose another file.")

@@ -1,4 +1,4 @@
-"""What is shown of runs and of configurations, without training: a report page, a comparison, the options."""
+"""Output about runs and configurations, without training: a report page, a comparison, the options."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ def report(run: str) -> None:
 
 
 def compare(runs: Sequence[str]) -> None:
-    """Print a table of runs side by side, and draw their curves."""
+    """Print a table of runs, and draw their curves."""
     from lior_jax.analysis import compare
 
     table, picture = compare.compare(runs)

@@ -14,7 +14,7 @@ from lior_jax.training import events
 
 
 class Bar:
-    """Subscriber: how far the run has come, its loss and its speed. It gives up when its stream breaks."""
+    """Subscriber: a progress bar with loss and speed. It raises when its stream breaks."""
 
     name = "The progress bar"
 
@@ -92,14 +92,14 @@ class Bar:
             self._pass = None
 
     def clear(self) -> None:
-        """Make room for a line on the same terminal; the bar comes back with the next step."""
+        """Clear the bar for a line on the same terminal; it reappears at the next step."""
         for bar in (self._pass, self._bar):
             if bar is not None and self._is_terminal:
                 with suppress(*output.BROKEN):
                     bar.clear()
 
     def close(self) -> None:
-        """Leave the bar as it stands. A stream that is broken is left alone."""
+        """Leave the bar as it is. A broken stream is ignored."""
         for bar in (self._pass, self._bar):
             if bar is not None:
                 with suppress(*output.BROKEN):
@@ -110,7 +110,7 @@ class Bar:
 
 @contextmanager
 def reading() -> Iterator[Report]:
-    """A bar for what `data.load` reports."""
+    """A progress bar for `data.load`."""
     bar = Bar()
     try:
         yield lambda what, done, total: bar(events.Tokenising(what, done, total))
@@ -119,7 +119,7 @@ def reading() -> Iterator[Report]:
 
 
 class Sentences:
-    """Subscriber: prints what there is to say, past the bar if there is one on the terminal."""
+    """Subscriber: prints sentences about events, clearing the bar if there is one on the terminal."""
 
     name = "Standard output"
 

@@ -1,4 +1,4 @@
-"""The option --find-rate of training: a range test, its picture, and the command that uses what it suggests."""
+"""The option --find-rate of training: a range test, its picture, and the command that uses the suggested rate."""
 
 import argparse
 import shlex
@@ -11,7 +11,7 @@ from lior_jax.training import memory, rate
 
 
 def find(config: Config, arguments: argparse.Namespace) -> None:
-    """Make a range test, draw it beside the run's folder, and print the rate that it suggests with the command to use it."""
+    """Run a range test, draw it next to the run's folder, and print the suggested rate with the command to use it."""
     picture = Path(f"{config.run.directory}-rate.png")
     overwriting.check_picture(picture)
     memory.check(config)
@@ -32,7 +32,7 @@ def find(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def command(arguments: argparse.Namespace, suggestion: float) -> str:
-    """What was typed, with the rate in the place of the test."""
+    """The typed command, with the rate instead of the test."""
     words: list[str] = []
     for option in ("config", "init_from"):
         if getattr(arguments, option):

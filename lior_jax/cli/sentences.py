@@ -1,4 +1,4 @@
-"""What a run's events are in words."""
+"""Sentences about a run's events."""
 
 import math
 
@@ -7,7 +7,7 @@ from lior_jax.training import events
 
 
 def sentence(event: events.Event) -> str | None:
-    """What is shown of an event; None for nothing."""
+    """The text to show for an event, or None."""
     match event:
         case events.Started(directory, config, parameters):
             training, title = config.training, RULES[config.learning.rule].title
@@ -17,9 +17,9 @@ def sentence(event: events.Event) -> str | None:
             return said
         case events.Initialised(source, step):
             which = "" if step is None else f", step {step:,}"
-            return f"Beginning with the weights and the tokenizer of {source}{which}; the optimiser begins anew."
+            return f"Starting from the weights and the tokenizer of {source}{which}, with a new optimiser state."
         case events.Resumed(step, passed):
-            return "\n".join([*passed, f"Going on from step {step}."])
+            return "\n".join([*passed, f"Resuming from step {step}."])
         case events.Rescheduled(step, before, now, rate_before, rate):
             return (
                 f"{now:,} steps instead of {before:,}: the learning rate after step {step:,} is {rate:.3g} where it would have "
@@ -27,7 +27,7 @@ def sentence(event: events.Event) -> str | None:
             )
         case events.AlreadyFinished(directory, step):
             return (
-                f"{directory} is finished, at step {step:,}; nothing was changed. Train it further with --set training.steps=N."
+                f"{directory} is finished at step {step:,}; nothing was changed. To train further, use --set training.steps=N."
             )
         case events.Compiling():
             return "Compiling ..."
@@ -35,24 +35,24 @@ def sentence(event: events.Event) -> str | None:
             kept = f"could not be written ({problem})" if problem else f"are in {folder}"
             return f"Step {step} was not applied: {', '.join(reasons)}; batch and state {kept}."
         case events.Checked(step, bias, advice) if advice:
-            return f"Step {step}: twice the nudge changes the estimate by {bias:.1%}, so it is biased; {advice}."
+            return f"Step {step}: doubling the nudge changes the estimate by {bias:.1%}, so it is biased; {advice}."
         case events.Validated():
             return _validated(event)
         case events.Sampled(_, text):
             return "\n".join("    " + line for line in text.splitlines())
         case events.SaveFailed(problem):
-            return f"{problem} Training goes on."
+            return f"{problem} Training continues."
         case events.EnvironmentNotRecorded(problem):
             return problem
         case events.FiguresNotWritten(step, problem):
-            return f"The figures of step {step} could not be written ({problem}); they will be as soon as they can."
+            return f"The figures of step {step} could not be written ({problem}); writing will be retried."
         case events.Profiled(folder, steps):
             return (
                 f"A trace of {steps} steps is in {folder}: tensorboard --logdir {folder} (with the plugin xprof), or open its "
                 "perfetto_trace.json.gz at https://ui.perfetto.dev."
             )
         case events.SubscriberFailed(subscriber, problem):
-            return f"{subscriber} failed ({problem}); training goes on."
+            return f"{subscriber} failed ({problem}); training continues."
     return None
 
 

@@ -1,4 +1,4 @@
-"""What inference from the command line does with a model, and what it prints of it."""
+"""The tasks of inference from the command line, and their output."""
 
 import argparse
 import io
@@ -19,11 +19,11 @@ from lior_jax.inference.explanation import SHOWN
 from lior_jax.inference.sampling import Sampling
 
 MAX_TOKENS = 400
-"""Length of a continuation, unless another is asked for."""
+"""Default length of a continuation."""
 
 
 def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> Engine:
-    """The engine with the memory that was asked for; what it reads is saved."""
+    """The engine with the requested memory; texts read into it are saved."""
     if arguments.memory or (arguments.remember and path.exists()):
         engine = engine.with_memory(path)
     for file in arguments.remember:
@@ -32,20 +32,20 @@ def with_memory(engine: Engine, path: Path, arguments: argparse.Namespace) -> En
         say_replaced(engine, text)
         engine = engine.remember(text, capacity, output.progress)
         engine.save_memory(path)
-        assert engine.memory is not None  # `remember` has made one
+        assert engine.memory is not None  # set by `remember`
         trust = f"it has a weight of {engine.memory.mixture.weight:.3f} beside the model"
         print(f"{len(text):,} characters of {file} are remembered in {path}; {trust}", file=sys.stderr)
     return engine
 
 
 def say_replaced(engine: Engine, text: str) -> None:
-    """Say on standard error which characters of a text the model reads as others, if any."""
+    """Report on standard error which characters of a text are replaced, if any."""
     if said := engine.replaced(text):
         print(said, file=sys.stderr, flush=True)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How tokens are chosen, as `Engine.generate` takes it."""
+    """The sampling settings, as arguments of `Engine.generate`."""
     names = "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"
     chosen = {name: getattr(arguments, name) for name in names} | {"stop": arguments.stop or ()}
     if chosen["max_tokens"] is None:
@@ -72,12 +72,12 @@ def score(engine: Engine, path: str, stride: int | None) -> None:
 
 
 def chat(engine: Engine, arguments: argparse.Namespace) -> None:
-    """Talk in turns."""
-    # What is no text is refused by the tokenizer, and the talk goes on.
+    """Chat in turns."""
+    # Input that is not text is refused by the tokenizer, and the chat continues.
     assert isinstance(sys.stdin, io.TextIOWrapper)
     sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8", errors="surrogateescape")
     if sys.stdin.isatty():
-        with suppress(ImportError):  # which Windows does without
+        with suppress(ImportError):  # not available on Windows
             import readline  # noqa: F401 - gives `input` its line editing and history
 
     chosen = settings(arguments)
@@ -87,7 +87,7 @@ def chat(engine: Engine, arguments: argparse.Namespace) -> None:
 
 
 def complete(engine: Engine, arguments: argparse.Namespace) -> None:
-    """Continue every line of a file."""
+    """Continue each prompt of a file."""
     began, tokens = time.monotonic(), 0
     items = prompts.read(arguments.prompts, engine, arguments.samples)
     say_replaced(engine, "".join(item["prompt"] for item in items))
@@ -99,7 +99,7 @@ def complete(engine: Engine, arguments: argparse.Namespace) -> None:
 
 
 def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
-    """Show continuations of one prompt as they are decoded."""
+    """Stream continuations of one prompt."""
     prompt = arguments.prompt
     if prompt is None:
         if sys.stdin.isatty():
@@ -129,13 +129,13 @@ def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
 
 
 def explain(engine: Engine, prompt: str, continuation: str, path: str) -> None:
-    """Print a table and draw a picture of what each token was retrieved from."""
+    """Print a table and draw a picture of the sources of each token."""
     from lior_jax.analysis import plots
 
     explained = engine.explain(prompt, continuation)
     print(f"\n{explained.table()}")
     names = [repr(token)[1:-1] for token in explained.tokens]
-    seen = int(np.argmax(explained.weight.any(0)))  # what lies further back than the context is not retrieved from
+    seen = int(np.argmax(explained.weight.any(0)))  # retrieval does not reach further back than the context
     figure = plots.retrieval_map(
         explained.weight[:, seen:],
         names[explained.first :],

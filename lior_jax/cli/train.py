@@ -14,9 +14,9 @@ MOST_DEVICES = 4096
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the program with some words, those of the command line by default."""
-    # From the first step on Ctrl-C is taken by training.signals.
-    mend = ". What was saved is kept; mend it and go on with --resume."
+    """Run the program with the given words, by default those of the command line."""
+    # From the first step on Ctrl-C is handled by training.signals.
+    mend = ". Saved checkpoints are kept; fix this and continue with --resume."
     output.main(calling.program("train"), lambda: parse(words), run, mend, stopped="\nStopped.")
 
 
@@ -38,18 +38,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=reading.path,
         nargs="?",
         const=True,
-        help="go on with a run; without RUN, with that of --config",
+        help="resume a run; without RUN, that of --config",
     )
     parser.add_argument(
         "--init-from",
         metavar="RUN",
         type=reading.path,
-        help="begin a new run with the weights and the tokenizer of a run, a checkpoint of one, or an exported model; without "
+        help="start a new run with the weights and the tokenizer of a run, a checkpoint of one, or an exported model; without "
         "--config, with the run's configuration",
     )
-    parser.add_argument("--force", action="store_true", help="resume though the configuration or the corpus has changed")
+    parser.add_argument("--force", action="store_true", help="resume even if the configuration or the corpus has changed")
     parser.add_argument(
-        "--dry-run", action="store_true", help="report size, memory and tokens per epoch; train and write nothing"
+        "--dry-run", action="store_true", help="report size, memory and tokens per epoch, without training or writing anything"
     )
     parser.add_argument(
         "--devices",
@@ -68,24 +68,22 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="?",
         const=100,
-        help="train for that many steps (100) with a growing learning rate, suggest one, draw the loss, and keep nothing",
+        help="train for N steps (100) with a growing learning rate, suggest one, draw the loss, and discard the result",
     )
-    parser.add_argument(
-        "--profile", metavar="STEPS", type=int, help="trace that many steps, once they are compiled, into RUN/profile"
-    )
+    parser.add_argument("--profile", metavar="STEPS", type=int, help="trace N steps, after compilation, into RUN/profile")
     parser.add_argument(
         "--prepare", action="store_true", help="tokenise a long text into the cache, where later runs find it; do not train"
     )
-    parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and leave at this step, to be resumed later")
+    parser.add_argument("--stop-after", metavar="STEP", type=int, help="save and exit at this step, to be resumed later")
     parser.add_argument(
-        "--report", metavar="RUN", type=reading.path, help="do not train, but write a page about a run, RUN/report.html"
+        "--report", metavar="RUN", type=reading.path, help="write a page about a run, RUN/report.html, without training"
     )
     parser.add_argument(
         "--compare",
         metavar="RUN",
         type=reading.path,
         nargs="+",
-        help="do not train, but set runs side by side: table and picture",
+        help="compare runs, without training: table and picture",
     )
     parser.add_argument(
         "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
@@ -97,7 +95,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if shown and (any(alone) or len(shown) > 1):
         parser.error(f"--{shown[0]} goes with no other option")
     if arguments.init_from and arguments.resume:
-        parser.error("--init-from begins a new run, and --resume goes on with one; give one of them")
+        parser.error("--init-from starts a new run, and --resume continues one; give one of them")
     if not (arguments.config or isinstance(arguments.resume, str) or arguments.init_from or shown):
         parser.error("give --config FILE, --resume RUN, --init-from RUN, --report RUN, --compare RUN RUN, or --options")
     if arguments.prepare and (
@@ -126,7 +124,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what was asked for."""
+    """Run the requested task."""
     if arguments.options is not None:
         pages.options(arguments.options)
     elif arguments.compare:
@@ -138,13 +136,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    """Train, or find out how it would go, with the configuration that the arguments amount to."""
+    """Train, or do a dry run or range test, with the configuration from the arguments."""
     from lior_jax import config as configuration
 
     resumes_from = arguments.resume if isinstance(arguments.resume, str) else None
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
 
-    # JAX starts only now, so that a mistake in the configuration is reported at once.
+    # JAX starts only now, so that a mistake in the configuration is reported immediately.
     if arguments.devices:
         backend.pretend(arguments.devices)
     backend.start()
@@ -156,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> None:
         config = config or origin.config_of(arguments.init_from, arguments.set)
         config = configuration.replace(config, "run", init_from=arguments.init_from)
     elif config is None:
-        assert resumes_from is not None  # one of the three was given
+        assert resumes_from is not None  # one of the three is given
         config = training.resume_config(resumes_from, arguments.set)
     elif resumes_from:
         config = configuration.replace(config, "run", directory=resumes_from)
@@ -178,19 +176,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def prepare(config) -> None:
-    """Tokenise the text of a configuration, and say where the tokens are."""
+    """Tokenise the text of a configuration, and print where the tokens are."""
     from lior_jax.cli import progress
     from lior_jax.training import origin
 
     with progress.reading() as reading:
         _, corpus, _ = origin.begin(config, reading)
     counts = f"{len(corpus.train):,} tokens for training and {len(corpus.validation):,} for validation"
-    where = "every run reads them anew in a moment" if corpus.folder is None else f"in {corpus.folder}"
+    where = "every run tokenises it again in a moment" if corpus.folder is None else f"in {corpus.folder}"
     print(f"{counts}, {where}.", flush=True)
 
 
 def train(config, arguments: argparse.Namespace) -> None:
-    """Train, show how it goes, and say what came of it."""
+    """Train, show the progress, and print the results."""
     from lior_jax import training
     from lior_jax.cli.progress import Bar, Sentences
     from lior_jax.training import memory, signals
@@ -214,8 +212,8 @@ def train(config, arguments: argparse.Namespace) -> None:
             output.complain(str(stopped))
             sys.exit(stopped.status)
         except signals.StoppedError as stopped:
-            said = f"{stopped} What was saved before is kept" if str(stopped) else "Saved"
-            output.complain(f"{said}; go on with --resume {config.run.directory}.")
+            said = f"{stopped} Saved checkpoints are kept" if str(stopped) else "Saved"
+            output.complain(f"{said}; continue with --resume {config.run.directory}.")
             sys.exit(stopped.status)
         finally:
             profiler.close()
@@ -226,7 +224,7 @@ def train(config, arguments: argparse.Namespace) -> None:
 
 
 def validation_table(context: int, summary) -> str:
-    """Losses of the whole validation part by both protocols, of the best and of the last step."""
+    """Losses over the whole validation part by both protocols, for the best and the last step."""
     best, last = f"best of {summary.evaluations} evaluations, step {summary.best_step:,}", f"last step, {summary.step:,}"
     rows = [("validation, all of it, nats/char", f"windows of {context}", f"history of at least {context - context // 2}")]
 
@@ -242,7 +240,7 @@ def validation_table(context: int, summary) -> str:
 
 
 class Finished:
-    """Subscriber: whether the run was finished `before` this session, so that nothing is to be written."""
+    """Subscriber: records whether the run was finished `before` this session, so that nothing is written."""
 
     before = False
 
@@ -263,7 +261,7 @@ def draw_loss(config, summary) -> None:
 
 
 def conclude(summary, resumed: bool) -> None:
-    """Print what the run came to and what can be done with it."""
+    """Print the results of the run and possible next commands."""
     from lior_jax import training
 
     config = training.resume_config(summary.directory)
@@ -281,6 +279,6 @@ def conclude(summary, resumed: bool) -> None:
 Talk to it:  {calling.start("infer")} --checkpoint {summary.directory} --prompt={prompt}"""
     try:
         print(text, flush=True)
-    except output.BROKEN as problem:  # the run is done all the same
+    except output.BROKEN as problem:  # the run is complete anyway
         name = calling.program("train")
         output.complain(f"{name}: standard output cannot be written to ({problem}); see {summary.directory}/summary.json.")

@@ -1,4 +1,4 @@
-"""Text on its way into the model: reading, tokenising, splitting, batches."""
+"""From texts to batches: reading, tokenising, splitting."""
 
 from lior_jax.data.batches import batch_at, windows_per_epoch
 from lior_jax.data.corpus import Corpus, check_sample, load, with_vocabulary

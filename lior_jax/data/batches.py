@@ -1,4 +1,4 @@
-"""Batches as a pure function of `(seed, step)`: nothing of them needs to be saved to resume a run."""
+"""Batches as a pure function of `(seed, step)`, so that resuming needs no saved data state."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -6,16 +6,16 @@ from functools import lru_cache, partial
 import numpy as np
 
 TABLE = 2**20
-"""Windows up to which an epoch's order is a table; the order of more is computed place by place, in no memory."""
+"""Largest number of windows whose order in an epoch is a table; for more, it is computed on the fly in constant memory."""
 
 _ROUNDS = 6
 
 
 def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows and their targets at a step: a pure function, so that a resumed run sees what it would have seen.
+    """Windows and their targets at a step: a pure function, so that a resumed run sees the same batches.
 
-    Every epoch cuts the text into windows at a new random offset and goes through all of them in a new order. Each token
-    is read once an epoch, but for less than a window left over at each end.
+    Every epoch cuts the text into windows at a new random offset and visits all of them in a new order. Each token is read
+    once per epoch, except for less than a window at each end.
 
     Args:
         tokens: `[T]` of any integer type, in memory or mapped from a file, with `T > context`.
@@ -35,16 +35,16 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
 
 
 def windows_per_epoch(tokens: np.ndarray, context: int) -> int:
-    """How many windows an epoch has."""
+    """Number of windows in an epoch."""
     return max(1, (len(tokens) - context) // context)
 
 
 def shuffled(place: int, count: int, keys: tuple[int, ...]) -> int:
-    """Where a place below `count` goes: a permutation of them all, chosen by the keys, that needs no table.
+    """The image of an index below `count` under a permutation selected by the keys, without a table.
 
     A Feistel network permutes the numbers of an even number of bits, the fewest that hold `count`: in each round
-    `(a, b) → (b, a ⊕ F(b, key))`, which can be undone whatever `F` is. What lies beyond `count` goes through it again (Black &
-    Rogaway 2002, "Ciphers with arbitrary finite domains"), fewer than four times on average.
+    `(a, b) → (b, a ⊕ F(b, key))`, which is invertible for any `F`. Results beyond `count` are permuted again (cycle
+    walking, Black and Rogaway 2002), fewer than four times on average.
 
     Args:
         keys: a 64-bit number for each round.
@@ -61,7 +61,7 @@ def shuffled(place: int, count: int, keys: tuple[int, ...]) -> int:
 
 
 def _mixed(x: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): every bit of 64 depends on all."""
+    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of 64 depends on all."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return x ^ x >> 31

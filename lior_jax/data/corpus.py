@@ -19,12 +19,12 @@ from lior_jax.storage import sums
 from lior_jax.storage.checkpoint import Metadata
 
 IN_MEMORY = 2**24
-"""Characters up to which a text is read anew by every run and kept in memory."""
+"""Largest number of characters of a text that is read by every run and kept in memory."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenised corpus. Training and validation text never overlap: the one ends where the other begins."""
+    """A tokenised corpus. Training and validation text do not overlap: one ends where the other starts."""
 
     train: np.ndarray
     """`[T]` int32; or, mapped from a file, uint16 or uint32."""
@@ -34,26 +34,26 @@ class Corpus:
     characters_per_token: float
     """Ratio of characters to tokens in the validation text; turns nats per token into nats per character."""
     fingerprint: str
-    """SHA-256 of the text, by which a resumed run knows its corpus again."""
+    """SHA-256 of the text, by which a resumed run recognises its corpus."""
     beginning: str
-    """Its first characters: the prompt of samples that have none of their own."""
+    """Its first characters: the default prompt of samples."""
     unknown: Mapping[str, int]
-    """Characters that the vocabulary has not and that were replaced, with their counts."""
+    """Replaced characters outside the vocabulary, with their counts."""
     folder: Path | None = None
-    """Where the tokens of a long text are kept."""
+    """Folder of the tokens of a long text."""
 
 
 def load(config: Config, saved: Metadata | None = None, another: bool = False, report: Report = unreported) -> Corpus:
     """Read, split and tokenise the corpus of a configuration: in memory, or into the cache (`shards`) if it is long.
 
     Args:
-        saved: of a run to resume, whose tokenizer is used.
-        another: whether the text may be another one than that run's.
-        report: told how far a long text has come.
+        saved: corpus metadata of a run to resume, whose tokenizer is used.
+        another: whether the text may differ from that run's.
+        report: reports the progress of a long text.
 
     Raises:
         UserError: no such file, no text in it, not UTF-8, too short for one window in each part, or not the saved one; or the
-            configuration requires a text and was given none.
+            configuration requires a text and none is given.
     """
     data = config.data
     if data.path == REQUIRED:
@@ -75,7 +75,7 @@ def load(config: Config, saved: Metadata | None = None, another: bool = False, r
         words = tokenizers.with_unknown(tokenizers.from_json(saved.tokenizer), data.unknown).to_json()
     text = source.short(IN_MEMORY)
     corpus = _read(text, data, words, check) if text is not None else _mapped(source, data, words, check, report)
-    # Of which one is for what is not in the text, where that is replaced.
+    # Including one for characters outside the text, with `replace`.
     if corpus.tokenizer.vocab_size < (3 if data.unknown == "replace" else 2):
         raise UserError(f"{source.name} consists of one character, over and over; give a text with something to learn.")
     for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
@@ -128,10 +128,10 @@ def _mapped(
 
 
 def with_vocabulary(config: Config, corpus: Corpus) -> Config:
-    """The configuration with what its corpus decides: the vocabulary, and the prompt of the samples unless it has its own.
+    """The configuration completed from its corpus: the vocabulary size, and the prompt of the samples if not set.
 
     Raises:
-        UserError: it names another vocabulary.
+        UserError: the configuration sets another vocabulary size.
     """
     size, given = corpus.tokenizer.vocab_size, config.model.vocab_size
     if given not in (None, size):
@@ -141,8 +141,8 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
 
 
 def check_sample(config: Config, corpus: Corpus) -> None:
-    """Refuse a prompt that cannot be encoded now, not at the first evaluation."""
-    assert config.sample.prompt is not None  # the first characters of the text, unless another was given
+    """Refuse a prompt that cannot be encoded, before the first evaluation."""
+    assert config.sample.prompt is not None  # the first characters of the text, unless set
     try:
         corpus.tokenizer.encode(config.sample.prompt)
     except UserError as problem:

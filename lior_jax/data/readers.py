@@ -1,8 +1,8 @@
-"""Readers of files: each yields a file's text piece by piece, so that no file need fit into memory.
+"""Readers of files: each yields a file's text piece by piece, so files may be larger than memory.
 
-A reader is `reader(path, field) -> iterator of (text, place)`: the pieces, joined, are the text, and `place` is how many of the
-file's bytes were read by then. `registry.READERS` chooses one by the end of the file's name, `.gz` and `.zst` taken off; what
-has no entry there is plain text.
+A reader is `reader(path, field) -> iterator of (text, place)`: the joined pieces are the text, and `place` is the number of the
+file's bytes read so far. `registry.READERS` selects one by file extension, after removing `.gz` and `.zst`; files without an
+entry are plain text.
 """
 
 import codecs
@@ -22,11 +22,11 @@ from lior_jax.registry import READERS
 Pieces = Iterator[tuple[str, int]]
 
 BETWEEN = "\n\n"
-"""Stands between documents, be they files or lines of JSON."""
+"""Separator between documents, which are files or lines of JSON."""
 
 _CHUNK = 2**18
 _LONGEST_LINE = 2**26
-_ROWS = 256  # of a parquet file, at once
+_ROWS = 256  # rows of a parquet file per read
 
 
 def reader(path: Path) -> Callable[[Path, str], Pieces]:
@@ -39,10 +39,10 @@ def reader(path: Path) -> Callable[[Path, str], Pieces]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], int]]]:
-    """The bytes of a file, unpacked if it is called `.gz` or `.zst`, and a function that tells how many of its own were read.
+    """The bytes of a file, decompressed if it ends in `.gz` or `.zst`, and a function for the number of compressed bytes read.
 
     Raises:
-        UserError: within the block too, the file cannot be read, is damaged, or needs a package that is not installed.
+        UserError: also within the block: the file cannot be read, is damaged, or needs a package that is not installed.
     """
     try:
         with path.open("rb") as raw:
@@ -56,12 +56,12 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], int]]]:
         raise UserError(f"{path} cannot be read ({reason}); give an existing UTF-8 file.") from None
 
 
-class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
-    """The unpacked bytes of a Zstandard stream; unlike the library's own reader it notices one that is cut short."""
+class _zstd(io.RawIOBase):  # noqa: N801 - called like a function
+    """The decompressed bytes of a Zstandard stream; unlike the library's own reader it detects truncation."""
 
     def __init__(self, raw: BinaryIO):
         self._raw, (self._new, self._broken) = raw, _zstd_library(raw.name)
-        self._frame: Any = None  # of a library that may be missing
+        self._frame: Any = None  # of an optional library
         self._packed, self._ready = b"", b""
 
     def readable(self) -> bool:
@@ -88,7 +88,7 @@ class _zstd(io.RawIOBase):  # noqa: N801 - a function to whoever calls it
 
 
 def _zstd_library(name: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes an object that unpacks one frame, and the error that it raises."""
+    """The factory of a decompressor of one frame, and the exception that it raises."""
     try:
         from compression.zstd import ZstdDecompressor, ZstdError  # from Python 3.14 on
     except ImportError:
@@ -104,7 +104,7 @@ def _zstd_library(name: str) -> tuple[Callable[[], Any], type[Exception]]:
 
 
 def plain(path: Path, field: str) -> Pieces:
-    """A file of UTF-8 text, every character as it stands."""
+    """A file of UTF-8 text, unchanged."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     read = 0
     with opened(path) as (stream, place):
@@ -124,7 +124,7 @@ def plain(path: Path, field: str) -> Pieces:
 
 
 def json_lines(path: Path, field: str) -> Pieces:
-    """The texts in a field of JSON objects, one a line, with an empty line between; empty lines and texts are passed over."""
+    """The texts in a field of JSON objects, one a line, separated by an empty line; empty lines and texts are skipped."""
     between = ""
     with opened(path) as (stream, place):
         for number in count(1):
@@ -144,7 +144,7 @@ def _document(line: bytes, field: str, name: str) -> str:
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8; convert it.") from None
     except (ValueError, RecursionError):
-        raise UserError(f'{name} is no JSON; write {{"{field}": "..."}} on each line.') from None
+        raise UserError(f'{name} is not JSON; write {{"{field}": "..."}} on each line.') from None
     return _text(item.get(field) if isinstance(item, dict) else None, field, name)
 
 
@@ -159,7 +159,7 @@ def _text(value: Any, field: str, name: str) -> str:
 
 
 def parquet(path: Path, field: str) -> Pieces:
-    """The texts of a parquet file's column, with an empty line between; empty ones are passed over. Needs `pyarrow`."""
+    """The texts of a parquet file's column, separated by an empty line; empty ones are skipped. Needs `pyarrow`."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

@@ -1,8 +1,8 @@
-"""Long texts, tokenised once: memory-mapped files in a cache folder, found again by later runs and by other processes.
+"""Long texts, tokenised once: memory-mapped files in a cache folder, shared by later runs and other processes.
 
 CACHE/text/KEY/shards holds `train.tokens` and `validation.tokens` (little-endian, 16 bits a token where the vocabulary allows
-it, else 32), what they were made from (`about.json`), and the sums of them all. KEY is the sum of the sources' sums and of what
-else decides the tokens, so a text is known again wherever it lies, and a changed one is another.
+it, else 32), their origin (`about.json`), and checksums of all files. KEY is the checksum of the sources' checksums and of
+everything else that determines the tokens, so a text is recognised independently of its path, and a changed one is not.
 """
 
 import json
@@ -23,10 +23,10 @@ from lior_jax.settings import DataConfig
 from lior_jax.storage import cache, files, lock, manifest, sums
 
 SAMPLE = 2**25
-"""Characters from which `bpe:N` learns, but for a piece at most."""
+"""Characters from which `bpe:N` learns, to within one piece."""
 
 PIECE = 2**18
-"""Characters that are tokenised at once, about."""
+"""Approximate number of characters tokenised at once."""
 
 _FORMAT = 1
 _ABOUT = "about.json"
@@ -34,13 +34,13 @@ _PARTS = ("train", "validation")
 
 
 class Shards(NamedTuple):
-    """A text, tokenised and mapped into memory."""
+    """A tokenised text, mapped into memory."""
 
     folder: Path
     tokens: tuple[np.ndarray, np.ndarray]
     """Tokens of the training and of the validation part, each `[T]`."""
     about: dict[str, Any]
-    """What they were made from: sources, tokenizer, counts."""
+    """Their origin: sources, tokenizer, counts."""
 
 
 def texts() -> Path:
@@ -51,11 +51,11 @@ def texts() -> Path:
 def load(
     source: Source, data: DataConfig, saved: dict[str, Any] | None, check: Callable[[str], object], report: Report
 ) -> Shards:
-    """The tokens of a text, made now unless they are in the cache; one process makes them, and others wait for it.
+    """The tokens of a text, from the cache or computed now; one process computes them while others wait.
 
     Args:
         saved: the tokenizer to use, as plain values; by default the one of the settings.
-        check: called with the text's fingerprint before it is tokenised; it may raise, to refuse the text.
+        check: called with the text's fingerprint before tokenising; may raise to refuse the text.
 
     Raises:
         UserError: the text cannot be read or tokenised, or the cache cannot be written to.
@@ -65,7 +65,7 @@ def load(
     found, _ = _read(folder)
     if saved is None:
         return found or _make(folder, job, None)
-    # A run's own tokenizer is what its settings gave, unless it began with another model's.
+    # A run's tokenizer follows from its settings, unless it was initialised from another model.
     if found and tokenizers.from_json(found.about["tokenizer"]).to_json() == saved:
         return found
     folder = root / _key(job, saved)
@@ -81,7 +81,7 @@ class _Job(NamedTuple):
 
 
 def _content(source: Source, report: Report) -> list[dict[str, Any]]:
-    """Path, size, time of change and sum of each file."""
+    """Path, size, modification time and checksum of each file."""
     found, done, total = [], 0, source.size
     for file in source.files:
         report("checking", done, total)
@@ -110,7 +110,7 @@ def _key(job: _Job, saved: dict[str, Any] | None) -> str:
 
 
 def _read(folder: Path) -> tuple[Shards | None, str | None]:
-    """The tokens of a folder; else None, and what is wrong with it if it is there."""
+    """The tokens of a folder; or None, and what is wrong with the folder if it exists."""
     folder = folder / "shards"
     if not folder.exists():
         return None, None
@@ -122,7 +122,7 @@ def _read(folder: Path) -> tuple[Shards | None, str | None]:
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:
-    if not path.stat().st_size:  # which no system maps
+    if not path.stat().st_size:  # empty files cannot be mapped
         return np.zeros(0, kind)
     return np.asarray(np.memmap(path, kind, "r"))
 
@@ -152,12 +152,12 @@ def _make(folder: Path, job: _Job, saved: dict[str, Any] | None) -> Shards:
             "another folder by the environment variable LIOR_CACHE."
         ) from None
     if not found:
-        raise UserError(f"The tokenised text in {folder} is damaged ({problem}) just after it was written; mend that disk.")
+        raise UserError(f"The tokenised text in {folder} is damaged ({problem}) just after it was written; check that disk.")
     return found
 
 
 def _end(job: _Job, seen: Survey) -> int:
-    """Where the training part ends."""
+    """Number of characters in the training part."""
     return seen.characters - round(seen.characters * job.data.validation_fraction)
 
 
@@ -172,7 +172,7 @@ def _tokenizer(job: _Job, seen: Survey, saved: dict[str, Any] | None) -> Tokeniz
 
 
 def _fill(folder: Path, job: _Job, seen: Survey, tokenizer: Tokenizer, what: str) -> dict[str, Any]:
-    """Tokenise a text into a folder; returns what it says of itself."""
+    """Tokenise a text into a folder; returns the contents of `about.json`."""
     end = _end(job, seen)
     kind = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     counts, unknown = [], Counter()
@@ -203,7 +203,7 @@ def _encode(tokenizer: Tokenizer, piece: str, unknown: Counter[str]) -> np.ndarr
 
 
 def _sample(source: Source, end: int, kind: str) -> Iterator[str]:
-    """Pieces of the training part: all of it where `char` needs to know every character, else evenly spaced ones."""
+    """Pieces of the training part: all of it for `char`, which needs every character, else evenly spaced ones."""
     training, _ = sources.split(source.pieces(), end)
     if kind == "char":
         yield from training

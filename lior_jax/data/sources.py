@@ -1,6 +1,6 @@
-"""Where a corpus is read from: files, folders and globs as one text, in pieces that fit into memory.
+"""Sources of a corpus: files, folders and globs as one text, in pieces that fit into memory.
 
-Between two files stands an empty line. Whoever needs the text reads it from the beginning, as often as need be.
+Files are separated by an empty line. Each pass over the text reads it from the beginning.
 """
 
 import glob
@@ -15,15 +15,15 @@ from lior_jax.errors import UserError
 from lior_jax.storage import files
 
 Report = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and how much there is; it may raise, to give up."""
+"""Called with the current task, the amount done, and the total; may raise to stop."""
 
 
 def unreported(what: str, done: int, total: int) -> None:
-    """The `Report` that goes nowhere."""
+    """A `Report` without output."""
 
 
-# No word, number or run of signs or blanks that a byte-level tokenizer knows reaches across this place: what stands before
-# and after it can be tokenised apart. (For Python, not for it, the separators \x1c to \x1f are blanks.)
+# No word, number or run of symbols or whitespace of a byte-level tokenizer crosses this position: the text before and after it
+# can be tokenised separately. (For Python, but not for the tokenizer, the separators \x1c to \x1f are blanks.)
 _APART = re.compile(r"(?<=\S)[ \n\t\r]")
 
 
@@ -31,7 +31,7 @@ class Source(NamedTuple):
     """The text of a configuration."""
 
     name: str
-    """Name in messages."""
+    """Name for messages."""
     files: tuple[Path, ...]
     """None for the embedded corpus."""
     field: str
@@ -43,10 +43,10 @@ class Source(NamedTuple):
         return sum(file.stat().st_size for file in self.files)
 
     def read(self) -> Pieces:
-        """Pieces of the text, each with the number of bytes that were read by then.
+        """Pieces of the text, each with the number of bytes read so far.
 
         Raises:
-            UserError: a file cannot be read, is no text, or there is no text at all.
+            UserError: a file cannot be read or is not text, or there is no text at all.
         """
         if not self.files:
             yield _embedded(), 0
@@ -69,7 +69,7 @@ class Source(NamedTuple):
         return (text for text, _ in self.read())
 
     def short(self, most: int) -> str | None:
-        """The text, if it has at most so many characters."""
+        """The text, if it has at most this number of characters."""
         found, length = [], 0
         for piece in self.pieces():
             found.append(piece)
@@ -85,7 +85,7 @@ def find(path: str | None, field: str = "text") -> Source:
     Without a path: the embedded corpus, the prose of `pydoc_data.topics` that every CPython carries.
 
     Raises:
-        UserError: there is no file.
+        UserError: no such file.
     """
     if path is None:
         return Source("the embedded corpus pydoc_data.topics", (), field)
@@ -96,15 +96,15 @@ def find(path: str | None, field: str = "text") -> Source:
 
 
 def read_text(path: str | None, field: str = "text") -> tuple[str, str]:
-    """The whole text at a path, as `find` takes it, and its name."""
+    """The whole text at a path (see `find`), and its name."""
     source = find(path, field)
     return "".join(source.pieces()), source.name
 
 
 def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in pieces of `size` to `2 size` characters, the last one excepted.
+    """The same text in pieces of `size` to `2 size` characters, except the last.
 
-    They end where tokens end, if within that reach a blank follows something else.
+    They end at token boundaries, if whitespace follows another character within that range.
     """
     held = ""
     for piece in pieces:
@@ -120,7 +120,7 @@ def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 def parted(text: str, size: int) -> list[str]:
-    """A text in parts of about `size` characters that can be tokenised apart, however long they have to be for that."""
+    """A text in parts of about `size` characters that can be tokenised separately; longer where no boundary is found."""
     ends = [0]
     while found := _APART.search(text, ends[-1] + size):
         ends.append(found.start())
@@ -128,7 +128,7 @@ def parted(text: str, size: int) -> list[str]:
 
 
 def split(pieces: Iterable[str], at: int) -> tuple[Iterator[str], Iterator[str]]:
-    """The first `at` characters of a text, and the others, which may be asked for when all of the first were."""
+    """The first `at` characters of a text, and the rest, which may be consumed after the first part only."""
     pieces, rest = iter(pieces), []
 
     def before() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What has to be known of a text before it is tokenised, from reading it once."""
+"""Properties of a text needed before tokenising, from one pass."""
 
 import hashlib
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from lior_jax.data.sources import Report, Source
 from lior_jax.data.vocabularies import code_points
 
 _BEGINNING = 24
-"""Characters of a text's beginning, at most."""
+"""Largest length of a text's beginning."""
 
 
 class Survey(NamedTuple):
@@ -17,15 +17,15 @@ class Survey(NamedTuple):
 
     characters: int
     fingerprint: str
-    """SHA-256 of it, in UTF-8."""
+    """SHA-256 of its UTF-8 encoding."""
     alphabet: str
-    """Its characters, each once, in code point order."""
+    """Its distinct characters, in code point order."""
     beginning: str
     """See `beginning`."""
 
 
 def survey(source: Source, report: Report) -> Survey:
-    """Read a text from beginning to end. Raises `UserError` if it cannot be read."""
+    """Read a whole text. Raises `UserError` if it cannot be read."""
     total, seen, characters, first, size = hashlib.sha256(), np.zeros(0x110000, bool), 0, "", source.size
     for text, place in source.read():
         report("reading", min(place, size), size)
@@ -39,7 +39,7 @@ def survey(source: Source, report: Report) -> Survey:
 
 
 def beginning(text: str) -> str:
-    """The text's first characters, to the end of its first line if there is something on it."""
+    """The text's first characters, up to the end of its first line unless that is blank."""
     first = text[:_BEGINNING]
     line = first.splitlines()[0]
     return line if line.strip() else first

@@ -1,6 +1,6 @@
-"""Short texts: UTF-8 with or without a byte order mark, every character as the file has it, line ends included.
+"""Short texts: UTF-8 with or without a byte order mark, otherwise unchanged, including line endings.
 
-Texts to score or remember, prompts and standard input come through here; corpora, which may be long, through `sources`.
+Used for texts to score or remember, prompts and standard input; corpora, which may be long, are read by `sources`.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from lior_jax.storage import files
 
 
 def decode(content: bytes, name: str) -> str:
-    """The text of some bytes, which `name` calls in messages. Raises `UserError` if they are not UTF-8."""
+    """Decode bytes, called `name` in messages. Raises `UserError` if they are not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -19,11 +19,11 @@ def decode(content: bytes, name: str) -> str:
 
 
 def read_file(path: str | Path) -> str:
-    """The text of a file or a pipe. Raises `UserError` for one that is missing, unreadable or no text."""
+    """The text of a file or a pipe. Raises `UserError` if it is missing, unreadable or not text."""
     try:
         file = Path(path).expanduser()
         kind = files.kind(file)
-        if kind not in (None, "a pipe"):  # a shell's <(command) is a pipe, which ends; a device may never end
+        if kind not in (None, "a pipe"):  # a shell's <(command) is a pipe, which ends; a device may not
             raise UserError(f"{path} is {kind}, not a file; give a UTF-8 file.")
         return decode(file.read_bytes(), str(path))
     except (OSError, ValueError) as problem:
@@ -32,5 +32,5 @@ def read_file(path: str | Path) -> str:
 
 
 def read_stream(stream: BinaryIO, name: str = "Standard input") -> str:
-    """All the text that a stream has. Raises `UserError` if it is not UTF-8."""
+    """All text of a stream. Raises `UserError` if it is not UTF-8."""
     return decode(stream.read(), name)

@@ -15,11 +15,11 @@ from lior_jax.storage import files
 __all__ = ["BpeTokenizer", "ByteTokenizer", "CharTokenizer", "FileTokenizer", "Tokenizer"]
 
 _SHOWN = 5
-"""Characters that a sentence names, at most."""
+"""Largest number of characters listed in a message."""
 
 
 class Tokenizer(Protocol):
-    """What training and inference ask of a tokenizer."""
+    """The interface of tokenizers."""
 
     vocab_size: int
 
@@ -28,19 +28,19 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Text of tokens `[T]`; bytes that are no UTF-8 become U+FFFD. Raises `UserError` for a token out of range."""
+        """Text of tokens `[T]`; invalid UTF-8 becomes U+FFFD. Raises `UserError` for a token out of range."""
         ...
 
     def unknown(self, text: str) -> Counter[str]:
-        """How often each character stands in a text that the vocabulary has not; none where it takes every text."""
+        """Counts of the characters of a text outside the vocabulary; empty if every text can be encoded."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads."""
+        """Plain values for `from_json`."""
         ...
 
     def to_library(self) -> str:
-        """The `tokenizer.json` with which the `tokenizers` library encodes alike."""
+        """A `tokenizer.json` with which the `tokenizers` library encodes identically."""
         ...
 
 
@@ -49,12 +49,12 @@ def build(kind: str, characters: str, training: Iterable[str], unknown: str = "r
 
     Args:
         kind: `data.tokenizer`.
-        characters: of the whole corpus, any number of times; `char` knows them all, where it refuses others.
-        training: pieces of its training part, from which `bpe:N` learns, and `char` where it replaces others.
+        characters: of the whole corpus, with or without repetition; the vocabulary of `char` with `refuse`.
+        training: pieces of its training part, from which `bpe:N` learns, and `char` with `replace`.
         unknown: `data.unknown`.
 
     Raises:
-        UserError: a file that is no tokenizer.
+        UserError: the file is not a tokenizer.
     """
     if kind == "byte":
         return ByteTokenizer()
@@ -68,18 +68,18 @@ def build(kind: str, characters: str, training: Iterable[str], unknown: str = "r
 
 
 def from_file(path: str) -> FileTokenizer:
-    """The tokenizer of a `tokenizer.json`. Raises `UserError` if it is none."""
+    """The tokenizer of a `tokenizer.json`. Raises `UserError` if it is invalid."""
     try:
         return FileTokenizer(files.read(Path(path), "data.tokenizer:").decode("utf-8"), path)
     except UserError:
         raise
     except Exception as problem:  # whatever the library raises
         reason = getattr(problem, "strerror", None) or problem
-        raise UserError(f"data.tokenizer: {path} is no tokenizer.json that can be read ({reason}); give another one.") from None
+        raise UserError(f"data.tokenizer: {path} is not a readable tokenizer.json ({reason}); give another one.") from None
 
 
 def from_json(values: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_json` described. Raises `UserError` if it is damaged."""
+    """The tokenizer from the values of `to_json`. Raises `UserError` if they are damaged."""
     try:
         kind = values["kind"]
         if kind == "byte":
@@ -97,7 +97,8 @@ def from_json(values: dict[str, Any]) -> Tokenizer:
 
 
 def from_library(serialized: str, path: str) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`: what wrote it by `to_library`, or a `FileTokenizer`. Raises as the library does."""
+    """The tokenizer of a `tokenizer.json`: the one that wrote it by `to_library`, or a `FileTokenizer`. Raises as the
+    library does."""
     model = json.loads(serialized)["model"]
     made: list[Tokenizer] = [ByteTokenizer()]
     if model["type"] == "WordLevel":
@@ -110,18 +111,18 @@ def from_library(serialized: str, path: str) -> Tokenizer:
 
 
 def with_unknown(tokenizer: Tokenizer, unknown: str) -> Tokenizer:
-    """A tokenizer that refuses or replaces (`data.unknown`) characters which its vocabulary has not."""
+    """A tokenizer that refuses or replaces (`data.unknown`) characters outside its vocabulary."""
     return tokenizer.with_unknown(unknown) if isinstance(tokenizer, CharTokenizer) else tokenizer
 
 
 def replaced(tokenizer: Tokenizer, unknown: Mapping[str, int]) -> str | None:
-    """What to say of characters that were replaced, so many of each; None if there were none."""
+    """A sentence about replaced characters, from their counts; None if there are none."""
     if not (unknown and isinstance(tokenizer, CharTokenizer)):
         return None
     often = sorted(unknown, key=lambda character: (-unknown[character], character))
     named = ", ".join(map(repr, often[:_SHOWN])) + (f" and {len(often) - _SHOWN} more" if len(often) > _SHOWN else "")
     count = sum(unknown.values())
     return (
-        f"{count:,} character{'' if count == 1 else 's'} that the vocabulary has not ({named}) "
+        f"{count:,} character{'' if count == 1 else 's'} outside the vocabulary ({named}) "
         f"{'is' if count == 1 else 'are'} replaced by {tokenizer.replacement!r}."
     )

@@ -1,4 +1,4 @@
-"""The kinds of tokenizers: bytes, characters, byte pairs, and a file of the `tokenizers` library."""
+"""The kinds of tokenizers: bytes, characters, byte pairs (Sennrich et al. 2016), and a file of the `tokenizers` library."""
 
 import re
 from collections import Counter
@@ -14,12 +14,12 @@ from lior_jax.data.sources import parted
 from lior_jax.errors import UserError
 
 REPLACEMENT = "\ufffd"
-"""Stands for every character that a `char` vocabulary has not, where these are replaced."""
+"""Replaces every character outside a `char` vocabulary, with `replace`."""
 
 _LONGEST_WORD = 256
-"""Bytes after which `bpe:N` cuts a run of letters, digits, signs or blanks; what is shorter is not touched."""
+"""Bytes after which `bpe:N` splits a run of letters, digits, symbols or whitespace; shorter runs are unchanged."""
 _PART = 2**14
-"""Characters that `bpe:N` encodes at once, about; whole texts would take a hundred times their size."""
+"""Approximate number of characters that `bpe:N` encodes at once; whole texts would need a hundred times their size."""
 
 
 class ByteTokenizer:
@@ -51,7 +51,7 @@ class CharTokenizer:
 
     Args:
         alphabet: the characters.
-        replacement: one of them, which stands for all others; by default these are refused.
+        replacement: one of them, which replaces all others; by default these are refused.
     """
 
     def __init__(self, alphabet: str, replacement: str | None = None):
@@ -86,8 +86,8 @@ class CharTokenizer:
         return Counter(text[place] for place in outside)
 
     def with_unknown(self, unknown: str) -> "CharTokenizer":
-        """The same vocabulary, in which unknown characters are refused, or replaced: by U+FFFD if it has that, else by a
-        question mark, a blank or its first character."""
+        """The same vocabulary, with unknown characters refused, or replaced by U+FFFD if it contains that, else by a question
+        mark, a space or its first character."""
         if unknown == "refuse":
             return CharTokenizer(self.alphabet)
         stand_ins = [character for character in (REPLACEMENT, "?", " ") if character in self.alphabet]
@@ -99,7 +99,7 @@ class CharTokenizer:
 
     def to_library(self) -> str:
         vocabulary = {character: token for token, character in enumerate(self.alphabet)}
-        # Without the token for the unknown in its vocabulary, the library refuses what is unknown.
+        # Without an unknown token in the vocabulary, the library refuses unknown characters.
         made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=self.replacement or "<unknown>"))
         made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         made.decoder = decoders.Fuse()
@@ -148,18 +148,18 @@ class BpeTokenizer:
 
 
 class FileTokenizer:
-    """A tokenizer.json that others made. What it does not know it replaces in its own way; nothing is added around a text.
+    """A tokenizer.json from elsewhere, with its own handling of unknown characters; no special tokens are added around a text.
 
     Args:
         serialized: the file's content.
-        path: where it was, for whoever reads the configuration.
+        path: its origin, for the configuration.
     """
 
     def __init__(self, serialized: str, path: str):
         self._tokenizer, self.path = tokenizers.Tokenizer.from_str(serialized), path
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # some leave gaps
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)
@@ -179,14 +179,14 @@ class FileTokenizer:
 
 
 def cuts_words(serialized: str) -> bool:
-    """Whether a `tokenizer.json` cuts a text into words as `bpe:N` does."""
+    """Whether a `tokenizer.json` splits a text into words as `bpe:N` does."""
     other = tokenizers.Tokenizer.from_str(serialized)
     words = other.pre_tokenizer
     return words is not None and words.__getstate__() == _words().__getstate__() and other.normalizer is None
 
 
 def _words() -> pre_tokenizers.PreTokenizer:
-    # Merging takes the square of a word's length, and a text without spaces is one word.
+    # Merging takes quadratic time in the length of a word, and a text without spaces is one word.
     cut = pre_tokenizers.Split(Regex(f".{{{_LONGEST_WORD}}}"), "isolated")
     return pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
 
@@ -197,7 +197,7 @@ def code_points(text: str) -> np.ndarray:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter by which byte-level vocabularies write each byte: itself if it can be seen, else one from 256 on."""
+    """The character for each byte in byte-level vocabularies: itself if printable, else one from code point 256 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(hidden)}

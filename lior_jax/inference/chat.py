@@ -1,4 +1,5 @@
-"""A conversation with a model: what was said stays read, so a turn costs its own length only."""
+"""A conversation with a model. The history is kept in the recurrent state, so the cost of a turn depends on its own length
+only."""
 
 from collections.abc import Generator
 from typing import Any
@@ -20,14 +21,14 @@ HELP = """/reset             forget the conversation
 
 
 class Conversation:
-    """Turns of a transcript that the model continues: each line, a line break, and the answer up to a stop string.
+    """A transcript in turns that the model continues: each line, a line break, and the answer up to a stop string.
 
     Args:
-        settings: how tokens are chosen.
+        settings: of sampling.
         stop: strings before which an answer ends; they separate the turns.
         max_tokens: of an answer.
         seed: the same seed and the same lines give the same conversation.
-        line_end: what stands between a line and its answer.
+        line_end: text between a line and its answer.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class Conversation:
         self._prefix = self.engine.decoder.empty(1)
 
     def reply(self, line: str) -> Generator[str]:
-        """Yield the answer to a line, piece by piece. What was yielded belongs to the conversation, if the rest is given up.
+        """Yield the answer to a line, piece by piece. If the caller stops early, the yielded part is kept in the conversation.
 
         Raises:
-            UserError: an empty line, or one that the tokenizer cannot encode; the conversation is as it was.
+            UserError: an empty line, or one that the tokenizer cannot encode; the conversation is unchanged.
         """
         self.engine.encode(line)
         between = self.stop[0] if self.stop else self.line_end
@@ -70,18 +71,18 @@ class Conversation:
             self.answer += rest
             yield rest
         finally:
-            # Drawing went on in a copy: only what was shown has been said.
+            # Sampling ran ahead in a copy: only what was shown is part of the conversation.
             self._prefix = decoder.read(self._prefix, [tokenizer.encode(self.answer)])
             self.transcript += self.answer
 
     def explain(self) -> Explanation:
-        """Where each token of the last answer was retrieved from. Raises `UserError` if there is none."""
+        """The sources of each token of the last answer. Raises `UserError` if there is none."""
         if not self.answer:
             raise UserError("There is no answer to explain yet; say something first.")
         return self.engine.explain(self.transcript.removesuffix(self.answer), self.answer)
 
     def remember(self, path: str) -> str:
-        """Read a file into the engine's memory; returns what was done. Raises `UserError` for one that cannot be read."""
+        """Read a file into the engine's memory; returns a report. Raises `UserError` if the file cannot be read."""
         if not path:
             raise UserError("/remember needs a file, for example /remember notes.txt.")
         text = read_file(path)
@@ -89,10 +90,10 @@ class Conversation:
         return "\n".join(filter(None, [self.engine.replaced(text), f"{len(text):,} characters of {path} are remembered."]))
 
     def command(self, line: str) -> str:
-        """Do what a line without its `/` asks for (`HELP`), and return what is to be shown.
+        """Run a command line, given without its `/` (`HELP`), and return the text to show.
 
         Raises:
-            UserError: no such command, or one that lacks what it needs.
+            UserError: an unknown command, or a missing argument.
         """
         name, _, argument = line.partition(" ")
         if name == "reset":

@@ -1,6 +1,6 @@
-"""Token by token: prompts are read in parallel chunks, then each new token costs one compiled step of the recurrence.
+"""Decoding: prompts are read in parallel chunks, then each new token costs one compiled step of the recurrence.
 
-The loop over new tokens runs on the device. Cost and memory per token do not depend on how much has been read.
+The loop over new tokens runs on the device. Time and memory per token are independent of the history's length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,25 +21,25 @@ from lior_jax.model.recurrence import History, Layer
 from lior_jax.settings import ModelConfig
 
 CHUNK = 128
-"""Positions of a prompt that are read at once, at most."""
+"""Largest number of prompt positions that are read at once."""
 SEGMENT = 256
-"""Tokens that one call of the loop on the device can draw, at most."""
+"""Largest number of tokens drawn by one call of the loop on the device."""
 
 
 class Prefix(NamedTuple):
-    """What has been read and drawn of `B` sequences."""
+    """Decoding state of `B` sequences."""
 
     history: History
     seen: Array
-    """`[B, V]`, the tokens that have occurred."""
+    """`[B, V]`, which tokens have occurred."""
     drawn: Array
-    """`[B]`, tokens drawn so far; the place in each sequence's own stream of random numbers."""
+    """`[B]`, number of tokens drawn so far; the position in each sequence's own stream of random numbers."""
 
 
 class MeanAttention(NamedTuple):
     """The attention of `T` positions over all blocks and heads: the mean `weight` by lag and the geodesic `cost` averaged with
-    these weights, `[T, L]`; the mean `resilience` `[T]`; the `point` `[T, m]` by which a memory is asked; and the `state`
-    `[T, d]` after the last block, which the next token is read out from."""
+    these weights, `[T, L]`; the mean `resilience` `[T]`; the `point` `[T, m]` that queries a memory; and the `state`
+    `[T, d]` after the last block, from which the next token is predicted."""
 
     weight: np.ndarray
     cost: np.ndarray
@@ -49,7 +49,7 @@ class MeanAttention(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A geometric memory and how it is mixed with the model."""
+    """A geometric memory and its mixture with the model."""
 
     bank: MemoryBank
     mixture: Mixture
@@ -57,7 +57,7 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model made ready to read and draw tokens, with its memory if it has one."""
+    """A model prepared to read and draw tokens, with an optional memory."""
 
     params: Params
     config: ModelConfig
@@ -65,21 +65,21 @@ class Decoder:
 
     @cached_property
     def layers(self) -> Layer:
-        """Parameters as the recurrence applies them."""
+        """Parameters prepared for the recurrence."""
         return _layers(self.params, self.config)
 
     def empty(self, batch: int) -> Prefix:
-        """`batch` sequences of which nothing has been read."""
+        """The initial state of `batch` sequences."""
         history = recurrence.empty(self.params, batch, self.config)
         seen = jnp.zeros((batch, self.config.vocab_size), bool)
         return self._placed(Prefix(history, seen, jnp.zeros(batch, jnp.int32)))
 
     def _placed(self, x: Any) -> Any:
-        """Where the parameters are: programs are compiled again for arrays that have no place of their own."""
+        """`x` with the parameters' sharding: programs would be compiled again for arrays without a committed device."""
         return jax.device_put(x, self.params.embedding.sharding)
 
     def read(self, prefix: Prefix, texts: Sequence[np.ndarray]) -> Prefix:
-        """Read on: further tokens of each sequence, `[T_b]` of any lengths, none included."""
+        """Read further tokens of each sequence, `[T_b]` of any length, including zero."""
         size = min(CHUNK, self.config.context)
         history, seen = prefix.history, np.array(prefix.seen)
         for row, text in zip(seen, texts, strict=True):
@@ -92,13 +92,13 @@ class Decoder:
         return Prefix(history, self._placed(seen), prefix.drawn)
 
     def draw(self, prefix: Prefix, keys: Array, settings: Sampling, count: int) -> tuple[Prefix, np.ndarray]:
-        """Draw the next `count ≤ SEGMENT` tokens of every sequence, which must not be empty.
+        """Draw the next `count ≤ SEGMENT` tokens of every sequence; sequences must not be empty.
 
         Args:
-            keys: `[B]`, one for each sequence: its tokens do not depend on what else is in the batch.
+            keys: `[B]`, one per sequence, so that its tokens do not depend on the rest of the batch.
 
         Returns:
-            What has been read and drawn then, and the tokens `[B, count]`.
+            The new state, and the tokens `[B, count]`.
         """
         prefix, tokens = _draw(self.params, self.layers, self.memory, prefix, keys, settings, count, self.config)
         return prefix, np.asarray(tokens)[:, :count]
@@ -117,7 +117,7 @@ class Decoder:
 
 
 def sequence_keys(seed: int, samples: Sequence[int]) -> Array:
-    """A key for each sequence `[B]`, made of the seed and the sequence's own sample number only."""
+    """A key per sequence `[B]`, derived from the seed and the sequence's sample number only."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(samples, jnp.uint32))
 
 
@@ -143,7 +143,7 @@ def next_logits(params: Params, memory: Memory | None, history: History, config:
 
 @partial(jax.jit, static_argnums=4)
 def _attention(params: Params, layers: Layer, history: History, text: Array, config: ModelConfig) -> tuple[Array, ...]:
-    """What `MeanAttention` has, in its order."""
+    """The fields of `MeanAttention`, in order."""
 
     def step(known, token):
         known, seen = recurrence.advance(params, layers, known, token[None], config)

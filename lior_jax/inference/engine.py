@@ -1,4 +1,4 @@
-"""A trained model ready for use: generating, streaming, scoring and explaining text."""
+"""A trained model ready for inference: generating, streaming, scoring, remembering and explaining text."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,29 +26,29 @@ from lior_jax.settings import ModelConfig
 from lior_jax.storage import checkpoint
 
 PACE = 8
-"""Tokens between two looks of the host where text is shown as it comes, or may end at a stop string."""
+"""Tokens per call of the device loop when text is streamed or may end at a stop string."""
 
 CAPACITY = 2**20
-"""Entries of a memory, unless another number is given."""
+"""Default number of entries of a memory."""
 
 MIN_REMEMBERED = 320
-"""Tokens of the shortest text that can be remembered."""
+"""Least number of tokens of a text to remember."""
 
-_HELD_OUT = 4096  # targets on which the mixture is chosen, at most
+_HELD_OUT = 4096  # largest number of targets on which the mixture is chosen
 _RECOLLECTIONS = 3  # entries shown for each explained token
 _SNIPPET = 24  # tokens shown of each
 _log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
-    """How well a text is predicted, its first token excepted, which nothing precedes."""
+    """How well a text is predicted, excluding its first token, which has no context."""
 
     tokens: int
     nats_per_token: float
     nats_per_character: float
     """Nats per token times the text's tokens per character."""
     nats_per_character_alone: float
-    """The same by the model without its memory."""
+    """The same for the model without its memory."""
 
     @property
     def bits_per_character(self) -> float:
@@ -56,13 +56,13 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Perplexity of a token: how many equally probable ones would be as hard to guess."""
+        """Perplexity per token: the number of equally probable tokens of the same entropy."""
         return float(np.exp(self.nats_per_token))
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A model ready for use: `Engine.from_checkpoint("runs/quickstart").generate("The ")`."""
+    """A model ready for inference: `Engine.from_checkpoint("runs/quickstart").generate("The ")`."""
 
     params: Params
     config: ModelConfig
@@ -71,12 +71,12 @@ class Engine:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, step: int | None = None) -> "Engine":
-        """Load a run's best checkpoint, or the one of a step; or a model that `export` wrote.
+        """Load a run's best checkpoint, or that of a given step; or an exported model.
 
-        If the best one is damaged, that is logged as a warning, and the newest whole one is loaded.
+        If the best checkpoint is damaged, a warning is logged and the newest intact one is loaded.
 
         Raises:
-            UserError: no such run or step, or a damaged checkpoint and no other to use instead.
+            UserError: no such run or step, or a damaged checkpoint without a replacement.
         """
         if export.is_export(path):
             if step is not None:
@@ -91,7 +91,7 @@ class Engine:
             else:
                 raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, checkpoints.steps))}.")
             found = checkpoints.first_whole(steps, partial(cls._read, checkpoints))
-        assert found is not None  # there is a step to read
+        assert found is not None  # `steps` is not empty
         _, engine, passed = found
         for sentence in passed:
             _log.warning("%s", sentence)
@@ -113,7 +113,7 @@ class Engine:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The model as it reads and draws tokens."""
+        """The decoder of this model."""
         return Decoder(self.params, self.config, self.memory)
 
     def stream(
@@ -129,14 +129,14 @@ class Engine:
         seed: int = 0,
         sample: int = 0,
     ) -> Iterator[str]:
-        """Yield pieces of the continuation as they are decoded; together they are what `generate` returns.
+        """Yield pieces of the continuation as they are decoded; joined, they equal the result of `generate`.
 
         Args:
-            prompt: at least one character; all of it is read, whatever its length.
-            max_tokens: length of the continuation, if no stop string comes before.
+            prompt: at least one character; read in full, whatever its length.
+            max_tokens: length of the continuation, unless a stop string ends it earlier.
             temperature, top_k, top_p, min_p, repetition_penalty: see `sampling.Sampling`.
-            stop: strings before which the continuation ends.
-            seed, sample: the same two give the same text, alone or in a batch.
+            stop: strings that end the continuation; not part of it.
+            seed, sample: determine the text, alone or in a batch.
 
         Raises:
             UserError: an empty prompt, one that the tokenizer cannot encode, or a setting out of range.
@@ -170,10 +170,10 @@ class Engine:
         seed: int = 0,
         sample: int | Sequence[int] = 0,
     ) -> str | list[str]:
-        """The continuation of a prompt, or of each of several, decoded together; arguments and errors as in `stream`.
+        """The continuation of a prompt, or of several decoded together; arguments and errors as in `stream`.
 
         Args:
-            sample: of the prompt, or of each.
+            sample: of the prompt, or one per prompt.
         """
         settings = Sampling(temperature, top_k, top_p, min_p, repetition_penalty).check()
         _check(max_tokens, seed, stop)
@@ -196,12 +196,12 @@ class Engine:
         return found[0] if isinstance(prompt, str) else found
 
     def score(self, text: str, stride: int | None = None, progress: Progress = unseen) -> Score:
-        """How well the model predicts a text: each token but the first, given the window before it.
+        """How well the model predicts a text: each token but the first, given the tokens before it in a window.
 
         Args:
             text: at least two tokens.
             stride: targets scored per window (see `scoring.cover`); half the context by default.
-            progress: shows how far it has come.
+            progress: reports the progress.
         """
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
@@ -218,17 +218,17 @@ class Engine:
         return Score(len(tokens) - 1, nats, nats * per_character, alone * per_character)
 
     def remember(self, text: str, capacity: int = CAPACITY, progress: Progress = unseen) -> "Engine":
-        """An engine that has read a text into its memory, beside what it remembered before; no parameter changes.
+        """A new engine with the text added to its memory; no parameter changes.
 
-        How far the memory is trusted is chosen on the last tenth of the text before that is read too.
+        The mixture of memory and model is fitted on the last tenth of the text, before that is added too.
 
         Args:
             text: at least `MIN_REMEMBERED` tokens.
-            capacity: entries of a memory that is begun; the oldest are overwritten when it is full.
-            progress: shows how far it has come.
+            capacity: entries of a new memory; the oldest are overwritten when it is full.
+            progress: reports the progress.
 
         Raises:
-            UserError: too short a text, or one that the tokenizer cannot encode.
+            UserError: the text is too short, or the tokenizer cannot encode it.
         """
         tokens = self.tokenizer.encode(text)
         if len(tokens) < MIN_REMEMBERED:
@@ -246,23 +246,24 @@ class Engine:
         return replace(self, memory=Memory(bank, mixture))
 
     def save_memory(self, path: str | Path) -> None:
-        """Write the memory to a file, which only this model can read. Raises `UserError` if there is none, or no room."""
+        """Write the memory to a file for this model only. Raises `UserError` without a memory, or if the file cannot be
+        written."""
         if self.memory is None:
             raise UserError("There is no memory to save; let the model remember a text first.")
         memory_bank.save(path, self.memory.bank, self.params, self.memory.mixture)
 
     def with_memory(self, path: str | Path) -> "Engine":
-        """An engine with the memory of a file. Raises `UserError` for a damaged file, or another model's."""
+        """A new engine with the memory from a file. Raises `UserError` for a damaged file or another model's memory."""
         return replace(self, memory=Memory(*memory_bank.load(path, self.params, self.config)))
 
     def explain(self, prompt: str, continuation: str | None = None, **settings) -> Explanation:
-        """From which earlier tokens each token of a continuation was retrieved.
+        """The earlier tokens from which each token of a continuation was retrieved.
 
         Args:
             continuation: the text to explain; by default it is generated, with the `settings` of `stream`.
 
         Raises:
-            UserError: as `stream`, or nothing to explain.
+            UserError: as `stream`, or an empty continuation.
         """
         if continuation is None:
             continuation = "".join(self.stream(prompt, **settings))
@@ -271,14 +272,14 @@ class Engine:
             raise UserError("There is no continuation to explain; let it have at least one token.")
         tokens = np.concatenate([before, after])
         prefix = self.decoder.read(self.decoder.empty(1), [before[:-1]])
-        # The position before a token is what retrieves it.
+        # A token is predicted by the retrieval at the position before it.
         attention = self.decoder.attention(prefix, tokens[len(before) - 1 : -1])
         names = [self.tokenizer.decode(tokens[place : place + 1]) for place in range(len(tokens))]
         share, memories = self._memory_share(attention, after), self._recollections(attention.point)
         return by_position(attention, names, len(before), share, memories)
 
     def _memory_share(self, attention: MeanAttention, tokens: np.ndarray) -> np.ndarray | None:
-        """How much of each token's probability is the memory's, `[T]`; None without one."""
+        """The memory's share of each token's probability, `[T]`; None without a memory."""
         if self.memory is None:
             return None
         bank, (weight, beta) = self.memory
@@ -293,7 +294,7 @@ class Engine:
             return []
         bank, mixture = self.memory
         recalled = memory_bank.recall(bank, jnp.asarray(points), mixture.inverse_temperature, _RECOLLECTIONS)
-        # Entries lie in the order in which they were read.
+        # Entries are stored in reading order.
         near = np.asarray(recalled.place)[..., None] - np.arange(_SNIPPET)[::-1]
         texts = np.asarray(bank.tokens)[near % bank.capacity]
         found = zip(texts, near >= 0, *map(np.asarray, (recalled.cost, mixture.weight * recalled.weight)), strict=True)
@@ -307,7 +308,7 @@ class Engine:
         ]
 
     def export(self, folder: str | Path) -> Path:
-        """Write the weights to `folder / "model.safetensors"`, configuration and tokenizer beside them; returns the folder.
+        """Write the weights to `folder / "model.safetensors"`, with configuration and tokenizer; returns the folder.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -316,21 +317,21 @@ class Engine:
         return Path(folder)
 
     def with_unknown(self, unknown: str) -> "Engine":
-        """An engine that refuses, or replaces, characters which its vocabulary has not: `refuse` or `replace`."""
+        """A new engine that refuses or replaces characters outside its vocabulary: `refuse` or `replace`."""
         return replace(self, tokenizer=tokenizer.with_unknown(self.tokenizer, unknown))
 
     def replaced(self, text: str) -> str | None:
-        """What to say of characters of a text that are replaced, with their count; None if there are none.
+        """A sentence about the characters of a text that are replaced, with their count; None if there are none.
 
         Raises:
-            UserError: there are some, and they are refused.
+            UserError: the text has such characters and they are refused.
         """
         if unknown := self.tokenizer.unknown(text):
             self.tokenizer.encode(text)
         return tokenizer.replaced(self.tokenizer, unknown)
 
     def encode(self, prompt: str) -> np.ndarray:
-        """Tokens of a prompt, which must not be empty."""
+        """Tokens of a non-empty prompt."""
         if not prompt:
             raise UserError("The prompt is empty, but the model needs at least one character to start from.")
         return self.tokenizer.encode(prompt)

@@ -1,4 +1,5 @@
-"""Why a token: the earlier tokens that it was retrieved from, with geodesic cost, resilience and Boltzmann weight."""
+"""Explanation of predicted tokens by the tokens they were retrieved from, with geodesic cost, resilience and Boltzmann
+weight."""
 
 from typing import NamedTuple
 
@@ -7,42 +8,42 @@ import numpy as np
 from lior_jax.inference.decoder import MeanAttention
 
 SHOWN = 40
-"""Tokens that are explained where no other number is asked for."""
-_WIDTH = 100  # columns of a table, at most
+"""Default number of explained tokens."""
+_WIDTH = 100  # largest width of a table
 
 
 class Recollection(NamedTuple):
     """An entry of the memory that a token was retrieved from."""
 
     text: str
-    """What was read up to the entry, and the token that followed."""
+    """The text up to the entry, and the token that followed."""
     cost: float
-    """Geodesic cost of its point from the position that asks."""
+    """Geodesic cost of its point from the querying position."""
     weight: float
-    """Its share in the token's probability distribution: the memory's weight times its Boltzmann weight."""
+    """Its share of the token's distribution: the memory's weight times its Boltzmann weight."""
 
 
 class Explanation(NamedTuple):
-    """What the `T` tokens that continue a prompt were retrieved from, in a text of `S` tokens."""
+    """The sources of the `T` tokens that continue a prompt, in a text of `S` tokens."""
 
     tokens: list[str]
     """The text, token by token: the prompt and its continuation."""
     first: int
     """Index of the continuation's first token."""
     weight: np.ndarray
-    """`[T, S]`, mean Boltzmann weight over blocks and heads of each token of the text; a row adds up to 1."""
+    """`[T, S]`, mean Boltzmann weight over blocks and heads of each token of the text; rows sum to 1."""
     cost: np.ndarray
     """`[T, S]`, geodesic cost, averaged with the weights of blocks and heads."""
     resilience: np.ndarray
-    """`[T]`, mean over blocks and heads of the resilience that the costs were weighed by."""
+    """`[T]`, resilience in the costs, mean over blocks and heads."""
     memory_share: np.ndarray | None
-    """`[T]`, how much of each token's probability the memory gives, and not the model; None without a memory."""
+    """`[T]`, the memory's share of each token's probability; None without a memory."""
     memories: list[list[Recollection]]
     """The nearest entries for each of the `T` tokens, nearest first; empty without a memory."""
 
     def table(self, count: int | None = None) -> str:
         """A line for each of the first `count` tokens of the continuation, by default all: its resilience, the memory's share
-        if there is one, and the sources of most weight, each as `token@place weight (cost)`; at most 100 columns."""
+        if any, and the sources of largest weight, each as `token@place weight (cost)`; at most 100 columns."""
         rows = self.weight.shape[0] if count is None else min(count, self.weight.shape[0])
         share = "" if self.memory_share is None else " memory"
         lines = [f"    token      R{share}  retrieved from: token@place weight (geodesic cost)"]
@@ -69,7 +70,7 @@ class Explanation(NamedTuple):
 
 
 def _clip(text: str, width: int, end: int = 1) -> str:
-    """At most `width` characters: the first ones, or with `end = −1` the last ones, and a mark for what is left out."""
+    """At most `width` characters: the first ones, or with `end = −1` the last ones, with an ellipsis."""
     if len(text) <= width:
         return text
     return text[: width - 1] + "…" if end > 0 else "…" + text[1 - width :]
@@ -82,7 +83,7 @@ def by_position(
     memory_share: np.ndarray | None,
     memories: list[list[Recollection]],
 ) -> Explanation:
-    """From lags to places in the text: the token at `first + t` was retrieved by the position before it."""
+    """From lags to positions in the text: the token at `first + t` was retrieved by the position before it."""
     rows, lags = attention.weight.shape
     weight, cost = np.zeros((rows, len(tokens)), np.float32), np.zeros((rows, len(tokens)), np.float32)
     for row in range(rows):

@@ -1,8 +1,8 @@
-"""A trained model as a folder that other programs can read: its weights as safetensors, the rest beside them as YAML and JSON.
+"""A trained model as a folder that other programs can read: weights as safetensors, the rest as YAML and JSON.
 
-model.safetensors   every array, named by its place in `Params`, such as `blocks.metric.scale`
+model.safetensors   every array, named by its path in `Params`, such as `blocks.metric.scale`
 config.yaml         the `model` section of the configuration
-tokenizer.json      as the library `tokenizers` reads it (Hugging Face's format), and encodes alike
+tokenizer.json      in the format of the library `tokenizers` (Hugging Face), which encodes identically
 """
 
 import json
@@ -25,20 +25,20 @@ from lior_jax.storage import arrays, checkpoint, files
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.yaml", "tokenizer.json"
 _HEADER = f"# Of the model in {WEIGHTS}, as lior_jax exported it: a record, not to be edited.\n"
-"""Value by which an exported model is recognised."""
+"""Marks an exported model."""
 
 
 def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write a model into a folder, which is made if need be; one that was exported there before is replaced, and nothing else.
+    """Write a model into a folder, created if necessary; an earlier export is replaced, and nothing else.
 
-    All files are finished before the first one is put in its place.
+    All files are written completely before the first one is moved into place.
 
     Args:
-        params: what is carried included.
-        config: the model's, vocabulary included.
+        params: including the carried statistics.
+        config: the model's, including the vocabulary size.
 
     Raises:
-        UserError: the folder cannot be written to, or holds a run or files of these names that no export wrote.
+        UserError: the folder cannot be written to, or contains a run, or files of these names from elsewhere.
     """
     folder = Path(folder)
     _check_vacant(folder)
@@ -46,7 +46,7 @@ def export(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
-            files.replacing_file(folder / WEIGHTS) as weights,  # the last to be renamed: without it, it is no export
+            files.replacing_file(folder / WEIGHTS) as weights,  # renamed last: without it, the folder is not an export
             files.replacing_file(folder / TOKENIZER) as vocabulary,
             files.replacing_file(folder / CONFIG) as configuration_file,
         ):
@@ -70,15 +70,15 @@ def _check_vacant(folder: Path) -> None:
 
 
 def is_export(folder: str | Path) -> bool:
-    """Whether there is an exported model in the folder."""
+    """Whether the folder contains an exported model."""
     try:
         return (Path(folder) / WEIGHTS).is_file()
-    except OSError:  # a name that no file can have
+    except OSError:  # not a valid file name
         return False
 
 
 def load(folder: str | Path) -> tuple[Params, ModelConfig, Tokenizer]:
-    """The model of a folder that `export` wrote, bit for bit.
+    """The model that `export` wrote to a folder, bit for bit.
 
     Raises:
         UserError: a file is missing or damaged, or the arrays are not those of the configuration.
@@ -119,7 +119,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text)
-        # Before it was the library's format, it was ours.
+        # Earlier exports used our own format.
         return tokenizers.from_json(values) if "kind" in values else tokenizers.from_library(text, str(path))
     except UserError:
         raise

@@ -1,11 +1,11 @@
 """The memory: a ring of points on the learned manifold and of the tokens that followed them.
 
-What is near in the learned metric was followed by what is likely to follow:
+Tokens that followed nearby points are likely to follow again:
 
     p_memory(v | x) = Σ_{j: token_j = v} exp(−β sqrt(g(x − x_j, x − x_j) + ε)) / Σ_j exp(−β sqrt(g(x − x_j, x − x_j) + ε))
 
-The field calls it a kNN language model (kNN-LM), here with the learned metric. Filling it changes no parameter.
-`remembering` reads texts into it and mixes it with the model's own distribution.
+This is a kNN language model (Khandelwal et al. 2020; a cache of recent hidden states, Grave et al. 2017) with the learned
+metric. Filling it changes no parameter. `remembering` reads texts into it and mixes it with the model's own distribution.
 
 Shapes: `N` entries of capacity, `m = H (n + r)` coordinates, `Q` queries, `V` vocabulary.
 """
@@ -32,8 +32,8 @@ MAX_CAPACITY = 2**24
 
 
 class MemoryBank(NamedTuple):
-    """Room for `N` points, laid out to be read, and `tokens` `[N]`, the oldest entry being overwritten first; `written` `[]`,
-    the number of entries ever written, of which the next goes to `written mod N`."""
+    """Slots for `N` points, in the layout of `physics.bank`, and `tokens` `[N]`, the oldest entry being overwritten first;
+    `written` `[]`, the number of entries ever written: the next one goes to `written mod N`."""
 
     points: TiledKeys
     tokens: Array
@@ -50,12 +50,12 @@ class MemoryBank(NamedTuple):
 
     @property
     def present(self) -> Array:
-        """How many entries there are: `[]`."""
+        """Number of entries: `[]`."""
         return jnp.minimum(self.written, self.capacity)
 
 
 class Recalled(NamedTuple):
-    """The entries nearest to queries, nearest first, each `[Q, k]`; beyond those that there are, −1, ∞, 0 and −1.
+    """The entries nearest to queries, nearest first, each `[Q, k]`; past the last entry −1, ∞, 0 and −1.
 
     `place` in the ring, geodesic `cost`, Boltzmann `weight` among all entries, and the `token` that followed.
     """
@@ -75,14 +75,14 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
 def coordinates(params: Params, tokens: Array, config: ModelConfig) -> Array:
     """The geometric point of every position, `[B, L, m]`, in which squared Euclidean distance is the learned metric.
 
-    It is the whitened point from which the last block queries, those of all heads one after the other. Of what was measured on
-    a text unknown to the model, it predicts better than the direction of the final state, the logits and the retrieval's kick.
+    It is the whitened query point of the last block, concatenated over heads. Measured on a text unknown to the model, it
+    predicts better than the direction of the final state, the logits, or the retrieval's kick.
     """
     return observe(params, tokens, config)[1]
 
 
 def flatten(points: Array) -> Array:
-    """Whitened points of all heads `[..., H, n + r]` as coordinates `[..., m]`, whose metric is the sum of the heads'."""
+    """Whitened points of all heads `[..., H, n + r]` as coordinates `[..., m]`, whose metric is the sum over heads."""
     return points.reshape(*points.shape[:-2], -1)
 
 
@@ -95,12 +95,12 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
 
 
 def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
-    """Write entries `[K, m]` and `[K]` in their order, those of them that `keep` `[K]` tells; by default all."""
+    """Write entries `[K, m]` and `[K]` in order, those selected by `keep` `[K]`; by default all."""
     if not len(tokens):
         return bank
     keep = jnp.ones(tokens.shape, bool) if keep is None else keep
     order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
-    # Of more entries than there is room for only the last stay; what is left out goes beyond the end, where it is dropped.
+    # Of more entries than the capacity only the last are kept; the others get an index past the end, where they are dropped.
     stays = keep & (order >= count - bank.capacity)
     place = jnp.where(stays, (bank.written + order) % bank.capacity, 2 * MAX_CAPACITY)
     origin = jnp.where(bank.written == 0, points[jnp.argmax(keep)][None], bank.points.origin)
@@ -119,17 +119,17 @@ def read(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, v
         inverse_temperature: `[]`, β.
 
     Returns:
-        `[Q, V]`, −∞ for tokens that no entry has; of an empty memory, the uniform distribution.
+        `[Q, V]`, −∞ for tokens without entries; for an empty memory the uniform distribution.
     """
     log_p, _ = physics.retrieve_labels(queries, bank.points, bank.tokens, inverse_temperature, vocab_size, bank.present)
     return jnp.where(bank.present > 0, log_p, -math.log(vocab_size))
 
 
 def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, count: int) -> Recalled:
-    """The `count` entries nearest to each of `queries` `[Q, m]`, and how much they weigh in what `read` returns."""
+    """The `count` entries nearest to each of `queries` `[Q, m]`, and their weights in `read`."""
     found = min(count, bank.capacity)
     place, cost = physics.nearest(queries, bank.points, found, bank.present)
-    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is asked for
+    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is needed
     _, log_total = physics.retrieve_labels(queries, bank.points, one, inverse_temperature, 1, bank.present)
     known = place >= 0
     weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
@@ -141,27 +141,27 @@ def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float,
 
 
 class Mixture(NamedTuple):
-    """How a memory is mixed with the model's own distribution: `weight` λ of the memory, `inverse_temperature` β."""
+    """The mixture of a memory with the model's own distribution: `weight` λ of the memory, `inverse_temperature` β."""
 
     weight: float
     inverse_temperature: float
 
 
 def mix(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
-    """`ln((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape; of an empty memory, the model's alone."""
+    """`ln((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape; for an empty memory the model's."""
     weight = jnp.where(bank.present > 0, weight, 0)
     return jnp.logaddexp(jnp.log1p(-weight) + log_model, jnp.log(weight) + log_memory)
 
 
 def share(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
-    """`λ p_memory / ((1 − λ) p_model + λ p_memory)` of log probabilities of equal shape: how much of a token's probability in
-    the mixture the memory gives; 0 of an empty memory."""
+    """`λ p_memory / ((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape: the memory's share of a token's
+    probability in the mixture; 0 for an empty memory."""
     mixed = mix(bank, log_model, log_memory, weight)
     return jnp.where(bank.present > 0, jnp.exp(jnp.log(weight) + log_memory - mixed), 0)
 
 
 def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:
-    """Write a memory, how to mix it, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
+    """Write a memory, its mixture, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
     present = int(bank.present)
     relative = bank.points._replace(origin=jnp.zeros_like(bank.points.origin)).rows[:present]
     entries = {"coordinates": np.asarray(relative), "tokens": np.asarray(bank.tokens[:present])}
@@ -175,7 +175,7 @@ def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -
 
 
 def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryBank, Mixture]:
-    """A memory that `save` wrote, and how to mix it.
+    """A saved memory, and its mixture.
 
     Raises:
         UserError: no such file, a damaged one, or a memory of another model.
@@ -187,7 +187,7 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
             "let the model read its texts again."
         )
     bank = _fill(empty(int(saved["capacity"]), config), saved["coordinates"], saved["tokens"])
-    origin = saved.get("origin", np.zeros_like(bank.points.origin))  # earlier files have their points as they are
+    origin = saved.get("origin", np.zeros_like(bank.points.origin))  # earlier files store absolute points
     return MemoryBank(bank.points._replace(origin=jnp.asarray(origin)), bank.tokens, jnp.asarray(saved["written"])), Mixture(
         *map(float, saved["mixture"])
     )
@@ -195,6 +195,6 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
 
 @partial(jax.jit, donate_argnums=0)
 def _fill(bank: MemoryBank, relative: Array, tokens: Array) -> MemoryBank:
-    """An empty memory with points less their origin, which is zero until it is set."""
+    """Fill an empty memory with points relative to their origin, which remains zero until set."""
     places = jnp.arange(len(tokens))
     return bank._replace(points=physics.put(bank.points, places, relative), tokens=bank.tokens.at[places].set(tokens))

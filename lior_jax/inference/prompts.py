@@ -10,17 +10,17 @@ from lior_jax.errors import UserError
 from lior_jax.inference.engine import Engine
 
 BATCH = 16
-"""Continuations that are decoded together."""
+"""Number of continuations decoded together."""
 
 
 def read(path: str | Path, engine: Engine, samples: int = 1) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, each with a `prompt`; empty lines are passed over.
+    """The objects of a JSONL file, each with a `prompt`; empty lines are skipped.
 
     Args:
-        samples: continuations of each prompt that will be asked for.
+        samples: number of continuations of each prompt that will be requested.
 
     Raises:
-        UserError: no such file, or a line without a usable prompt or with a key that `complete` adds, named by its number.
+        UserError: no such file, or a line without a usable prompt, or with a key that `complete` adds; gives its number.
     """
     items = []
     for number, line in enumerate(read_file(path).split("\n"), start=1):
@@ -29,8 +29,8 @@ def read(path: str | Path, engine: Engine, samples: int = 1) -> list[dict[str, A
         try:
             item = json.loads(line)
             json.dumps(item)
-        except (ValueError, RecursionError):  # of bad numbers and of what is nested too deeply, too
-            raise UserError(f'Line {number} of {path} is no JSON; write {{"prompt": "..."}} on each line.') from None
+        except (ValueError, RecursionError):  # also for bad numbers and deep nesting
+            raise UserError(f'Line {number} of {path} is not JSON; write {{"prompt": "..."}} on each line.') from None
         if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
             raise UserError(f'Line {number} of {path} has no "prompt"; write {{"prompt": "..."}} on each line.')
         for key in _added(samples):
@@ -47,11 +47,11 @@ def read(path: str | Path, engine: Engine, samples: int = 1) -> list[dict[str, A
 
 
 def complete(items: list[dict[str, Any]], engine: Engine, samples: int, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Each item with its `completion`, and its number `sample` where there are several; in order.
+    """Each item with its `completion`, and the number `sample` if there are several; in order.
 
     Args:
-        samples: continuations of each prompt.
-        settings: as of `Engine.generate`.
+        samples: number of continuations of each prompt.
+        settings: as for `Engine.generate`.
     """
     work = [(item, sample) for item in items for sample in range(samples)]
     for start in range(0, len(work), BATCH):
@@ -62,7 +62,7 @@ def complete(items: list[dict[str, Any]], engine: Engine, samples: int, **settin
 
 
 def to_line(item: dict[str, Any], encoding: str = "utf-8") -> str:
-    """An item as one line of JSON, whose characters an output of that encoding can take; others are escaped."""
+    """An item as one line of JSON; characters outside the output's encoding are escaped."""
     line = json.dumps(item, ensure_ascii=False)
     try:
         line.encode(encoding)

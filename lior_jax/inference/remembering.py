@@ -1,6 +1,7 @@
-"""Reading texts into a geometric memory, scoring texts with it, and choosing how much to trust it.
+"""Reading texts into a geometric memory, scoring texts with it, and fitting its mixture with the model.
 
-Reads never see what is being scored: the entries of a window are written when it has been scored, and not before.
+Retrieval never sees the text being scored: a window's entries are written only after it has been scored. The weight of the
+memory is fitted by expectation-maximisation (Dempster et al. 1977).
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from lior_jax.model import Params
 from lior_jax.settings import ModelConfig
 
 SHARPNESS = (6.0, 8.0, 11.0, 16.0, 23.0, 32.0, 45.0, 64.0)
-"""Inverse temperatures that `choose` tries, in units of one over the typical distance of a query from an entry."""
+"""Inverse temperatures tried by `choose`, in units of the inverse typical distance of a query from an entry."""
 
 _WINDOWS_AT_ONCE = 16
 
@@ -33,8 +34,8 @@ class RememberedScore(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Windows `[K, L]`, and the counted ones among their positions: `places` and `targets` `[K, S]`, `valid` where there is
-    one. `S` is the largest number of them that a window has."""
+    """Windows `[K, L]` and their counted positions: `places` and `targets` `[K, S]`, with `valid` false for padding. `S` is the
+    largest number of counted positions in a window."""
 
     tokens: np.ndarray
     places: np.ndarray
@@ -48,7 +49,7 @@ def remember(
     """Read a text: the coordinates of each of its tokens but the last, and the token after it.
 
     Args:
-        tokens: `[T]`, read in windows such that each entry has half a context of history, but at the beginning.
+        tokens: `[T]`, read in windows such that each entry has at least half a context of history, except at the start.
 
     Raises:
         UserError: fewer than two tokens.
@@ -56,7 +57,7 @@ def remember(
     if len(tokens) < 2:
         raise UserError("The text to remember needs at least two tokens: one, and the one that follows it.")
     windows = scoring.cover(tokens, config.context, max(1, config.context // 2))
-    bank = jax.tree.map(jnp.copy, bank)  # the one given stays, while the copy's memory is used again and again
+    bank = jax.tree.map(jnp.copy, bank)  # the given one is kept; the copy's buffers are donated
     for batch in _batches(windows, _WINDOWS_AT_ONCE, "remembering", progress):
         _, points = _look(params, batch, config)
         bank = _commit(bank, points, batch)
@@ -72,14 +73,14 @@ def score(
     commit: bool = False,
     progress: Progress = unseen,
 ) -> tuple[RememberedScore, MemoryBank]:
-    """Score a text by model and memory.
+    """Score a text with model and memory.
 
     Args:
         windows: from `scoring.cover`.
-        commit: write what each window's counted positions held once the window is scored, so that later ones find it.
+        commit: add each window's counted positions to the memory once it is scored, for use by later windows.
 
     Returns:
-        The score, and the memory, which is the one given unless `commit`.
+        The score, and the memory, unchanged unless `commit`.
     """
     total, count = np.zeros(2), int(windows.counts.sum())
     bank = jax.tree.map(jnp.copy, bank) if commit else bank
@@ -97,8 +98,8 @@ def choose(
     """The mixture that predicts a held-out text best: inverse temperature from a grid, weight by expectation-maximisation.
 
     Args:
-        bank: at least one entry; it is not changed.
-        windows: of the held-out text, from `scoring.cover`; a few thousand counted targets are enough.
+        bank: not empty; it is not changed.
+        windows: of the held-out text, from `scoring.cover`; a few thousand counted targets suffice.
 
     Returns:
         The mixture, and its score on the held-out text.
@@ -129,8 +130,8 @@ def choose(
 def mixing_weight(p_model: np.ndarray, p_memory: np.ndarray, steps: int = 200) -> float:
     """The λ that maximises `Σ ln((1 − λ) p_model + λ p_memory)` over targets `[T]`, by expectation-maximisation.
 
-    Each step sets λ to the mean share of the memory in the targets' probabilities, which never lowers the sum; it is concave
-    in λ, so there is one maximum. Kept below 1, or a token that the memory does not know would be impossible.
+    Each step sets λ to the memory's mean share of the targets' probabilities, which never lowers the sum; it is concave in λ,
+    so the maximum is unique. λ stays below 1, or tokens without entries would be impossible.
     """
     weight = 0.5
     for _ in range(steps):
@@ -187,7 +188,7 @@ def _commit(bank: MemoryBank, points: Array, batch: _Batch) -> MemoryBank:
 
 @jax.jit
 def _log_probabilities(bank: MemoryBank, logits: Array, points: Array, targets: Array, mixture: Mixture) -> tuple[Array, Array]:
-    """Log probabilities of the targets `[K, S]`, by the model and by both."""
+    """Log probabilities of the targets `[K, S]`, by the model and by the mixture."""
     log_model = jax.nn.log_softmax(logits)
     flat = points.reshape(-1, points.shape[-1])
     log_memory = memory_bank.read(bank, flat, mixture.inverse_temperature, logits.shape[-1]).reshape(logits.shape)

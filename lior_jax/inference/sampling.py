@@ -1,4 +1,5 @@
-"""Boltzmann sampling of the next token, with the usual truncations, as pure functions of one sequence's logits."""
+"""Boltzmann sampling of the next token, as pure functions of one sequence's logits, truncated by top-k (Fan et al. 2018), top-p
+(nucleus sampling, Holtzman et al. 2020) and min-p (Nguyen et al. 2024)."""
 
 from typing import NamedTuple
 
@@ -10,22 +11,21 @@ from lior_jax.errors import UserError
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen. Applied in this order: penalty, temperature, top-k, top-p, min-p."""
+    """Sampling settings. Applied in this order: penalty, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.8
-    """Temperature of the Boltzmann distribution `p ∝ exp(logits / temperature)`; at 0 the most probable token is taken
-    (greedy)."""
+    """Temperature of the Boltzmann distribution `p ∝ exp(logits / temperature)`; 0 for greedy decoding."""
     top_k: int = 0
-    """Keep the so many most probable tokens; 0 keeps all."""
+    """Keep this number of most probable tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the fewest most probable tokens whose probabilities reach this; 1 keeps all."""
+    """Keep the smallest set of most probable tokens whose total probability reaches this; 1 keeps all."""
     min_p: float = 0.0
-    """Keep the tokens at least so probable as this share of the most probable one; 0 keeps all."""
+    """Keep tokens with at least this fraction of the largest probability; 0 keeps all."""
     repetition_penalty: float = 1.0
-    """Divide positive logits of tokens that have occurred by this, and multiply negative ones; 1 changes nothing."""
+    """Divide positive logits of tokens that have occurred by this, and multiply negative ones; 1 has no effect."""
 
     def check(self) -> "Sampling":
-        """The same with their own types, or a `UserError` that names the one that is out of range."""
+        """The settings converted to their types; raises a `UserError` that names one out of range."""
         finite = float("inf")
         for name, good, allowed in (
             ("temperature", 0 <= self.temperature < finite, "0 or more"),
@@ -41,7 +41,7 @@ class Sampling(NamedTuple):
 
 
 def penalize(logits: Array, seen: Array, penalty: Array | float) -> Array:
-    """Make tokens that have occurred less probable, by the rule of Keskar et al., 2019 (CTRL), section 4.1.
+    """Make tokens that have occurred less probable, by the rule of CTRL (Keskar et al. 2019, section 4.1).
 
     Args:
         logits: `[V]`.
@@ -52,21 +52,21 @@ def penalize(logits: Array, seen: Array, penalty: Array | float) -> Array:
 
 
 def boltzmann_logits(logits: Array, sampling: Sampling) -> Array:
-    """Log probabilities, up to a constant, of `p ∝ exp(logits / temperature)` cut to its most probable tokens.
+    """Log probabilities, up to a constant, of `p ∝ exp(logits / temperature)` truncated to its most probable tokens.
 
     Args:
         logits: `[V]`.
         sampling: scalars; the penalty is not applied here.
 
     Returns:
-        `[V]`, −∞ where cut. Ties at the edge of top-k and top-p go to the smaller token.
+        `[V]`, −∞ where truncated. Ties at the edge of top-k and top-p go to the smaller token.
     """
     order = jnp.argsort(-logits, stable=True)
     cold = sampling.temperature <= 0
     scaled = logits / jnp.where(cold, 1, sampling.temperature)
     descending = jax.nn.softmax(scaled[order])
     rank = jnp.arange(logits.shape[0])
-    # Rounding lets the sum reach 1 before the last token.
+    # Rounding can make the sum reach 1 before the last token.
     nucleus = (jnp.cumsum(descending) - descending < sampling.top_p) | (sampling.top_p >= 1)
     likely = descending >= sampling.min_p * descending[0]
     keep = (rank < jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[0])) & nucleus & likely
@@ -77,5 +77,5 @@ def boltzmann_logits(logits: Array, sampling: Sampling) -> Array:
 def sample(key: Array, logits: Array, seen: Array, sampling: Sampling) -> Array:
     """Draw a token from `boltzmann_logits` of the penalized `logits` `[V]`: `[]` int32."""
     kept = boltzmann_logits(penalize(logits, seen, sampling.repetition_penalty), sampling)
-    # The bits that are drawn differ from type to type, and in JAX's x64 mode the settings are float64.
+    # Random bits depend on the type, and in JAX's x64 mode the settings are float64.
     return jax.random.categorical(key, kept.astype(jnp.float32)).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: windows that cover it, and the nats of each of its tokens."""
+"""Scoring a text: windows that cover it, and the cross-entropy of its tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +14,19 @@ from lior_jax.settings import ModelConfig
 _WINDOWS_AT_ONCE = 16
 
 Progress = Callable[[Sequence, str], Iterable]
-"""Yields what it is given, under a name, and may show how far it has come, or raise an exception to give up."""
+"""Yields the given items, under a name; may report progress, or raise an exception to stop."""
 
 
 def unseen(items: Sequence, what: str) -> Iterable:
-    """The `Progress` that shows nothing."""
+    """A `Progress` without output."""
     return items
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a text, cut out when they are asked for: the text may be longer than memory. A slice is some of them.
+    """Windows of a text, cut on access, so the text may be larger than memory. A slice is a subset of the windows.
 
-    `tokens` and `targets` `[K, L]` int32, and `counted` `[K, L]`: which targets a window is there to score.
+    `tokens` and `targets` `[K, L]` int32, and `counted` `[K, L]`: which targets a window scores.
     """
 
     text: np.ndarray
@@ -34,7 +34,7 @@ class Windows:
     context: int
     stride: int
     scored: Sequence[int] | np.ndarray
-    """Place of each window's first counted position, `[K]`."""
+    """Index in the text of each window's first counted position, `[K]`."""
 
     def __len__(self) -> int:
         return len(self.scored)
@@ -57,7 +57,7 @@ class Windows:
 
     @property
     def counts(self) -> np.ndarray:
-        """How many targets each window scores, `[K]`."""
+        """Number of targets that each window scores, `[K]`."""
         return np.minimum(self.stride, len(self.text) - 1 - np.asarray(self.scored))
 
     @property
@@ -66,14 +66,14 @@ class Windows:
         return first[:, None] + np.arange(self.context)
 
     def _cut(self, later: int) -> np.ndarray:
-        # The padding at the end of the text lies after every counted target, where causality keeps it out.
+        # Padding at the end of the text comes after every counted target, so by causality it has no effect.
         places = self._places + later
         there = places < len(self.text)
         return np.where(there, self.text[np.minimum(places, len(self.text) - 1)], 0).astype(np.int32)
 
 
 def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: int | None = None) -> Windows:
-    """Windows that score each token of a text but its first exactly once.
+    """Windows that together score each token of a text but its first exactly once.
 
     Each window scores its last `stride` targets, so that each has at least `context − stride` tokens of history
     unless the text begins there. By default windows are disjoint.
@@ -81,7 +81,7 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
     Args:
         tokens: `[T]`, `T ≥ 2`.
         stride: from 1 to `context`, which is the default.
-        count: take at most so many windows, evenly spaced, always the same ones; by default all.
+        count: largest number of windows, evenly spaced and always the same ones; by default all.
 
     Raises:
         UserError: a stride that would leave targets out.
@@ -96,7 +96,7 @@ def cover(tokens: np.ndarray, context: int, stride: int | None = None, count: in
 
 
 def half_window(context: int) -> int:
-    """The stride of scoring by default: half of a window is scored, and the other half is history."""
+    """The default stride of scoring: half of a window is scored, the other half is history."""
     return max(1, context // 2)
 
 

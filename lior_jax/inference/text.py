@@ -1,4 +1,4 @@
-"""From tokens to text as they come: characters of several tokens whole, and nothing of a stop string shown."""
+"""Streaming tokens as text: only whole characters are shown, and no part of a stop string."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,8 +11,8 @@ class Writer:
     """Turns one sequence's new tokens into text, piece by piece; the pieces together are the whole text.
 
     Args:
-        decode: from tokens to text; bytes that are no UTF-8 become U+FFFD.
-        stop: strings before which the text ends.
+        decode: from tokens to text; invalid UTF-8 becomes U+FFFD.
+        stop: strings that end the text; not part of it.
     """
 
     def __init__(self, decode: Callable[[np.ndarray], str], stop: Sequence[str] = ()):
@@ -20,24 +20,24 @@ class Writer:
         self._tokens: list[int] = []
         self._held = ""
         self.stopped = False
-        """Whether a stop string has come; nothing follows it."""
+        """Whether a stop string has occurred; no text follows."""
         self.count = 0
-        """Tokens taken, up to the end of the stop string."""
+        """Number of tokens consumed, up to the end of the stop string."""
 
     def write(self, token: int) -> str:
-        """What can be shown now that `token` is known."""
+        """The text that can be shown after `token`."""
         if self.stopped:
             return ""
         self.count += 1
         self._tokens.append(int(token))
         text = self._decode(np.array(self._tokens))
-        if text.endswith(_REPLACEMENT):  # the rest of the character may come
+        if text.endswith(_REPLACEMENT):  # an incomplete character
             return ""
         self._tokens = []
         return self._show(text)
 
     def end(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The remaining text, when no more tokens follow."""
         if self.stopped:
             return ""
         text = self._show(self._decode(np.array(self._tokens, np.int32))) if self._tokens else ""
@@ -50,7 +50,7 @@ class Writer:
         if ends:
             self.stopped, self._held = True, ""
             return text[: min(ends)]
-        # What may be the beginning of a stop string waits.
+        # A possible beginning of a stop string is held back.
         longest = max(map(len, self._stop), default=1) - 1
         starts = range(max(0, len(text) - longest), len(text))
         begin = next((place for place in starts if any(stop.startswith(text[place:]) for stop in self._stop)), len(text))

@@ -1,1 +1,1 @@
-"""Fused kernels for NVIDIA GPUs (Pallas, lowered through Triton), each beside a plain form in `physics` that it must equal."""
+"""Fused kernels for NVIDIA GPUs (Pallas, lowered through Triton), each equal to a plain form in `physics`."""

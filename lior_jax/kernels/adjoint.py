@@ -1,15 +1,15 @@
-"""The adjoint of retrieval as kernels that keep no weight and compute it again (FlashAttention-2, Dao 2023).
+"""The adjoint of retrieval as kernels that recompute the weights instead of storing them (FlashAttention-2, Dao 2023).
 
-With the cotangent `c_ij = ⟨c_i, v_j⟩` of what values are mixed by, weights `w`, and `D_i` the product of `c_i` with the
+With the cotangent `c_ij = ⟨c_i, v_j⟩` of the mixing weights, Boltzmann weights `w`, and `D_i` the product of `c_i` with the
 Boltzmann mean:
 
     of the score    s̄_ij = w_ij (c_ij − D_i)            of g      −½ β R_i s̄_ij / sqrt(g_ij) where the square is positive
     of the product  Ḡ_ij = F(i − j) c_ij                 of β R_i  −Σ_j s̄_ij sqrt(g_ij)
 
-`∂g = 2 (q_i − k_j)`, so both points take the pull `p_ij = −β R_i s̄_ij / sqrt(g_ij)` along it. A program gathers what its tile
-of keys gets from the queries after it, or its tile of queries from the keys before it; nothing is added up across programs,
-so results are the same from run to run. Sums by lag have programs of their own: the tiles of one offset add up in place, over
-sequences too.
+`∂g = 2 (q_i − k_j)`, so both points get a cotangent of `p_ij = −β R_i s̄_ij / sqrt(g_ij)` along it. A program sums the
+cotangents of its tile of keys over the queries after it, or of its tile of queries over the keys before it; nothing is
+accumulated across programs, so results are deterministic. Sums by lag have programs of their own: the tiles of one offset
+accumulate in place, over sequences too.
 """
 
 from typing import NamedTuple
@@ -43,8 +43,8 @@ from lior_jax.kernels.tiles import (
 
 
 class Rows(NamedTuple):
-    """Rows of a tile of queries: `cotangent` `[T, v]` of what they retrieve; `mean` `[T]`, its product with the Boltzmann mean;
-    `log` `[T]`, the logarithm of the sum of their scores' exponentials, in bits."""
+    """Row data of a tile of queries: `cotangent` `[T, v]` of the retrieved means; `mean` `[T]`, its product with the Boltzmann
+    mean; `log` `[T]`, the log-sum-exp of the scores, in bits."""
 
     cotangent: Array
     mean: Array
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 
 class Cotangents(NamedTuple):
     """Cotangents of a tile of pairs, `[T, T]` each: their `weight`; `s̄` of the `score`; `Ḡ` of the `product`, or None without
-    a field; the `pull`; beside what values are multiplied by, `mix`, and the cotangent `c` of that, `mixing`."""
+    a field; the `pull`; and the mixing weights of the values, `mix`, with their cotangent `c`, `mixing`."""
 
     weight: Array
     score: Array
@@ -76,7 +76,7 @@ def pair_cotangents(queries: Queries, keys: Keys, own: Rows, prior_ref, field_re
     pull = jnp.where(pairs.squared > 0, -of_queries(LN2 * queries.stiffness, shape) * score * pairs.slope, 0.0)
     if not shape.field:
         return pairs, Cotangents(weight, score, None, pull, weight, mixing)
-    assert pairs.product is not None  # as `shape.field` asks for
+    assert pairs.product is not None  # set whenever `shape.field` is
     field = field_of(field_ref, lag)
     return pairs, Cotangents(weight, score, field * mixing, pull, weight + field * pairs.product, mixing)
 
@@ -135,7 +135,7 @@ def queries_kernel(
     tiles: int,
 ) -> None:
     """Cotangents of one tile of queries and of their stiffness `β R` (not in bits), of one head of one sequence, from the keys
-    that they see."""
+    visible to them."""
     own, origin = own_tile(tiles), row(k_ref, shape.points)
     queries = load_queries(q_ref, stiffness_ref, origin, own, shape)
     of_rows = load_rows(cotangent_ref, mean_ref, log_ref, own, shape)
@@ -154,13 +154,13 @@ def queries_kernel(
     start = jnp.zeros_like(queries.near), none, none, none, none, none
     *summed, c_stiffness, excess, mean_length = lax.fori_loop(0, own + 1, more, start)
     store_rows(c_q_ref, _of_points(queries.near, origin, *summed), shape.points)
-    # A row's s̄ add up to zero, but for the rounding of products that D is not made of. Lengths are all about as long, so that
-    # this would weigh as much as what is left of them.
+    # The s̄ of a row sum to zero up to rounding. Lengths in a row are nearly equal, so that error would be as large as the
+    # result; it is removed here.
     c_stiffness_ref[...] = c_stiffness + excess * mean_length
 
 
 def _of_product(found: Cotangents) -> Array:
-    """The cotangent of the product of the points as measured from the origin."""
+    """The cotangent of the product of the points relative to the origin."""
     return -found.pull if found.product is None else found.product - found.pull
 
 
@@ -169,7 +169,7 @@ def _plus_sum(total: Array, values: Array | None) -> Array:
 
 
 def _of_points(near: Array, origin: Array, c_near: Array, by_pull: Array, by_product: Array) -> Array:
-    """Cotangent of points, from what the products gave and the sums over their pairs."""
+    """Cotangent of points, from the products' cotangents and the sums over their pairs."""
     return c_near + by_pull[:, None] * near + by_product[:, None] * origin
 
 

@@ -1,7 +1,7 @@
 """Retrieval as a kernel: one pass over the keys of each tile of queries, with an online softmax (Milakov and Gimelshein 2018;
 FlashAttention-2, Dao 2023), and the statistics of every row that the adjoint needs.
 
-A program has the queries of one tile, of one head of one sequence; refs of points and values are `[L, …]` of theirs.
+A program handles one tile of queries of one head of one sequence; its refs of points and values are `[L, …]`.
 """
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from lior_jax.kernels.tiles import (
 
 
 def retrieve_kernel(q_ref, k_ref, v_ref, stiffness_ref, prior_ref, field_ref, y_ref, *, shape: Shape, tiles: int) -> None:
-    """What is retrieved, `y_ref` `[T, v]`."""
+    """The retrieved means, `y_ref` `[T, v]`."""
     refs = q_ref, k_ref, v_ref, stiffness_ref, prior_ref, field_ref
     boltzmann, read, _ = _retrieve(*refs, own_tile(tiles), shape)
     store_rows(y_ref, boltzmann + read, shape.values)
@@ -45,8 +45,8 @@ def statistics_kernel(
     shape: Shape,
     tiles: int,
 ) -> None:
-    """What is retrieved; and of every row, `[T]`, the product of its cotangent with the Boltzmann mean of the values, and the
-    logarithm of the sum of its scores' exponentials, in bits."""
+    """The retrieved means; and for every row, `[T]`, the product of its cotangent with the Boltzmann mean of the values, and
+    the log-sum-exp of its scores, in bits."""
     own = own_tile(tiles)
     boltzmann, read, log = _retrieve(q_ref, k_ref, v_ref, stiffness_ref, prior_ref, field_ref, own, shape)
     store_rows(y_ref, boltzmann + read, shape.values)
@@ -55,12 +55,12 @@ def statistics_kernel(
 
 
 def own_tile(tiles: int) -> Array:
-    """The tile of a program: those with most keys begin first."""
+    """The tile of a program: tiles with the most keys start first."""
     return tiles - 1 - pl.program_id(0)
 
 
 def _retrieve(q_ref, k_ref, v_ref, stiffness_ref, prior_ref, field_ref, own: Array, shape: Shape) -> tuple[Array, Array, Array]:
-    """The Boltzmann mean of the values, what the field adds, `[T, v]` each, and the logarithm of the scores' sum."""
+    """The Boltzmann mean of the values and the field's read-out, `[T, v]` each, and the log-sum-exp of the scores."""
     origin = row(k_ref, shape.points)
     queries = load_queries(q_ref, stiffness_ref, origin, own, shape)
     dtype = queries.near.dtype

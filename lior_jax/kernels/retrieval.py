@@ -1,11 +1,11 @@
-"""Retrieval and its adjoint by fused kernels: what `physics.retrieval` gives, in one pass over pairs that never reach memory.
+"""Retrieval and its adjoint by fused kernels: the results of `physics.retrieval` in one pass over pairs that are never stored.
 
-Beside what they are given and give, the kernels keep two numbers of every row, and of every head the sums by lag of a few
-sequences; `[B, H, L, L]` is made nowhere. Lengths that are no multiple of a tile are filled up with zeros, which no query sees
-and which cost nothing. Of terms they have at most one lag prior among the scores, and one read-out of the field beside them.
+Beside inputs and outputs, the kernels store two numbers per row, and per head the sums by lag of a few sequences; no
+`[B, H, L, L]` is allocated. Lengths that are not a multiple of the tile are padded with zeros, which are masked and cost
+nothing. Supported terms are at most one lag prior among the scores and at most one read-out of the field.
 
-Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `T` positions on a tile's
-side, `N` lags that a term by lag has.
+Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `T` positions along a
+tile's side, `N` lags of a term by lag.
 """
 
 from functools import partial
@@ -26,10 +26,11 @@ from lior_jax.physics.retrieval import Couplings
 from lior_jax.physics.scores import LagPrior
 
 TILE, SMALLEST = 64, 16
-"""Positions on a tile's side; fewer positions, and dimensions, are padded to a power of two that is not below the second."""
+"""Positions along a tile's side; and the smallest padded size. Shorter sequences, and dimensions, are padded to a power of
+two."""
 
 PROGRAMS = 512
-"""How many programs should gather sums by lag, to keep a GPU busy."""
+"""Target number of programs for the sums by lag, enough to occupy a GPU."""
 
 
 LAUNCH = {
@@ -39,11 +40,11 @@ LAUNCH = {
     "keys_kernel": (8, 1),
     "lags_kernel": (8, 1),
 }
-"""Warps of a program, and stages of its loops' pipeline."""
+"""Warps per program, and stages of its loops' pipeline."""
 
 
 class Inputs(NamedTuple):
-    """What every kernel is given, lengths filled up: points and values; `stiffness` `β R / ln 2` `[B, L, H]`; `prior`, in bits,
+    """Inputs of every kernel, padded in length: points and values; `stiffness` `β R / ln 2` `[B, L, H]`; `prior`, in bits,
     and `field`, by lag, `[H, L]`."""
 
     queries: Array
@@ -63,14 +64,14 @@ def retrieve(
     precision: Precision = "float32",
     interpret: bool = False,
 ) -> Array:
-    """`physics.retrieval.retrieve` of terms that the kernels have.
+    """`physics.retrieval.retrieve` for the supported terms.
 
     Args:
         queries, keys: whitened chart points, `[B, L, H, m]`.
         values: `[B, L, H, v]`.
         resilience: `R` of every query, `[B, L, H]`.
-        couplings: what the heads weigh by.
-        interpret: run the kernels in Pallas' interpreter, on any backend, slowly.
+        couplings: parameters of the weights.
+        interpret: run the kernels in Pallas' interpreter, which is slow but works on any backend.
 
     Returns:
         `[B, L, H, v]`.
@@ -91,7 +92,7 @@ def retrieve_and_adjoint(
     precision: Precision = "float32",
     interpret: bool = False,
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-    """`physics.retrieval.retrieve_and_adjoint` of terms that the kernels have; arguments and results as there."""
+    """`physics.retrieval.retrieve_and_adjoint` for the supported terms; arguments and results as there."""
     length = queries.shape[1]
     inputs, shape = _prepare(queries, keys, values, resilience, couplings, precision, interpret)
     cotangent = _filled(cotangent, shape.tile)
@@ -122,12 +123,12 @@ def retrieve_and_adjoint(
 
 
 def _priors(couplings: Couplings) -> list[Array]:
-    """What is added to the scores by lag, `[H, L]`: of one term at most, or of none."""
+    """The addition to the scores by lag, `[H, L]`, from at most one term."""
     return [term.log_prior for term in couplings.scores if isinstance(term, LagPrior)]
 
 
 def _fields(couplings: Couplings) -> list[Array]:
-    """What values are mixed by, by lag, `[H, L]`."""
+    """The mixing weights by lag, `[H, L]`."""
     return [term.by_lag for term in couplings.mixing if isinstance(term, ReadOut)]
 
 
@@ -159,7 +160,7 @@ def _prepare(
 
 
 class _Call(NamedTuple):
-    """The launch of kernels on some inputs."""
+    """Launches kernels on given inputs."""
 
     inputs: Inputs
     shape: Shape
@@ -170,7 +171,7 @@ class _Call(NamedTuple):
         return self.inputs.queries.shape[1] // self.shape.tile
 
     def tile_of(self, x: Array, last: bool = False) -> pl.BlockSpec:
-        """A program's tile of `[B, L, H, c]`, from the last one where they begin there."""
+        """A program's tile of `[B, L, H, c]`, counted from the last one where they start there."""
         block = None, self.shape.tile, None, _padded(x.shape[-1])
         return pl.BlockSpec(block, lambda i, h, b: (b, self._own(i, last), h, 0))
 
@@ -182,7 +183,7 @@ class _Call(NamedTuple):
         return self.tiles - 1 - i if last else i
 
     def _whole(self, x: Array, sequences: int | None = None) -> pl.BlockSpec:
-        """All positions of a program's head, of its sequence or of some."""
+        """All positions of a program's head, for one sequence or several."""
         if x.ndim == 4:
             return pl.BlockSpec((sequences, x.shape[1], None, _padded(x.shape[-1])), lambda i, h, b: (b, 0, h, 0))
         return pl.BlockSpec((sequences, None, x.shape[2]), lambda i, h, b: (b, h, 0))
@@ -195,7 +196,7 @@ class _Call(NamedTuple):
         return specs, [*points, prior, field, *others]
 
     def by_tile(self, kernel: Any, given: tuple, out_specs: list, out_shape: list) -> list[Array]:
-        """One program for each tile of each head of each sequence."""
+        """One program per tile, head and sequence."""
         batch, _, heads, _ = self.inputs.queries.shape
         return self._run(kernel, (self.tiles, heads, batch), self._specs(given), out_specs, out_shape)
 
@@ -228,18 +229,18 @@ class _Call(NamedTuple):
 
 
 def _sum_by_lag(pairs: Array) -> Array:
-    """Sums by lag of `[H, n, T, T]`, the pairs of every offset of tiles: `[H, n T]`."""
+    """Sums by lag of `[H, n, T, T]`, the pairs at every offset of tiles: `[H, n T]`."""
     heads, tiles, side, _ = pairs.shape
-    # Keys backwards in rows of 2 T, walked with a stride one shorter: each row of the result begins one lag later.
+    # Keys reversed in rows of 2 T, read with a stride one shorter: each row of the result starts one lag later.
     rows = jnp.pad(pairs[..., ::-1], ((0, 0), (0, 0), (0, 0), (0, side))).reshape(heads, tiles, 2 * side * side)
     walked = rows[..., : side * (2 * side - 1)].reshape(heads, tiles, side, 2 * side - 1)
     before, after = jnp.split(jnp.pad(jnp.sum(walked, 2), ((0, 0), (0, 0), (1, 0))), 2, -1)
-    # The lags below an offset of tiles are those above the one before it; before the first there are none.
+    # The lags below an offset of tiles are those above the previous one; the first has none.
     return (after + jnp.pad(before[:, 1:], ((0, 0), (0, 1), (0, 0)))).reshape(heads, tiles * side)
 
 
 def _lags_like(by_lag: Array, values: Array) -> Array:
-    """Sums by lag `[H, …]`, filled up with zeros or cut to the shape of `[H, N]`."""
+    """Sums by lag `[H, …]`, zero-padded or cut to the shape of `[H, N]`."""
     by_lag = by_lag[:, : values.shape[1]]
     return jnp.pad(by_lag, ((0, 0), (0, values.shape[1] - by_lag.shape[1])))
 
@@ -250,7 +251,7 @@ def _padded(size: int) -> int:
 
 
 def _filled(x: Array, tile: int) -> Array:
-    """`[B, L, …]` with zeros up to a multiple of the tile."""
+    """`[B, L, …]`, zero-padded to a multiple of the tile."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile), *[(0, 0)] * (x.ndim - 2)))
 
 

@@ -1,9 +1,10 @@
-"""A tile of pairs inside a kernel: what is loaded of its queries and keys, and what every pair of them comes to.
+"""A tile of pairs inside a kernel: loading its queries and keys, and the quantities of every pair.
 
     g_ij = max(‖q_i − k_j‖², 0) + ε      s_ij = −β R_i sqrt(g_ij) + ln K(i − j)      G_ij = ⟨q_i, k_j⟩      f_ij = F(i − j) G_ij
 
-as in `physics.retrieval`, all from one product of points measured from the first key `o`. Scores are kept in bits, `s / ln 2`,
-because GPUs have `2^x`. A tile's sides are powers of two; points and values are padded to powers of two where they are loaded.
+as in `physics.retrieval`, all from one product of points relative to the first key `o`. Scores are kept in bits, `s / ln 2`,
+because GPUs have an instruction for `2^x`. A tile's sides are powers of two; points and values are padded to powers of two when
+loaded.
 
 Shapes: `T` positions in a tile, `m` and `v` dimensions of points and values with their padding.
 """
@@ -21,13 +22,13 @@ from lior_jax.physics.retrieval import COST_EPSILON
 
 LN2 = float(np.log(2.0))
 HIDDEN = -1e30
-"""A score that no weight is left of; finite, so that differences of two of them are."""
+"""Score of a masked pair: its weight underflows to 0. Finite, so that the difference of two of them is finite."""
 
 
 class Shape(NamedTuple):
-    """What is static of a call: positions `tile` on a tile's side, dimensions of points and values before their padding,
-    precision of the products and how a product is asked for it, and whether there is a prior of the lag and a field. Quantities
-    of pairs have queries for rows and keys for columns, or `by_key` the other way round, so that no product transposes them."""
+    """Static parameters of a call: positions `tile` along a tile's side, dimensions of points and values before padding,
+    precision of the products and how it is requested, and whether there is a lag prior and a field. Quantities of pairs have
+    queries as rows and keys as columns, or with `by_key` the reverse, so that no product transposes them."""
 
     tile: int
     points: int
@@ -40,8 +41,8 @@ class Shape(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """`near` `[T, m]` = `q − o`; their squares, their products with `o`, and stiffness `β R / ln 2`, `[T]` each; the number of
-    the first of them."""
+    """`near` `[T, m]` = `q − o`; their squares, their products with `o`, and stiffness `β R / ln 2`, `[T]` each; the index of
+    the first one."""
 
     near: Array
     squared: Array
@@ -51,8 +52,8 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """`near` `[T, m]` = `k − o`; their squares, and products of `k` and `o`, `[T]` each; `values` `[T, v]`; the number of the
-    first of them."""
+    """`near` `[T, m]` = `k − o`; their squares, and products of `k` and `o`, `[T]` each; `values` `[T, v]`; the index of the
+    first one."""
 
     near: Array
     squared: Array
@@ -73,7 +74,7 @@ class Pairs(NamedTuple):
 
 
 class OfSequence(NamedTuple):
-    """One sequence of a ref `[sequences, L, …]`, to be read like a ref `[L, …]`."""
+    """One sequence of a ref `[sequences, L, …]`, read like a ref `[L, …]`."""
 
     ref: Any
     sequence: Array
@@ -84,12 +85,12 @@ class OfSequence(NamedTuple):
 
 
 def _part(ref: Any, *index: Any) -> Any:
-    # Triton's lowering takes one index of a ref, not an index of an index.
+    # Triton's lowering supports one index into a ref, not nested indexing.
     return ref.ref.at[(ref.sequence, *index)] if isinstance(ref, OfSequence) else ref.at[index]
 
 
 def rows(ref: Any, index: Array, shape: Shape, width: int) -> Array:
-    """Tile `index` of `[L, c]`, whose columns from `width` on are padding: `[T, c]`."""
+    """Tile `index` of `[L, c]`, with padding in the columns from `width` on: `[T, c]`."""
     return _padded(ref, pl.ds(index * shape.tile, shape.tile), shape.tile, width)
 
 
@@ -103,7 +104,7 @@ def _padded(ref: Any, own: Any, count: int, width: int) -> Array:
 
 
 def _columns(count: int, padded: int, width: int) -> Array:
-    """Which columns are no padding, in `count` rows."""
+    """Mask of the columns that are not padding, in `count` rows."""
     return lax.broadcasted_iota(jnp.int32, (count, padded), 1) < width
 
 
@@ -113,7 +114,7 @@ def column(ref: Any, index: Array, shape: Shape) -> Array:
 
 
 def store_rows(ref: Any, values: Array, width: int) -> None:
-    """Store a tile `[T, c]`, whose columns from `width` on are padding."""
+    """Store a tile `[T, c]` without the padding from column `width` on."""
     triton.store(ref.at[:, :], values, mask=_columns(values.shape[0], values.shape[1], width))
 
 
@@ -130,12 +131,12 @@ def load_keys(k_ref, v_ref, origin: Array, index, shape: Shape) -> Keys:
 
 
 def of_queries(x: Array, shape: Shape) -> Array:
-    """`[T]` of queries as a quantity of pairs."""
+    """A quantity of queries `[T]`, broadcast to pairs."""
     return x[None] if shape.by_key else x[:, None]
 
 
 def of_keys(x: Array, shape: Shape) -> Array:
-    """`[T]` of keys as a quantity of pairs."""
+    """A quantity of keys `[T]`, broadcast to pairs."""
     return x[:, None] if shape.by_key else x[None]
 
 
@@ -152,12 +153,12 @@ def lags(queries: Queries, keys: Keys, shape: Shape) -> Array:
 
 
 def by_lag(ref, lag: Array) -> Array:
-    """`values[lag]` of `[N]` in every pair; lag 0 where the key comes later."""
+    """`values[lag]` of every pair, for `[N]`; lag 0 where the key comes after the query."""
     return triton.load(ref.at[jnp.maximum(lag, 0)])
 
 
 def look(queries: Queries, keys: Keys, lag: Array, prior_ref, shape: Shape) -> Pairs:
-    """What a tile of pairs comes to; keys that come later than their query are hidden."""
+    """The quantities of a tile of pairs; keys after their query are masked."""
     product = products(queries.near, keys.near, shape)
     squared = jnp.maximum(of_queries(queries.squared, shape) + of_keys(keys.squared, shape) - 2.0 * product, 0.0)
     slope = lax.rsqrt(squared + COST_EPSILON)
@@ -171,15 +172,15 @@ def look(queries: Queries, keys: Keys, lag: Array, prior_ref, shape: Shape) -> P
 
 
 def field_of(field_ref, lag: Array) -> Array:
-    """`F(i − j)` of every pair, 0 where the key comes later."""
+    """`F(i − j)` of every pair, 0 where the key comes after the query."""
     return jnp.where(lag >= 0, by_lag(field_ref, lag), 0.0)
 
 
 def level_of(precision: Precision, interpret: bool) -> lax.Precision | lax.DotAlgorithmPreset:
-    """How a product is asked for its precision.
+    """The precision that a product requests.
 
-    On a GPU float32 is made of three products in TF32, which lose about as little: Triton's own go through no tensor core,
-    and a tile of them through no register file.
+    On a GPU a float32 product is composed of three TF32 products, at nearly the same accuracy: Triton's own float32 products do
+    not use tensor cores, and a tile of them does not fit in the registers.
     """
     if precision != "float32":
         return lax.Precision.DEFAULT
@@ -187,7 +188,7 @@ def level_of(precision: Precision, interpret: bool) -> lax.Precision | lax.DotAl
 
 
 def dot(a: Array, b: Array, contracted: tuple[int, int], shape: Shape) -> Array:
-    """The product of two matrices over one axis of each, in the sense of `numerics.contract`."""
+    """The product of two matrices over one axis of each, with the precisions of `numerics.contract`."""
     dtype = a.dtype
     if shape.precision == "bfloat16":
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Learning without back-propagation: contrastive estimates, and what the optimiser does with them."""
+"""Learning without back-propagation: contrastive gradient estimates, and the optimiser that applies them."""
 
 from lior_jax.learning.accumulation import accumulated
 from lior_jax.learning.info import Info

@@ -1,4 +1,4 @@
-"""The nudge's own bias: how much an estimate changes when it is taken with twice the nudge."""
+"""The bias due to the finite nudge, from the change of an estimate when the nudge is doubled."""
 
 from functools import partial
 
@@ -21,14 +21,14 @@ def nudge_bias(
     key: Array | None = None,
     pieces: int = 1,
 ) -> Array:
-    """`‖g(2ε) − g(ε)‖ / ‖g(ε)‖`, `[]`, of the estimate g of `learning.estimate` on a batch, over all parameters together.
+    """`‖g(2ε) − g(ε)‖ / ‖g(ε)‖`, `[]`, for the estimate g of `learning.estimate` on a batch, over all parameters together.
 
-    Nudged to both sides, the bias of g(ε) is of the order ε² and about a third of this; nudged to one side it is of the order
-    ε, and about this. No residual shows it. Where both nudges are far too strong, both estimates may be wrong alike.
+    With two-sided nudging the bias of g(ε) is O(ε²) and about a third of this value; with one-sided nudging it is O(ε) and
+    about this value. No residual measures it. If both nudges are far too large, both estimates may be wrong in the same way.
 
     Args:
-        params, batch, model, learning, key, pieces: as of `learning.accumulated`. The rule is given `learning.nudge_size` as
-            an array, so that one compiled program takes both estimates.
+        params, batch, model, learning, key, pieces: as for `learning.accumulated`. The rule gets `learning.nudge_size` as an
+            array, so that one compiled program computes both estimates.
     """
 
     def at(size: Array) -> Params:

@@ -1,4 +1,4 @@
-"""Running the nudged phases of a block for a few sequences at a time."""
+"""Running a block's nudged phases in chunks of the batch."""
 
 from collections.abc import Callable
 from typing import Any

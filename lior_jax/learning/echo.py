@@ -1,8 +1,10 @@
 """The Hamiltonian echo: the exact gradient as a difference of two nudged rollouts (docs/design.md section 4).
 
 The free phase runs the network forward. The nudged phases run every block's flow backwards in time from the free
-end point, pushed a little along and against the loss's force. Because the flow is symplectic, the response of the
-past to that push is the adjoint of the past.
+end point, perturbed slightly along and against the loss's force. Because the flow is symplectic, the response of the
+past to that perturbation is the adjoint of the past. Literature: Hamiltonian echo backpropagation, López-Pastor and Marquardt
+2023; its recurrent form, Pourcel and Ernoult 2025; the Lagrangian view of both, Pourcel et al. 2025. With `carry_momentum`
+blocks are reversible and store no activations (Gomez et al. 2017; Sander et al. 2021).
 """
 
 from functools import partial

@@ -1,8 +1,9 @@
 """Equilibrium propagation: the gradient as the contrast of free and nudged relaxations (docs/design.md section 4).
 
-The free phase relaxes every block to a minimum of its energy. The nudged phases relax again from there, with a small pull of
-the target on the energy. What the pull does to a minimum is the inverse of the energy's curvature, which is symmetric: so the
-difference of any local statistic `∂E/∂θ` between two nudges, divided by their distance, is the gradient of the loss.
+The free phase relaxes every block to a minimum of its energy. The nudged phases relax again from there, with a small multiple
+of the loss added to the energy. The response of a minimum to a pull is the inverse Hessian of the energy, which is symmetric;
+hence the difference of the local statistic `∂E/∂θ` between two nudges, divided by their distance, is the gradient of the loss.
+Literature: Scellier and Bengio 2017; two-sided nudging, Laborieux et al. 2021.
 """
 
 from functools import partial
@@ -27,14 +28,15 @@ from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
-    """What the free phase keeps of a block, `[B, L, d]` each: its input and its kick."""
+    """What the free phase stores for a block, `[B, L, d]` each: its input and its kick."""
 
     s_in: Array
     kicked: Array
 
 
 class End(NamedTuple):
-    """A block's free state, and the loss's cotangent of it: `[B, L, d]` each. `targets` `[B, L]` pull anew at every step."""
+    """A block's free state, and the loss's cotangent of it: `[B, L, d]` each. With `targets` `[B, L]` the cotangent is
+    recomputed at every step."""
 
     s: Array
     c_s: Array
@@ -55,8 +57,8 @@ def estimate(
     learning: LearningConfig,
     key: Array | None = None,
 ) -> tuple[Params, Info]:
-    """The estimate of `learning.estimate` by equilibrium propagation. With `learning.update: geometry` or another
-    `learning.pull` than the loss's it is what these say, and no gradient of the loss."""
+    """The estimate of `learning.estimate` by equilibrium propagation. With `learning.update: geometry`, or a `learning.pull`
+    other than the loss's, it is the update that these define, not the gradient of the loss."""
     tokens, targets = batch
     chex.assert_rank([tokens, targets], 2)
     chex.assert_equal_shape([tokens, targets])
@@ -82,7 +84,7 @@ def estimate(
 
     end, blocks = End(s_last, c_s, None), (operators, stored, keys.blocks)
     if learning.pull == "force":
-        # The last block by itself: its pull alone follows its state.
+        # The last block is separate: only its pull can depend on its state.
         end, top = nudge_block(end._replace(targets=targets), _at(blocks, -1))
         start, below = lax.scan(nudge_block, end, _at(blocks, slice(-1)), reverse=True)
         c_operators, health = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), below, top)
@@ -96,11 +98,11 @@ def estimate(
         carried=jax.tree.map(jnp.zeros_like, params.carried),
     )
     if learning.pull == "off":
-        # The difference of two runs without a push is rounding, of which Adam would make whole steps.
+        # Without a push, the difference of the two runs is rounding error, which Adam would scale up to full steps.
         gradient = jax.tree.map(jnp.zeros_like, gradient)
     elif learning.update == "geometry":
         gradient = _geometry_only(gradient)
-    assert observed.residual is not None  # which a relaxation has
+    assert observed.residual is not None  # a relaxation has one
     residual = jnp.maximum(observed.residual, health.residual)
     info = Info(
         loss=loss,
@@ -129,7 +131,7 @@ def _nudged_block(
     """Relax a nudged pair from a block's free state: the cotangent of its input, and the gradient of its operators.
 
     Args:
-        size: number of targets that the loss is the mean of, which are more than those of a chunk.
+        size: number of targets in the mean that is the loss, over all chunks.
     """
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
     c_s, c_before, by_action = end.c_s, 0.0, None
@@ -163,7 +165,7 @@ def _nudged_block(
 
 
 def _action_contrast(operators: Operators, s_in: Array, s: Pair, span: Array, model: ModelConfig) -> Operators:
-    """What ΔLIoR, `Σ [action(s_in → s₊) − action(s_in → s₋)] / span`, depends on: the metric, through the whitened chart."""
+    """Gradient of ΔLIoR, `Σ [action(s_in → s₊) − action(s_in → s₋)] / span`, by the metric, through the whitened chart."""
     (plus, *_), (minus, *_) = (
         block.action_adjoint(operators, s_in, end, sign / span, model) for sign, end in zip((1, -1), s.ends(span), strict=True)
     )
@@ -181,7 +183,7 @@ def _at(blocks: Any, index: int | slice) -> Any:
 
 
 def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
-    """Relax all blocks; keep what the nudged phases need, and what was observed of each block."""
+    """Relax all blocks; returns what the nudged phases need, and the observations of each block."""
 
     def step(s, scanned):
         operators, keys = scanned

@@ -1,4 +1,4 @@
-"""What an estimate tells beside the gradient."""
+"""Diagnostics returned with a gradient estimate."""
 
 from typing import NamedTuple
 
@@ -24,18 +24,18 @@ class Info(NamedTuple):
     loss: Array
     """`[]`, mean nats per target in the free phase."""
     reversibility: Array
-    """`[]`, the method's health. Echo: largest relative distance between a state of the free phase and the same state rebuilt
-    by its echo. Equilibrium: the largest `residual`."""
+    """`[]`, health of the method. Echo: largest relative distance between a state of the free phase and its reconstruction by
+    the echo. Equilibrium: the largest `residual`."""
     residual: Array
-    """`[N]`, health of each block. Echo: relative distance of its rebuilt input, zero where nothing is stored to compare it
-    with. Equilibrium: of both phases the larger residual, relative size of the last update of the states or of their slope."""
+    """`[N]`, health of each block. Echo: relative distance of its reconstructed input, zero if no input is stored to compare
+    with. Equilibrium: the larger residual of both phases, the relative size of the last update of the states or their slope."""
     nudge: Array
-    """`[N]`, mean strength ε of the push at the end of each block."""
+    """`[N]`, mean strength ε of the nudge at the end of each block."""
     gradient_norm: Array
     """`[]`, global norm of the estimate before clipping."""
     action: Array
-    """`[N]`, mean LIoR action of each block: metric length of a chart point's path, heads added up."""
+    """`[N]`, mean LIoR action of each block: metric length of a chart point's path, summed over heads."""
     carried: Carried
-    """What the parameters carry on to the next step."""
+    """Running statistics for the next step."""
     observed: Observed | None = None
-    """What `carried` was made of; None if of nothing, or of nothing that micro-batches could add up."""
+    """What `carried` was computed from; None if from nothing, or from nothing that micro-batches could be averaged over."""

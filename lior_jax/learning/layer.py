@@ -1,6 +1,6 @@
-"""The blocks as a layer of another network: states in and out, and the Hamiltonian echo for the way back.
+"""The blocks as a layer of another network: states in and out, with the Hamiltonian echo as the backward pass.
 
-Embedding and readout of the parameters are not used; dropout and an action in the cost are not offered.
+Embedding and readout parameters are unused; dropout and an action term in the cost are not supported.
 """
 
 from functools import partial
@@ -29,8 +29,8 @@ def apply_adjoint(
 
     Args:
         params: from `model.init`.
-        s: `[B, L, d]`, states that enter the first block.
-        cotangent: `[B, L, d]`, of the states that leave the last one.
+        s: `[B, L, d]`, input states of the first block.
+        cotangent: `[B, L, d]`, of the output states of the last one.
     """
     (s_out, p_out), (operators, stored) = _forward(params, s, model)
 
@@ -49,7 +49,7 @@ def apply_adjoint(
 
 
 def _forward(params: Params, s: Array, model: ModelConfig):
-    """States and momenta after all blocks, with the blocks' operators and what their echoes need."""
+    """States and momenta after all blocks, with the blocks' operators and the data that their echoes need."""
     operators = prepare(params, s.shape[1], model)
 
     def step(state: tuple[Array, Array], own):

@@ -1,13 +1,16 @@
-"""What optax does with an estimate: clipping, AdamW or Muon, decay, schedules, and an average of the weights.
+"""Optimisation by optax: gradient clipping, AdamW or Muon, weight decay, schedules, and an average of the weights.
 
 An optimiser is a function `(settings) -> optax.GradientTransformation` that turns a clipped gradient into a direction; decay
-and the learning rate, the same for all, come after it. `registry.OPTIMIZERS` names them.
+and learning rate, common to all, are applied after it. `registry.OPTIMIZERS` names them.
 
-    step:     θ ← θ − η_t [direction + d_t θ]      (Loshchilov and Hutter 2019: the decay is decoupled)
+    step:     θ ← θ − η_t [direction + d_t θ]      (decoupled decay: Loshchilov and Hutter 2019)
     AdamW:    direction = m̂ / (√v̂ + ε)              (Kingma and Ba 2015)
-    Muon:     direction = 0.2 √max(in, out) · UVᵀ   of the momentum `UΣVᵀ` of a matrix (Jordan 2024; its size is that of AdamW's
-              directions, Liu et al. 2025, arXiv 2502.16982), and AdamW's for whatever is no matrix
+    Muon:     direction = 0.2 √max(in, out) · UVᵀ   of the momentum `UΣVᵀ` of a matrix (Jordan 2024; scaled to AdamW's
+              size, Liu et al. 2025), and AdamW's direction for everything else
     average:  θ̄ ← θ̄ + (1 − min(a, (1 + t) / (10 + t))) (θ − θ̄)
+
+Clipping by global norm: Pascanu et al. 2013; cosine schedule: Loshchilov and Hutter 2017; warm-up, stable, decay: Hu et al.
+2024; averaging of iterates: Polyak and Juditsky 1992.
 """
 
 import math
@@ -26,12 +29,13 @@ from lior_jax.registry import OPTIMIZERS
 from lior_jax.settings import LearningConfig, OptimizerConfig
 
 _ADAM_RMS = 0.2
-"""Typical root mean square of AdamW's directions, which Muon's are scaled to (Liu et al. 2025), so that learning rates and
-decays of the two are alike."""
+"""Typical root mean square of AdamW's directions, to which Muon's are scaled (Liu et al. 2025), so that the two share learning
+rates and decays."""
 
 
 def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of each of `steps` steps: linear warm-up to the peak, then to `final_fraction` of it as `schedule` says."""
+    """Learning rate at each of `steps` steps: linear warm-up to the peak, then decay to `final_fraction` of it by
+    `schedule`."""
     warmup, peak, last = optimizer.warmup_steps, optimizer.learning_rate, optimizer.learning_rate * optimizer.final_fraction
     rise = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
     if optimizer.schedule != "warmup_stable_decay":
@@ -42,13 +46,13 @@ def make_schedule(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_decay(optimizer: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Weight decay of each of `steps` steps, which the learning rate multiplies."""
+    """Weight decay at each of `steps` steps, to be multiplied by the learning rate."""
     last = optimizer.weight_decay * optimizer.weight_decay_final_fraction
     return _fall(optimizer.weight_decay_schedule, optimizer.weight_decay, last, steps)
 
 
 def _fall(shape: str, first: float, last: float, steps: int) -> optax.Schedule:
-    """From `first` to `last` in some steps, and `last` from there on."""
+    """From `first` to `last` over a number of steps, then constant at `last`."""
     if steps <= 0 or shape == "constant":
         return optax.constant_schedule(last if steps <= 0 else first)
     if shape == "linear":
@@ -57,8 +61,8 @@ def _fall(shape: str, first: float, last: float, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: OptimizerConfig, steps: int, learning: LearningConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then the named optimiser, without decay on metric parameters, biases and scalars, or on anything
-    that must not change."""
+    """Clip by global norm, then the named optimiser; no decay on metric parameters, biases and scalars, and none at all
+    unless `learning.learns_all`."""
     decays = learning.learns_all and optimizer.weight_decay > 0
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
@@ -69,16 +73,16 @@ def make_optimizer(optimizer: OptimizerConfig, steps: int, learning: LearningCon
 
 
 def adamw(optimizer: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam's directions of all parameters."""
+    """Adam's directions for all parameters."""
     return optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2)
 
 
 def muon(optimizer: OptimizerConfig) -> optax.GradientTransformation:
-    """Orthogonalised momentum of the blocks' matrices, and Adam's directions, with a rate of their own, of the rest: embedding,
+    """Orthogonalised momentum for the blocks' matrices, and Adam's directions, with a separate rate, for the rest: embedding,
     readout, taps, metrics, kernels, gates, biases.
 
-    A projection of all heads is one matrix, as is each matrix of a potential. The average direction of a matrix and that of
-    Adam are of one size.
+    The projection of all heads together counts as one matrix, as does each matrix of a potential. The directions have the same
+    root mean square as Adam's.
     """
     orthogonal = optax.chain(
         scale_by_muon(beta=optimizer.momentum, weight_dimension_numbers=_dimensions),
@@ -90,7 +94,7 @@ def muon(optimizer: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _at_adams_size(directions: Any) -> Any:
-    """Semi-orthogonal matrices, whose root mean square is `1 / √max(in, out)`, with that of Adam's directions."""
+    """Rescale semi-orthogonal matrices from the root mean square `1 / √max(in, out)` to that of Adam's directions."""
 
     def scaled(axes: MuonDimensionNumbers, direction: Array) -> Array:
         size = max(math.prod(direction.shape[axis] for axis in np.atleast_1d(side)) for side in axes)
@@ -108,11 +112,11 @@ def _is_matrix(params: Any) -> Any:
 
 
 def averaged(average: Params, params: Params, step: Array, decay: float) -> Params:
-    """The exponential moving average of the weights after `step` applied steps; what is carried is that of `params`.
+    """The exponential moving average of the weights after `step` applied steps; its carried statistics are those of `params`.
 
     Args:
         step: `[]`, from 1 on.
-        decay: a, of late steps; early ones have less, so that the average leaves the initial weights behind.
+        decay: a, reached at late steps; early ones have less, so that the initial weights are forgotten.
     """
     kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     moved = jax.tree.map(lambda new, old: (1.0 - kept) * new + kept * old, params, average)
@@ -120,4 +124,4 @@ def averaged(average: Params, params: Params, step: Array, decay: float) -> Para
 
 
 Optimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
-"""What `OPTIMIZERS` holds."""
+"""The type of the entries of `OPTIMIZERS`."""

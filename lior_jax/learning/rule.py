@@ -1,4 +1,4 @@
-"""The one estimate: that of the learning rule which the configuration names (`registry.RULES`, to which users may add)."""
+"""The gradient estimate of the configured learning rule (`registry.RULES`, which users can extend)."""
 
 from jax import Array
 
@@ -20,7 +20,7 @@ def estimate(
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         model, learning: static.
-        key: from `jax.random.key`, of what the rule draws: `learning.dropout`'s masks. Without dropout it is not needed.
+        key: from `jax.random.key`, for the dropout masks; needed only with `learning.dropout`.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.

@@ -1,4 +1,4 @@
-"""Whether an estimate may be applied: its numbers are numbers, and the rule that made it was in good health."""
+"""Checks whether an estimate may be applied: its numbers are finite, and its residual is within the limit."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from lior_jax.settings import LearningConfig
 
 
 def residual_limit(learning: LearningConfig) -> float:
-    """Largest `info.reversibility` of an estimate that may be applied."""
+    """Largest `info.reversibility` at which an estimate is applied."""
     given = learning.residual_limit
     return RULES[learning.rule].residual_limit if given is None else given
 
 
 def bias_advice(bias: float, learning: LearningConfig) -> str:
-    """What to do about a `nudge_bias`, in words; nothing if it is within its limit."""
+    """Advice about a `nudge_bias`, empty if it is within its limit."""
     if bias <= learning.nudge_bias_limit:
         return ""
     if learning.nudge == "one_sided":
@@ -25,16 +25,16 @@ def bias_advice(bias: float, learning: LearningConfig) -> str:
 
 
 def is_sound(info: Info, learning: LearningConfig) -> Array:
-    """`[]` bool: loss, gradient and what is carried on are finite, and the residual is within its limit.
+    """`[]` bool: loss, gradient and carried statistics are finite, and the residual is within its limit.
 
-    The gradient's norm is finite only if each of its elements is; a residual that is no number is not within any limit.
+    The gradient's norm is finite only if all of its elements are; a NaN residual exceeds any limit.
     """
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (info.loss, info.gradient_norm, *jax.tree.leaves(info.carried))]
     return jnp.all(jnp.stack([*finite, info.reversibility <= residual_limit(learning)]))
 
 
 def complaints(info: Info, learning: LearningConfig) -> list[str]:
-    """What is wrong with an estimate, in words."""
+    """The reasons why an estimate is not sound, as phrases."""
     found = [
         f"the {name} is {value}"
         for name, value in (("loss", float(info.loss)), ("norm of the gradient", float(info.gradient_norm)))

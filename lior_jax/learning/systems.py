@@ -1,9 +1,10 @@
 """The echo and the equilibrium estimate for any system: a Hamiltonian or an energy over trees of arrays, given as functions.
 
-Nothing is differentiated. Beside its force a system states how its energy depends on its parameters `θ`: the local statistic
-`∂H/∂θ` or `∂E/∂θ`. The gradient is the difference of that statistic between two nudged runs (docs/design.md section 4).
+Nothing is differentiated automatically. Beside its force, a system defines how its energy depends on its parameters `θ`: the
+local statistic `∂H/∂θ` or `∂E/∂θ`. The gradient is the difference of that statistic between two nudged runs (docs/design.md
+section 4; López-Pastor and Marquardt 2023, Pourcel and Ernoult 2025; for energies Scellier and Bengio 2017).
 
-States, momenta and parameters are trees of floating-point arrays of one type. One system is one state; a batch of them is
+States, momenta and parameters are trees of floating-point arrays of one type. A system has one state; for a batch use
 `jax.vmap` over the start.
 """
 
@@ -33,8 +34,9 @@ def separable_system(
 ) -> System:
     """The Hamiltonian `H(s, p) = V(θ, s) + K(θ, p)`, from plain functions of the parameters and a state or momentum.
 
-    The contrasts are differences of these functions' values. Where single precision is short, write a `System` whose contrasts
-    work on mean and slope, so that nothing cancels; both of its local statistics then have the structure of the parameters.
+    The contrasts are differences of these functions' values. Where single precision is insufficient, write a `System` whose
+    contrasts work on mean and slope, so that nothing cancels; both of its local statistics must have the structure of the
+    parameters.
 
     Args:
         force: `−∂V/∂s`, like `s`.
@@ -65,24 +67,23 @@ def energy_landscape(
     Args:
         energy_gradient: `∂E/∂s`, like `s`.
         statistic: `∂E/∂θ`, like `θ`.
-        precondition: about the inverse of the curvature `∂²E/∂s²`, applied to a state.
+        precondition: applies an approximate inverse of the Hessian `∂²E/∂s²` to a state.
     """
     contrast = _contrast(parameters, energy_gradient, statistic)
     return relaxation.Landscape(lambda s: energy_gradient(parameters, s), contrast, precondition)
 
 
 EndCost = Callable[[State, State], tuple[Array, tuple[State, State]]]
-"""From state and momentum at the end, the cost `[]` and its cotangents of both."""
+"""From the final state and momentum to the cost `[]` and its cotangents of both."""
 
 PathCost = Callable[..., tuple[Array, tuple[State, State]]]
-"""From the states before and after a drift, and the drift's entries of what lies along the path, the cost `[]` and its
-cotangents of both."""
+"""From the states before and after a drift, and the drift's entries of `along`, to the cost `[]` and its cotangents of both."""
 
 
 class EchoGradient(NamedTuple):
-    """What an echo finds: the `cost` `[]`, its `gradient` like the parameters, and its cotangents `c_s` and `c_p` of the start.
+    """Result of an echo: the `cost` `[]`, its `gradient` like the parameters, and its cotangents `c_s` and `c_p` of the start.
 
-    `reversibility`: distance of the rebuilt start from the start, as a share of the state. `nudge`: the ε of the push.
+    `reversibility`: relative distance of the reconstructed start from the start. `nudge`: the ε of the nudge.
     """
 
     cost: Array
@@ -110,18 +111,19 @@ def echo_gradient(
 
         ∂C/∂θ = Σ (h / 2ε) [∂H/∂θ(+) − ∂H/∂θ(−)],    ∂C/∂s₀ = (p₊ − p₋) / 2ε,    ∂C/∂p₀ = −(s₊ − s₋) / 2ε
 
-    over the kicks and drifts, of length `h`. A cost along the path pushes again at every drift. The error is of order ε²; with
-    one-sided nudging it is of order ε.
+    over the kicks and drifts, of length `h`. A cost along the path nudges again at every drift. The error is O(ε²); with
+    one-sided nudging it is O(ε).
 
     Args:
-        system: its local statistics like the parameters, as `separable_system` makes them.
-        s, p: the start; of one structure.
+        system: with local statistics like the parameters, as from `separable_system`.
+        s, p: the start, of equal structure.
         times: from `physics.integrators.schedule`.
-        end_cost: of the end.
-        path_cost: of every drift, summed. It may read the parameters, but its own dependence on them is not in the gradient.
-        along: trees of arrays `[drifts, ...]` whose entries `path_cost` gets, such as the points of a trajectory; a schedule
-            has `len(times.drifts)` drifts.
-        nudge_size: ε₀: all pushes together are at most this share of the state, `‖ε λ‖ ≤ ε₀ ‖(s, p)‖`.
+        end_cost: cost of the final point.
+        path_cost: cost of every drift, summed. It may read the parameters, but its direct dependence on them is not part of the
+            gradient.
+        along: trees of arrays `[drifts, ...]` whose entries are passed to `path_cost`, such as the points of a trajectory; a
+            schedule has `len(times.drifts)` drifts.
+        nudge_size: ε₀: all nudges together are at most this fraction of the state, `‖ε λ‖ ≤ ε₀ ‖(s, p)‖`.
         sides: `centred` or `one_sided`.
 
     Raises:
@@ -156,7 +158,7 @@ def echo_gradient(
 
 
 def _along(path_cost: PathCost) -> tuple[Observe, Source]:
-    """What a cost along the path observes of every drift, and how it pushes."""
+    """A cost along the path: its value at every drift, and its cotangents."""
 
     def observe(before: State, after: State, *own: Any) -> tuple[Array, Array]:
         cost, pulls = path_cost(before, after, *own)
@@ -170,10 +172,10 @@ def _along(path_cost: PathCost) -> tuple[Observe, Source]:
 
 
 class EquilibriumGradient(NamedTuple):
-    """What equilibrium propagation finds: the `cost` `[]` of the free `state`, and its `gradient` like the parameters.
+    """Result of equilibrium propagation: the `cost` `[]` of the free `state`, and its `gradient` like the parameters.
 
-    `residual`: the larger of the free and the nudged relaxation's last ones; the gradient is no better than this.
-    `nudge`: the ε of the pull.
+    `residual`: the larger of the final residuals of the free and the nudged relaxation, which bounds the gradient's accuracy.
+    `nudge`: the ε of the nudge.
     """
 
     cost: Array
@@ -198,11 +200,11 @@ def equilibrium_gradient(
         ∂C/∂θ = [∂E/∂θ(s₊) − ∂E/∂θ(s₋)] / 2ε
 
     Args:
-        landscape: its local statistic like the parameters, as `energy_landscape` makes it.
-        start: where the free phase begins.
-        descent: of both phases; `steps` must suffice to settle, which `residual` tells.
-        cost_and_adjoint: from the free state, the cost `[]` and its cotangent.
-        nudge_size: ε₀: the pull is this share of the state, `‖ε c‖ = ε₀ ‖s*‖`.
+        landscape: with a local statistic like the parameters, as from `energy_landscape`.
+        start: the initial state of the free phase.
+        descent: of both phases; `steps` must suffice for convergence, measured by `residual`.
+        cost_and_adjoint: from the free state to the cost `[]` and its cotangent.
+        nudge_size: ε₀: the nudge is this fraction of the state, `‖ε c‖ = ε₀ ‖s*‖`.
         sides: `centred` or `one_sided`.
     """
     free, free_residuals = relaxation.relax(landscape, start, descent)
@@ -215,7 +217,7 @@ def equilibrium_gradient(
 
 
 def _contrast(parameters: Parameters, function: Callable, statistic: Callable) -> Contrast:
-    """Both functions at the ends of a pair: the one as a pair again, of the other the slope."""
+    """Both functions at the ends of a pair: the values of the first as a pair, of the second the slope."""
 
     def contrast(x: Pair, span: Array) -> tuple[Pair, Parameters]:
         plus, minus = x.ends(span)
@@ -226,12 +228,12 @@ def _contrast(parameters: Parameters, function: Callable, statistic: Callable) -
 
 
 def _strength(nudge_size: float, size: Array, pull: Array) -> Array:
-    """ε of a push `ε pull`, as a share of the state's size. Without a pull it only must not become infinite."""
+    """ε of a nudge `ε pull`, relative to the state's size; finite even without a pull."""
     return nudge_size * _positive(size) / jnp.maximum(pull, jnp.finfo(pull.dtype).tiny ** 0.25)
 
 
 def _positive(size: Array) -> Array:
-    """The size of a state; one where it vanishes."""
+    """The norm of a state, or 1 if it vanishes."""
     return jnp.where(size > 0, size, 1)
 
 

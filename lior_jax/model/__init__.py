@@ -1,4 +1,4 @@
-"""How the physics makes a language model."""
+"""The language model, built from the functions of `physics`."""
 
 from lior_jax.model.network import actions, logits, loss, observe, token_losses
 from lior_jax.model.parameters import Params, count, decay_mask, init

@@ -1,7 +1,7 @@
-"""One block: context, charts and retrieval give a kick, and a Hamiltonian flow, or a relaxation, follows it.
+"""One block: a kick by retrieval from the context, followed by a Hamiltonian flow or a relaxation.
 
-`operators` turns parameters into what blocks apply. `kick` and its adjoint are the part that is not Hamiltonian; `action`
-measures the flow.
+`operators` prepares the applied operators from the parameters. `kick` and its adjoint are the non-Hamiltonian part; `action`
+measures the flow. The block of a transformer (Vaswani et al. 2017) has attention and a feed-forward layer in these places.
 """
 
 from typing import NamedTuple
@@ -24,16 +24,16 @@ from lior_jax.settings import ModelConfig
 
 
 class Motion(NamedTuple):
-    """How the states moved: `action` `[H]`, mean over sequences and positions of that along the way; `residual` `[]`, of the
-    relaxation before its last step, if the dynamics is dissipative."""
+    """Statistics of the flow: `action` `[H]` along the path, mean over sequences and positions; `residual` `[]` of the
+    relaxation before its last step, for dissipative dynamics."""
 
     action: Array
     residual: Array | None
 
 
 class Observation(NamedTuple):
-    """What is observed of one block's free run: what `Motion` says; and `moment` `[H, n, n]`, the mean `E[xxᵀ]` of the keys in
-    whitened coordinates, where the frame is derived from it."""
+    """Observations of one block's free run: those of `Motion`; and `moment` `[H, n, n]`, the mean `E[xxᵀ]` of the keys in
+    whitened coordinates, for a derived frame."""
 
     action: Array
     residual: Array | None
@@ -41,20 +41,20 @@ class Observation(NamedTuple):
 
 
 def schedule(config: ModelConfig) -> integrators.Schedule:
-    """Kicks and drifts of a block; the last kick is left out where its momentum would be thrown away."""
+    """Kicks and drifts of a block; the last kick is left out if the momentum is discarded."""
     own = config.flow
     return integrators.schedule(INTEGRATORS[own.integrator], own.steps, own.step_size, final_kick=own.carry_momentum)
 
 
 def system(operators: Operators, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> flow.System:
-    """The block's Hamiltonian, as a flow sees it."""
+    """The block's Hamiltonian, in the form that a flow takes."""
     return hamiltonian.system(POTENTIALS[config.flow.potential], operators.hamiltonian, config.precision, masks.units)
 
 
 def landscape(
     operators: Operators, s_in: Array, kicked: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
 ) -> relaxation.Landscape:
-    """The energy that the block relaxes in, of its input and its kick `[..., d]`."""
+    """The energy of the block's relaxation, given its input and its kick `[..., d]`."""
     given = POTENTIALS[config.flow.potential], operators.hamiltonian
     return relaxation.landscape(*given, s_in, kicked, config.precision, masks.units)
 
@@ -71,7 +71,7 @@ def apply(
 def move(
     operators: Operators, s: Array, p: Array, kicked: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
 ) -> tuple[Array, Array, Motion]:
-    """What a block does after its kick, every position by itself: follow the flow, or relax, which leaves the momentum alone.
+    """The second half of a block, independent for each position: the flow, or a relaxation, which does not change the momentum.
 
     Args:
         s, p: `[..., d]`, state and momentum at the block's start.
@@ -97,17 +97,18 @@ def descent(config: ModelConfig) -> relaxation.Descent:
 
 
 def entering_momentum(p: Array, config: ModelConfig) -> Array:
-    """The momentum that a block starts from: what it was, or zero."""
+    """The momentum at the start of a block: the carried one, or zero."""
     return p if config.flow.carry_momentum else jnp.zeros_like(p)
 
 
 def push(operators: Operators, retrieved: Array, config: ModelConfig) -> Array:
-    """The kick `A_o y` `[B, L, d]` of what was retrieved, `[B, L, H, v]`."""
+    """The kick `A_o y` `[B, L, d]` from the retrieved means `y` `[B, L, H, v]`."""
     return from_heads(retrieved, operators.output, config)
 
 
 def kick(operators: Operators, s: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK) -> tuple[Array, Array | None]:
-    """The retrieval's push on the momentum, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys' moment."""
+    """The kick of the momentum by retrieval, `A_o y` (docs/design.md sections 2.2 to 2.5): `[B, L, d]`; and the keys'
+    moment."""
     seen = see(operators, s, config)
     retrieved = retrieve(seen.points, operators.couplings, config)
     if operators.evidence is not None:
@@ -129,7 +130,7 @@ def kick_and_adjoint(
         cotangent: `[B, L, d]`, of the kick.
 
     Returns:
-        The kick, and the cotangents of the operators (of the Hamiltonian: zeros) and of `s`.
+        The kick, and the cotangents of the operators (zero for the Hamiltonian) and of `s`.
     """
     seen = see(operators, s, config)
     c_pushed = masked(cotangent, masks.kick)
@@ -154,8 +155,8 @@ def kick_and_adjoint(
 def action(operators: Operators, before: Array, after: Array, config: ModelConfig) -> Array:
     """LIoR action of the move from one state to another, each `[B, L, d]`: `[B, L, H]`.
 
-    It is the metric length of the straight path of the position's chart points `A_q ŝ`, weighed by the resilience where
-    the move begins.
+    It is the metric length of the straight path of the position's chart points `A_q ŝ`, weighted by the resilience at its
+    start.
     """
     (begin, inverse), (end, _) = rms_normalize(before), rms_normalize(after)
     moved = length(to_heads(end - begin, operators.query, config))
@@ -163,7 +164,7 @@ def action(operators: Operators, before: Array, after: Array, config: ModelConfi
 
 
 class ActionGradient(NamedTuple):
-    """Cotangents of what the action depends on beside the states."""
+    """Cotangents of the action's arguments other than the states."""
 
     query: Array
     resilience: Law

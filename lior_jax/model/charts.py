@@ -1,10 +1,10 @@
-"""What a block sees of a state: the context of every position, and the charts through which retrieval looks at it.
+"""From a block's input state to retrieval: the context of every position, and its queries, keys and values.
 
     û = s / rms(s)      c_t = Σ_{j<τ} κ_j ⊙ û_{t−j} + gain ⊙ Σ_{j≤t} K_h(t − j) û_j      q = A_q c, k = A_k c, v = A_v c
 
-The field calls the context a depthwise causal convolution, short (taps) and long (by a LIoR kernel), and the charts query, key
-and value projections; those of query and key have the metric's whitening folded in. Source: docs/design.md sections 2.2 and
-2.3.
+The context is a depthwise causal convolution, short (taps; So et al. 2021) and long (by a LIoR kernel; compare Poli et al.
+2023); the charts are query, key and value projections, with the metric's whitening folded into query and key. Source:
+docs/design.md sections 2.2 and 2.3.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `d` width.
 """
@@ -27,14 +27,14 @@ from lior_jax.physics.taps import taps, taps_adjoint
 from lior_jax.settings import ModelConfig
 
 Points = tuple[Array, Array, Array, Array]
-"""What retrieval works on: whitened queries and keys `[B, L, H, m]`, values `[B, L, H, v]`, the queries' resilience
+"""Inputs of retrieval: whitened queries and keys `[B, L, H, m]`, values `[B, L, H, v]`, the queries' resilience
 `[B, L, H]`."""
 
 
 class Seen(NamedTuple):
-    """What a block sees of a state: its `direction` `[B, L, d]`, `inverse` `[B, L, 1]` (one over its root mean square),
-    `context` `[B, L, d]`, what `gather` `kept` of that; retrieval's points, and what `project` `held` of keys and values; the
-    `pull` `[B, L, H]` of the field to its evidence, if it is pulled."""
+    """Intermediate values of `see`: the `direction` `[B, L, d]` of the state, `inverse` `[B, L, 1]` (one over its root mean
+    square), `context` `[B, L, d]`, and what `gather` `kept`; retrieval's points, and what `project` `held`; the `pull`
+    `[B, L, H]` of the field to its evidence, if configured."""
 
     direction: Array
     inverse: Array
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 
 
 def gather_sequence(operators: Operators, direction: Array, config: ModelConfig) -> tuple[Array, Array | None]:
-    """The context of sequences from their beginning, and what the long convolution gave, without its gain, if there is one."""
+    """The context, for sequences from their beginning, and the result of the long convolution, if any, before its gain."""
     context = taps(operators.taps, direction)
     if operators.long_convolution is None:
         return context, None
@@ -66,7 +66,7 @@ def gather_sequence(operators: Operators, direction: Array, config: ModelConfig)
 def project_sequence(
     operators: Operators, key: Array, value: Array, config: ModelConfig
 ) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
-    """Keys and values of sequences from their beginning, with what they get of the field; those without it, if they get any."""
+    """Keys and values, projected if configured, for sequences from their beginning; and the unprojected ones, if projected."""
     if operators.projector is None:
         return (key, value), None
     return projection.project(operators.projector, key, value, config.precision), (key, value)
@@ -79,11 +79,11 @@ Project = Callable[[Operators, Array, Array, ModelConfig], tuple[tuple[Array, Ar
 def see(
     operators: Operators, s: Array, config: ModelConfig, gather: Gather = gather_sequence, project: Project = project_sequence
 ) -> Seen:
-    """What a block sees of a state `[B, L, d]`.
+    """Context, retrieval points and pull from a state `[B, L, d]`.
 
     Args:
-        gather: makes the context of the directions `[B, L, d]`, with whatever past it knows, and what is kept of that.
-        project: adds to keys and values what they get of the field of whatever past it knows; and what is kept of that.
+        gather: from directions `[B, L, d]` to the context, including any past, and data to keep.
+        project: from keys and values to those projected by the field, including any past, and data to keep.
     """
     direction, inverse = rms_normalize(s)
     context, kept = gather(operators, direction, config)
@@ -100,12 +100,12 @@ def see_adjoint(
     """Adjoint of `see` for sequences from their beginning.
 
     Args:
-        seen: what `see` made of the state.
+        seen: the result of `see`.
         cotangent: of retrieval's points.
-        c_pull: of the pull, if there is one.
+        c_pull: of the pull, if any.
 
     Returns:
-        Cotangents of the operators, zero of those that nothing is seen by, and of the state `[B, L, d]`.
+        Cotangents of the operators, zero for those not used here, and of the state `[B, L, d]`.
     """
     c_query, c_key, c_value, c_resilience = cotangent
     c_law, c_query_by_law, c_s_by_law = resilience_adjoint(
@@ -159,15 +159,15 @@ def split_heads(x: Array, config: ModelConfig) -> Array:
 
 
 def to_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
-    """`x` `[B, L, d]` seen through charts `[H, m, d]`: `[B, L, H, m]`."""
+    """`x` `[B, L, d]` projected by charts `[H, m, d]`: `[B, L, H, m]`."""
     return project(x, chart.reshape(-1, chart.shape[-1]), config.precision).reshape(*x.shape[:-1], *chart.shape[:-1])
 
 
 def from_heads(x: Array, chart: Array, config: ModelConfig) -> Array:
-    """The adjoint of `to_heads` to its `x`: `[B, L, H, m]` to `[B, L, d]`."""
+    """The adjoint of `to_heads` with respect to `x`: `[B, L, H, m]` to `[B, L, d]`."""
     return project_back(x.reshape(*x.shape[:-2], -1), chart.reshape(-1, chart.shape[-1]), config.precision)
 
 
 def correlate_heads(x: Array, y: Array, config: ModelConfig) -> Array:
-    """The adjoint of `to_heads` to its chart: `[B, L, H, m]` and `[B, L, d]` to `[H, m, d]`."""
+    """The adjoint of `to_heads` with respect to the chart: `[B, L, H, m]` and `[B, L, d]` to `[H, m, d]`."""
     return correlate(x.reshape(*x.shape[:-2], -1), y, config.precision).reshape(*x.shape[-2:], y.shape[-1])

@@ -1,8 +1,9 @@
-"""Dropout: masks of zeros and `1 / (1 − rate)`, drawn anew for every position from a key of its sequence.
+"""Dropout (Srivastava et al. 2014): masks of zeros and `1 / (1 − rate)`, independent per position, from a key per sequence.
 
-Masks multiply the embedded states' channels, and in every block the kick's channels and the potential's units. A block's masks
-hold for all of its flow, which so remains the flow of one Hamiltonian. None is stored: the same keys give the same masks, in
-the free phase and in the nudged ones, of all sequences at once or of a few.
+Masks multiply the channels of the embedded states, and in every block the channels of the kick and the units of the potential.
+A block's masks are constant along its flow (as across time steps in Gal and Ghahramani 2016), which therefore remains the flow
+of one Hamiltonian. Masks are not stored: the same keys give the same masks in the free and the nudged phases, for the whole
+batch or a chunk of it.
 """
 
 from typing import NamedTuple
@@ -16,8 +17,7 @@ from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 LEVELS = 1 << 16
-"""Levels of the rate, which is rounded to a multiple of 1 / LEVELS between the first and the last: two masks cost one random
-word."""
+"""Levels of the rate, which is rounded to a multiple of 1 / LEVELS, excluding 0 and 1: two masks cost one random word."""
 
 
 class BlockMasks(NamedTuple):
@@ -38,7 +38,7 @@ KEEP_BLOCK, KEEP_ALL = BlockMasks(), Masks()
 
 
 class Keys(NamedTuple):
-    """What masks are drawn from, one key a sequence: of the `embedding` `[B]`, of `blocks` `[N, B]`. None drops nothing."""
+    """Keys of the masks, one per sequence: for the `embedding` `[B]`, for `blocks` `[N, B]`. None for no dropout."""
 
     embedding: Array | None = None
     blocks: Array | None = None
@@ -48,10 +48,10 @@ NO_KEYS = Keys()
 
 
 def keys(rate: float, key: Array | None, blocks: int, sequences: int) -> Keys:
-    """Keys of all masks of a step, from one key, or from those that `split` makes of it; none for a rate of zero.
+    """Keys of all masks of a step, from one key or from those of `split`; None for a rate of zero.
 
     Raises:
-        UserError: something is to be dropped, and there is no key.
+        UserError: dropout is on, but no key is given.
     """
     below = split(rate, key, blocks, sequences)
     return NO_KEYS if below is None else Keys(below[0], below[1:])

@@ -1,10 +1,11 @@
-"""The field of a block: its parameters, what becomes of them, and how it is read.
+"""The field of a block: its parameters, its operators, and its read-out.
 
-    y_t = gate T_t q_t + gate′ S_t q̂_t      T: poles of the kernel (linear attention with decay), S: site of the master equation
+    y_t = gate T_t q_t + gate′ S_t q̂_t      T: poles of the kernel (linear attention with decay), S: site of the master
+    equation (delta rule)
 
-The kernel's part is a mixing term of retrieval (`physics.field_state`), whose matrix product it shares; the site
-(`physics.master`), which `evolution: master` adds, is read beside it, and keys and values may be projections of the field
-(`physics.projection`). Source: docs/design.md section 3.
+The kernel's part is a mixing term of retrieval (`physics.field_state`), whose matrix product it shares (Katharopoulos et al.
+2020); the site (`physics.master`; Schlag et al. 2021), added by `evolution: master`, is read separately; and keys and values
+may be projections of the field (`physics.projection`). Source: docs/design.md section 3.
 
 Shapes: `N` blocks, `H` heads, `d` width, `m` whitened chart dimensions, `v` value dimensions, `L` positions. Parameters have a
 leading axis `N`.
@@ -31,7 +32,7 @@ from lior_jax.physics.turn import Generator
 from lior_jax.settings import ModelConfig
 
 FRAME_LAYERS = 4
-"""Layers of rotors in the frame of a generator."""
+"""Layers of rotors in a generator's frame."""
 
 
 class Evidence(NamedTuple):
@@ -48,7 +49,7 @@ class Evidence(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """What keys and values get of the field: as in `Projector`."""
+    """Parameters of the projection of keys and values, as in `Projector`."""
 
     key_probe: Array
     value_probe: Array
@@ -57,7 +58,7 @@ class Projection(NamedTuple):
 
 
 class FieldState(NamedTuple):
-    """The prompt's field: the propagating `kernel` of each head, the `gate` `[H]` of its read-out, and what is added to it."""
+    """The prompt's field: the propagating `kernel` of each head, the `gate` `[H]` of its read-out, and the optional parts."""
 
     kernel: Kernel
     gate: Array
@@ -66,7 +67,7 @@ class FieldState(NamedTuple):
 
 
 class EvidenceSite(NamedTuple):
-    """What a block applies of `Evidence`."""
+    """Applied form of `Evidence`."""
 
     site: Site
     pull: Array
@@ -75,7 +76,7 @@ class EvidenceSite(NamedTuple):
 
 
 class FieldOperators(NamedTuple):
-    """What a block applies: the read-out of the kernel's poles, and what is added to it."""
+    """Applied form of `Field`: the read-out of the kernel's poles, and the optional parts."""
 
     mixing: tuple[ReadOut, ...]
     evidence: EvidenceSite | None
@@ -83,7 +84,7 @@ class FieldOperators(NamedTuple):
 
 
 def init(config: ModelConfig, normal: Callable[..., Array]) -> FieldState | None:
-    """Raw parameters of one block. All gates are zero: the field starts silent, and learns once they have moved."""
+    """Raw parameters of one block. All gates start at zero, so the field has no effect at first."""
     if config.field.evolution == "off":
         return None
     heads, m, v = config.heads, config.geometry.whitened_dim, config.width // config.heads
@@ -96,7 +97,8 @@ def init(config: ModelConfig, normal: Callable[..., Array]) -> FieldState | None
 
 
 def _init_evidence(config: ModelConfig) -> Evidence | None:
-    """The heads remember from a quarter of the context to four times as much, and turn by at most a radian meanwhile."""
+    """Memory lengths of the heads from a quarter of the context to four times the context, with a turn of at most a radian in
+    that time."""
     if config.field.evolution != "master":
         return None
     heads, m = config.heads, config.geometry.whitened_dim
@@ -141,7 +143,7 @@ def prepare_adjoint(raw: FieldState | None, cotangent: FieldOperators, config: M
 
 
 def gain(gate: Array, config: ModelConfig) -> Array:
-    """What the kernel is multiplied by, from its raw `gate`."""
+    """The factor of the kernel, from its raw `gate`."""
     return gate / terms.products_scale(config)
 
 
@@ -167,21 +169,21 @@ def _frames(angles: Array, config: ModelConfig) -> Array:
 
 
 def pull(evidence: EvidenceSite, context: Array, config: ModelConfig) -> Array:
-    """How far the field is pulled to each position's evidence, λ `[B, L, H]` in (0, 1), of its context `[B, L, d]`."""
+    """The strength λ `[B, L, H]` in (0, 1) of the pull to each position's evidence, from its context `[B, L, d]`."""
     return jax.nn.sigmoid(project(context, evidence.pull, config.precision) + evidence.bias[None, None])
 
 
 def pull_adjoint(
     evidence: EvidenceSite, context: Array, pulled: Array, cotangent: Array, config: ModelConfig
 ) -> tuple[Array, Array, Array]:
-    """Adjoint of `pull`, which returned `pulled`: cotangents of `evidence.pull`, `evidence.bias` and the context."""
+    """Adjoint of `pull`, with its result `pulled`: cotangents of `evidence.pull`, `evidence.bias` and the context."""
     c_raw = cotangent * pulled * (1 - pulled)
     c_context = project_back(c_raw, evidence.pull, config.precision)
     return correlate(c_raw, context, config.precision), jnp.sum(c_raw, (0, 1)), c_context
 
 
 def read(evidence: EvidenceSite, queries: Array, keys: Array, values: Array, pull: Array, config: ModelConfig) -> Array:
-    """What is added to what is retrieved, `[B, L, H, v]`."""
+    """The site's read-out, added to the retrieved means: `[B, L, H, v]`."""
     return _opened(evidence, master.evolve(evidence.site, queries, keys, values, pull, config.precision))
 
 
@@ -191,7 +193,8 @@ def read_and_adjoint(
     """`read` and its adjoint in one pass, for a cotangent `[B, L, H, v]`.
 
     Returns:
-        What `read` returns, and the cotangents of the site (of what `pull` is made of: zeros), queries, keys, values and pull.
+        The result of `read`, and the cotangents of the site (zero for the parameters of `pull`), queries, keys, values and
+        pull.
     """
     c_read = _opened(evidence, cotangent)
     found, (c_site, c_queries, c_keys, c_values, c_pull) = master.evolve_and_adjoint(

@@ -1,7 +1,7 @@
-"""The field of a block as a recurrence: further positions at a cost that does not grow with the history (`recurrence`).
+"""The field of a block as a recurrence, at a cost per position independent of the history (`recurrence`).
 
-Shapes: `B` sequences, `C` positions of a chunk, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions. What
-takes `lengths` `[B]` reads a chunk of which each sequence has as many positions; without them it reads a single position.
+Shapes: `B` sequences, `C` positions of a chunk, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions.
+Functions with `lengths` `[B]` process a chunk of which each sequence has that many positions; without, a single position.
 """
 
 from functools import partial
@@ -22,16 +22,16 @@ from lior_jax.settings import ModelConfig
 
 
 class Systems(NamedTuple):
-    """The poles of the field's kernel, with its gate in what is read of them; and those that keys and values are projected by,
-    if they are. Stacked `[N, …]`."""
+    """The poles of the field's kernel, with the gate folded into their weights; and those of the projection of keys and values,
+    if configured. Stacked `[N, …]`."""
 
     read: Poles
     projected: Poles | None
 
 
 class Held(NamedTuple):
-    """What the field holds: `kernel` of the poles, `[B, H, P, v, m]`; `evidence` `[B, H, m, v]`, of the master equation's site;
-    `projection` `[B, H, P, m + v]`, complex, what keys and values get. None for what is left out."""
+    """State of the field: `kernel` of the poles, `[B, H, P, v, m]`; `evidence` `[B, H, m, v]`, of the master equation's site;
+    `projection` `[B, H, P, m + v]`, complex, of the projection of keys and values. None for absent parts."""
 
     kernel: Charge
     evidence: Array | None
@@ -48,7 +48,7 @@ def systems(raw: FieldState | None, config: ModelConfig) -> Systems | None:
 
 
 def empty(raw: FieldState | None, batch: int, config: ModelConfig) -> Held | None:
-    """The field of `batch` sequences of which nothing has been read, of all blocks."""
+    """The initial field of `batch` sequences, for all blocks."""
     if raw is None:
         return None
     shape, m, v = (config.blocks, batch, config.heads), config.geometry.whitened_dim, config.width // config.heads
@@ -64,7 +64,7 @@ def empty(raw: FieldState | None, batch: int, config: ModelConfig) -> Held | Non
 def project(
     systems: Systems | None, held: Held | None, lengths: Array | None, operators: Operators, key: Array, value: Array, config
 ) -> tuple[tuple[Array, Array], Array | None]:
-    """Keys `[B, C, H, m]` and values `[B, C, H, v]` with what they get of the field, and the poles' charges."""
+    """Projected keys `[B, C, H, m]` and values `[B, C, H, v]`, and the poles' charges."""
     if operators.projector is None:
         return (key, value), None
     assert systems is not None
@@ -89,10 +89,10 @@ def read(
     lengths: Array | None,
     config: ModelConfig,
 ) -> tuple[Held | None, Array | float]:
-    """The field after the positions, and what they read of it, `[B, C, H, v]`; 0 without one.
+    """The field after the positions, and its read-out at them, `[B, C, H, v]`; 0 without a field.
 
     Args:
-        projected: what `project` returned beside keys and values.
+        projected: the charges from `project`.
     """
     if systems is None:
         return None, 0.0

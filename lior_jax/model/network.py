@@ -13,12 +13,12 @@ from lior_jax.settings import ModelConfig
 
 
 def embed(embedding: Array, tokens: Array, mask: Array | None = None) -> Array:
-    """The point `E[token]` of every position, times a mask if there is one: `[B, L, d]`."""
+    """The point `E[token]` of every position, times an optional mask: `[B, L, d]`."""
     return masked(embedding[tokens], mask)
 
 
 def embed_adjoint(embedding: Array, tokens: Array, cotangent: Array, mask: Array | None = None) -> Array:
-    """Adjoint of `embed`: each token's row gathers the cotangents of its positions."""
+    """Adjoint of `embed`: each token's row sums the cotangents of its positions."""
     return jnp.zeros_like(embedding).at[tokens].add(masked(cotangent, mask))
 
 
@@ -28,7 +28,7 @@ def readout(weights: Array, s: Array, precision: Precision) -> Array:
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Nats of every target `[B, L]`."""
+    """Cross-entropy in nats of every target `[B, L]`."""
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
@@ -36,8 +36,8 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 def readout_loss_and_adjoint(weights: Array, s: Array, targets: Array, precision: Precision) -> tuple[Array, Array, Array]:
     """Mean cross-entropy of the readout, and its adjoint.
 
-    The force on the state is the pull to the target's point minus the Boltzmann mean of all points (docs/design.md
-    section 2.7); the cotangent is its negative.
+    The force on the state is the target's point minus the Boltzmann mean of all points (docs/design.md section 2.7); the
+    cotangent is its negative.
 
     Returns:
         The loss `[]`, and the cotangents of `weights` `[V, d]` and `s` `[B, L, d]`.
@@ -53,7 +53,7 @@ def readout_loss_and_adjoint(weights: Array, s: Array, targets: Array, precision
 
 
 def run(params: Params, tokens: Array, config: ModelConfig, masks: Masks = KEEP_ALL) -> tuple[Array, block.Observation]:
-    """The state after the last block, `[B, L, d]`, and what was observed of each block, `[N, …]`."""
+    """The state after the last block, `[B, L, d]`, and the observations of each block, `[N, …]`."""
     s = embed(params.embedding, tokens, masks.embedding)
     (s, _), observed = _scan(operators.prepare(params, tokens.shape[1], config), s, jnp.zeros_like(s), config, masks)
     return s, observed
@@ -69,7 +69,7 @@ def _scan(stacked: operators.Operators, s: Array, p: Array, config: ModelConfig,
 
 
 def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
-    """Unnormalised log probabilities of the next token after each position.
+    """Unnormalised log probabilities of the token after each position.
 
     Args:
         params: from `init`.
@@ -84,7 +84,7 @@ def logits(params: Params, tokens: Array, config: ModelConfig) -> Array:
 
 
 def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, Array]:
-    """The logits, and where each position stands on the last block's manifolds: its whitened query points.
+    """The logits, and each position's coordinates on the last block's manifolds: its whitened query points.
 
     Returns:
         `[B, L, V]`, and `[B, L, H, n + r]`, in which squared Euclidean distance is the learned metric of each head.
@@ -99,16 +99,16 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
 
 
 def token_losses(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:
-    """Nats of each of `targets` `[B, L]`, given `tokens` up to its position: `[B, L]`."""
+    """Cross-entropy in nats of each of `targets` `[B, L]`, given `tokens` up to its position: `[B, L]`."""
     return cross_entropy(logits(params, tokens, config), targets)
 
 
 def actions(params: Params, tokens: Array, config: ModelConfig) -> Array:
-    """Mean LIoR action of each block's flow, heads added up: `[N]`."""
+    """Mean LIoR action of each block's flow, summed over heads: `[N]`."""
     _, observed = run(params, tokens, config)
     return jnp.sum(observed.action, -1)
 
 
 def loss(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Array:
-    """Mean nats per target; plain forward code, which an oracle may differentiate: `[]`."""
+    """Mean nats per target, `[]`; plain forward code, which a test oracle can differentiate."""
     return jnp.mean(token_losses(params, tokens, targets, config))

@@ -1,7 +1,7 @@
-"""From parameters to what the blocks apply: once a step and for all blocks, so that a block repeats none of it.
+"""From parameters to the operators that blocks apply, prepared once per step for all blocks.
 
-Whitening is folded into the charts, kernels become their values by lag, gates are folded into what they open, and
-everything that must be positive is.
+Whitening is folded into the charts, kernels are evaluated by lag, gates are folded into the operators behind them, and
+positive quantities are passed through softplus.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from lior_jax.registry import POTENTIALS
 from lior_jax.settings import ModelConfig
 
 FRAME_RATE = 0.01
-"""Share of each step's points in the covariance of a derived frame."""
+"""Weight of each step's points in the running covariance of a derived frame."""
 
 
 class LongKernel(NamedTuple):
@@ -38,8 +38,8 @@ class LongKernel(NamedTuple):
 
 
 class Operators(NamedTuple):
-    """What a block applies: `query` and `key` `[H, n + r, d]` give whitened chart points, `value` and `output` are as in
-    `Block`; couplings, curvature and inverse mass are positive. A part that is left out is None."""
+    """Applied form of `Block`: `query` and `key` `[H, n + r, d]` give whitened chart points, `value` and `output` are as in
+    `Block`; couplings, curvature and inverse mass are positive. Absent parts are None."""
 
     taps: Array
     query: Array
@@ -79,7 +79,7 @@ def prepare(params: Params, length: int, config: ModelConfig) -> Operators:
 
 
 def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -> Block:
-    """Adjoint of `prepare`: cotangents of the raw parameters, the metric's from its queries and its keys."""
+    """Adjoint of `prepare`: cotangents of the raw parameters; the metric's is the sum over queries and keys."""
     blocks, couplings = params.blocks, cotangent.couplings
     metric_by_query, c_query = _whiten_charts_adjoint(params, blocks.query, cotangent.query, config)
     metric_by_key, c_key = _whiten_charts_adjoint(params, blocks.key, cotangent.key, config)
@@ -107,7 +107,7 @@ def prepare_adjoint(params: Params, cotangent: Operators, config: ModelConfig) -
 
 
 def carry(params: Params, actions: Array, moment: Array | None, config: ModelConfig) -> Carried:
-    """What is carried on after a step.
+    """The carried statistics after a step.
 
     Args:
         actions: `[N, H]`, mean action of each block's flow.
@@ -115,8 +115,8 @@ def carry(params: Params, actions: Array, moment: Array | None, config: ModelCon
     """
     frame, state = params.carried
     if frame is not None:
-        assert moment is not None  # which a derived frame is made of
-        # Back from the stretched axes of the frame to the chart: z = Q (Ω Λ^½)⁻¹ x.
+        assert moment is not None  # required by a derived frame
+        # From whitened coordinates back to the chart: z = Q (Ω Λ^½)⁻¹ x.
         stretch = jax.vmap(jax.vmap(rigidity))(params.blocks.metric)
         relaxed = moment / (stretch[..., :, None] * stretch[..., None, :])
         chart = frame.axes @ relaxed @ jnp.swapaxes(frame.axes, -1, -2)
@@ -142,13 +142,13 @@ def _block(config: ModelConfig) -> int | None:
 
 
 def _frame(params: Params, config: ModelConfig) -> Array | None:
-    """The frame of each head, where it is not made of rotors."""
+    """The frame of each head, unless it is made of rotors."""
     derived: Derived | None = params.carried.frame
     return None if derived is None else derived.axes
 
 
 def _base(config: ModelConfig) -> Array | None:
-    """The whitening of the base metric, but for the identity."""
+    """The whitening of the base metric; None for the identity."""
     return None if config.geometry.base_metric is None else jnp.asarray(config.geometry.base.whitening, jnp.float32)
 
 

@@ -1,8 +1,8 @@
-"""Parameters of the network: their shapes, their initial values, and which of them weight decay may touch.
+"""Parameters of the network: their shapes, their initial values, and which of them have weight decay.
 
 Shapes: `V` vocabulary, `d` width, `N` blocks, `H` heads, `n` chart dimension, `r` low rank, `v = d / H` value
-dimension, `τ` taps, `M` potential units, `C` curvature terms. Everything inside `blocks` and `carried` has a leading
-axis `N`. A part that the configuration leaves out is None.
+dimension, `τ` taps, `M` potential units, `C` curvature terms. Everything in `blocks` and `carried` has a leading axis
+`N`. Parts that the configuration leaves out are None. Initial scales decrease with depth as `1 / √N` (Radford et al. 2019).
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class Block(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a model carries from step to step beside what it learns: running statistics, saved with the parameters.
+    """Running statistics that are carried from step to step and saved with the parameters, but not learned.
 
     `frame` of each head `[N, H, …]`; `action` `[N, H]`, the LIoR integral and the fractional order.
     """
@@ -75,7 +75,7 @@ class Carried(NamedTuple):
 
 
 class Params(NamedTuple):
-    """All parameters of the network, and what is carried beside them."""
+    """All parameters of the network, and the carried statistics."""
 
     embedding: Array
     """`[V, d]`."""
@@ -84,14 +84,14 @@ class Params(NamedTuple):
     readout: Array
     """`[V, d]`, W_out."""
     carried: Carried
-    """Not learned: its part of a gradient is zero."""
+    """Not learned: zero in a gradient."""
 
 
 def init(key: Array, config: ModelConfig) -> Params:
     """Draw initial parameters.
 
     Raises:
-        UserError: `config.vocab_size` is not known yet.
+        UserError: `config.vocab_size` is not set.
     """
     if config.vocab_size is None:
         raise UserError("model.vocab_size is not set; training takes it from the tokenizer, other callers must give it.")
@@ -113,7 +113,7 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
     def normal(*shape: int, scale: float) -> Array:
         return scale * jax.random.normal(next(keys), shape)
 
-    # The kick and the force of N blocks add up in the state: each is scaled so that the sum stays of order one.
+    # The kicks and forces of N blocks add up in the state: each is scaled so that the sum stays of order one.
     depth_scale = 1 / np.sqrt(config.blocks)
     current_only = jnp.zeros((config.convolution.taps, d)).at[0].set(1.0)
     return Block(
@@ -123,7 +123,7 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
         value=normal(heads, v, d, scale=d**-0.5),
         output=normal(heads, v, d, scale=d**-0.5 * depth_scale),
         metric=Metric(
-            # Not all equal, or every frame would be the same metric and the angles would have no gradient.
+            # Unequal: for equal values the metric is independent of the frame, and the angles have no gradient.
             stiffness=raw_positive(np.geomspace(0.5, 2.0, n))[None].repeat(heads, 0),
             scale=raw_positive(1.0, heads),
             angles=jnp.zeros((heads, rotor_layers(config), n // 2)),
@@ -140,24 +140,24 @@ def _init_block(key: Array, config: ModelConfig) -> Block:
 
 
 def rotor_layers(config: ModelConfig) -> int:
-    """Layers of learned rotors: none in a frame that is not learned, all that a small block has, or as configured."""
+    """Layers of learned rotors: 0 for other frames, all layers of a small block, or as configured."""
     if config.geometry.frame != "rotor":
         return 0
     return max_rotor_layers(config.geometry.block) if config.geometry.metric == "block_rot" else config.geometry.rotor_layers
 
 
 def _init_long_convolution(config: ModelConfig) -> LongConvolution:
-    # The modes add up to about one: the power law alone, a₁ Δ^{−½}, is about five at lag 0.
+    # Sums to about one: the power law alone, a₁ Δ^{−½}, is about five at lag 0.
     return LongConvolution(terms.initial_kernel(config, (0.3, -0.1, 0.2), order=0.5), jnp.zeros(config.width))
 
 
 def _init_resilience(config: ModelConfig, normal) -> Constitutive | Curvature | None:
-    """Resilience starts at 1, but for ε."""
+    """Resilience starts at 1, up to ε."""
     heads, n, terms = config.heads, config.geometry.chart_dim, config.geometry.curvature_terms
     if config.geometry.resilience == "constitutive":
         return Constitutive(jnp.zeros(heads))
     if config.geometry.resilience == "curvature":
-        # B^c near g₀, a space of constant curvature, with a little noise so that the terms differ; their levels make up for it.
+        # B^c near g₀ (constant curvature), with a little noise so that the terms differ; the levels normalise their sum.
         constant, inverse = (jnp.asarray(x, jnp.float32)[None, None] for x in config.geometry.base[:2])
         forms = constant + normal(heads, terms, n, n, scale=0.3)
         trace = jnp.sum(forms * inverse, (-2, -1)) / n
@@ -181,10 +181,10 @@ def count(params: Params) -> int:
 
 
 def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ...]], Any], other: Any) -> Any:
-    """The blocks' matrices: `matrix(input axes, output axes)` in the place of each, and `other` in that of every other leaf.
+    """A tree with `matrix(input axes, output axes)` at each of the blocks' matrices, and `other` at every other leaf.
 
-    Query, key and value maps of all heads are one matrix from `d`, the output map one to it, and a potential's matrices lead
-    from `d` to its units. The axis of the blocks is neither: each block has its own matrix.
+    Query, key and value maps of all heads together are one matrix from `d`, the output map is one to `d`, and a potential's
+    matrices map from `d` to its units. The block axis is a batch axis: each block has its own matrices.
     """
     axes = jax.tree.map(lambda _: other, params)
     potential = axes.blocks.hamiltonian.potential
@@ -195,5 +195,5 @@ def matrix_axes(params: Params, matrix: Callable[[tuple[int, ...], tuple[int, ..
 
 
 def decay_mask(params: Params) -> Any:
-    """True for the matrices that weight decay may shrink; False for metrics, kernels, gates, biases, taps and scalars."""
+    """True for matrices with weight decay; False for metrics, kernels, gates, biases, taps and scalars."""
     return matrix_axes(params, lambda *_: True, False)._replace(embedding=True, readout=True)

@@ -1,10 +1,10 @@
-"""The network as a recurrence: further positions at a cost that does not grow with the length of the history.
+"""The network as a recurrence, at a cost per position independent of the length of the history.
 
-What earlier positions can still act by is carried on: their last few directions for the taps, the poles of the long
-convolution and of the field state, and a ring of the last `context` keys and values for retrieval. Up to `context`
-positions the states are those of `network.run`; beyond, retrieval looks back `context` positions and the poles remember all.
+The carried state consists of the last few directions for the taps, the poles of the long convolution and of the field state,
+and a ring buffer of the last `context` keys and values for retrieval. Up to `context` positions the states are those of
+`network.run`; beyond, retrieval reaches back `context` positions, while the poles cover the whole history.
 
-Shapes: `B` sequences, `C` positions of a chunk, `L` places of the ring (`config.context`), the rest as in `parameters`.
+Shapes: `B` sequences, `C` positions of a chunk, `L` slots of the ring (`config.context`), the rest as in `parameters`.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Which form of retrieval a block runs: the plain one (`physics.retrieval`), or the fused kernels (`kernels.retrieval`).
 
-It is chosen when a program is traced, from the configuration and JAX's default backend. `lax.platform_dependent` would choose
-when it is lowered, but traces both: automatic differentiation, the oracle of the tests, cannot go through a kernel even where
-none would run.
+The choice is made at trace time, from the configuration and JAX's default backend. `lax.platform_dependent` would choose at
+lowering, but traces both: automatic differentiation, the oracle of the tests, fails on a kernel even where none would run.
 """
 
 from collections.abc import Callable
@@ -21,13 +20,13 @@ from lior_jax.physics.retrieval import Couplings
 from lior_jax.settings import ModelConfig
 
 KNOWN_TERMS = {"lag_prior"}
-"""Score terms of `model.retrieval` that the kernels have."""
+"""Score terms of `model.retrieval` that the kernels support."""
 
 LARGEST = 128
-"""Dimensions of points and values that the kernels take."""
+"""Largest dimension of points and values that the kernels support."""
 
 OLDEST = 8.0
-"""NVIDIA's compute capability that the kernels need: products in TF32 and bfloat16."""
+"""Smallest NVIDIA compute capability for the kernels: it has products in TF32 and bfloat16."""
 
 
 BY_SEQUENCE, BY_HEAD = PartitionSpec(DATA, None, MODEL), PartitionSpec(MODEL)
@@ -35,7 +34,7 @@ BY_SEQUENCE, BY_HEAD = PartitionSpec(DATA, None, MODEL), PartitionSpec(MODEL)
 
 
 class Choice(NamedTuple):
-    """Whether the `kernels` run, in the interpreter or on the GPU; and the reason, in a few words."""
+    """Whether the `kernels` run, in the interpreter or on the GPU, and the reason as a phrase."""
 
     fused: bool
     interpret: bool
@@ -47,7 +46,7 @@ class Choice(NamedTuple):
 
 
 def choice(config: ModelConfig) -> Choice:
-    """The form that retrieval takes on JAX's default backend."""
+    """The form of retrieval on JAX's default backend."""
     asked, unknown = config.retrieval.kernel, [name for name in config.retrieval.terms if name not in KNOWN_TERMS]
     largest = max(config.geometry.whitened_dim, config.width // config.heads)
     if asked == "plain":
@@ -66,7 +65,7 @@ def choice(config: ModelConfig) -> Choice:
 
 @cache
 def nvidia() -> tuple[str, float]:
-    """The name of the default backend's first device, and its compute capability; 0 if it is no NVIDIA GPU."""
+    """The name of the default backend's first device, and its compute capability; 0 if it is not an NVIDIA GPU."""
     device = jax.devices()[0]
     if device.platform not in ("gpu", "cuda") or "NVIDIA" not in device.device_kind.upper():
         return f"the backend {device.platform}", 0.0
@@ -74,10 +73,10 @@ def nvidia() -> tuple[str, float]:
 
 
 def tile(config: ModelConfig, length: int) -> int | None:
-    """Positions of a sequence that retrieve at a time, None for all.
+    """Number of positions of a sequence that are processed at a time, None for all.
 
-    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, but at most eight tiles, each of which
-    is compiled by itself; elsewhere 128.
+    With `auto`: on a CPU 64, whose pairs fit in its cache, but at most eight tiles, each of which is compiled separately;
+    elsewhere 128.
     """
     if config.retrieval.tile != "auto":
         return config.retrieval.tile
@@ -85,11 +84,11 @@ def tile(config: ModelConfig, length: int) -> int | None:
 
 
 def retrieve(points: Points, couplings: Couplings, config: ModelConfig) -> Array:
-    """What each query retrieves, `[B, L, H, v]`."""
+    """The retrieved mean of each query, `[B, L, H, v]`."""
     chosen = choice(config)
     if not chosen.fused:
         return retrieval.retrieve(*points, couplings, config.precision, tile(config, points[0].shape[1]))
-    from lior_jax.kernels import retrieval as fused  # Pallas is imported where it is used
+    from lior_jax.kernels import retrieval as fused  # imports Pallas
 
     def own(points: Points, couplings: Couplings) -> Array:
         return fused.retrieve(*points, couplings, config.precision, chosen.interpret)

@@ -1,7 +1,7 @@
-"""The score terms that a model's retrieval may have: how each is drawn, and what its raw parameters become.
+"""Score terms of a model's retrieval: initial parameters, and the terms prepared from them.
 
-A new one is a class (`physics.scores.ScoreTerm`), a `Recipe`, and an entry in `registry.SCORE_TERMS`, which
-`model.retrieval.products` may then name.
+A new term is a class (`physics.scores.ScoreTerm`), a `Recipe`, and an entry in `registry.SCORE_TERMS`, after which
+`model.retrieval.products` can name it.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,14 @@ Normal = Callable[..., Array]
 
 
 class Recipe(NamedTuple):
-    """A score term's way from the configuration to retrieval, for the heads of one block."""
+    """How a score term gets from the configuration to retrieval, for the heads of one block."""
 
     init: Callable[[ModelConfig, Normal], Any]
     """Raw parameters."""
     prepare: Callable[[Any, ActionState | None, int, ModelConfig], ScoreTerm]
-    """The term, of raw parameters, the carried action if there is one, and the length of the sequences."""
+    """The term, from raw parameters, the carried action if any, and the length of the sequences."""
     prepare_adjoint: Callable[[Any, ActionState | None, Any, ModelConfig], Any]
-    """Cotangent of the raw parameters for one of the term; what is carried is treated as constant."""
+    """Cotangent of the raw parameters, for a cotangent of the term; the carried action is treated as constant."""
 
 
 def init(config: ModelConfig, normal: Normal) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def init(config: ModelConfig, normal: Normal) -> dict[str, Any]:
 
 
 def prepare(raw: dict[str, Any], state: ActionState | None, length: int, config: ModelConfig) -> tuple[ScoreTerm, ...]:
-    """What retrieval is given, of all blocks `[N, …]`."""
+    """The terms passed to retrieval, for all blocks `[N, …]`."""
 
     def one(name: str) -> ScoreTerm:
         return jax.vmap(partial(SCORE_TERMS[name].prepare, length=length, config=config))(raw[name], state)
@@ -54,7 +54,7 @@ def prepare(raw: dict[str, Any], state: ActionState | None, length: int, config:
 def prepare_adjoint(
     raw: dict[str, Any], state: ActionState | None, cotangent: tuple[ScoreTerm, ...], config: ModelConfig
 ) -> dict[str, Any]:
-    """Adjoint of `prepare` to the raw parameters."""
+    """Adjoint of `prepare` with respect to the raw parameters."""
 
     def one(name: str, of_term: ScoreTerm) -> Any:
         return jax.vmap(partial(SCORE_TERMS[name].prepare_adjoint, config=config))(raw[name], state, of_term)
@@ -66,7 +66,7 @@ def prepare_adjoint(
 
 
 def initial_kernel(config: ModelConfig, amplitude: tuple[float, float, float], order: float) -> Kernel:
-    """LIoR kernels of the heads, which remember from about two positions to about the whole context."""
+    """LIoR kernels of the heads, with memory lengths from about two positions to about the whole context."""
     heads = config.heads
     reach = np.geomspace(0.5, 1 / config.context, heads)
     return Kernel(
@@ -94,7 +94,7 @@ LAG_PRIOR = Recipe(_init_lag_prior, _prepare_lag_prior, _prepare_lag_prior_adjoi
 
 
 def _shift(raw: Kernel, state: ActionState | None) -> Array:
-    """What the carried action adds to the raw order."""
+    """The shift of the raw order by the carried action."""
     return jnp.zeros_like(raw.order) if state is None else action.prior_shift(state)
 
 
@@ -102,12 +102,12 @@ def _shift(raw: Kernel, state: ActionState | None) -> Array:
 
 
 def products_scale(config: ModelConfig) -> float:
-    """Products of `m`-dimensional points grow like `sqrt(m)` where the points have no common direction."""
+    """Divisor of products of `m`-dimensional points, `sqrt(m)`: they grow so if the points have no common direction."""
     return float(np.sqrt(config.geometry.whitened_dim))
 
 
 def _init_gate(term: type[Tensor] | type[Spinor], config: ModelConfig, normal: Normal) -> Tensor | Spinor:
-    """Silent at the start."""
+    """The gate starts at zero."""
     return term(jnp.zeros(config.heads))
 
 

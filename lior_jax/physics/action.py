@@ -1,4 +1,5 @@
-"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighed by resilience, and the order that follows.
+"""The LIoR action `∫ R(x) sqrt(g(ẋ, ẋ)) dτ`: the metric length of a path, weighted by resilience, and the
+fractional order driven by it.
 
 Source: the audit's `lior_step`, and docs/design.md section 3.
 """
@@ -11,18 +12,18 @@ from jax import Array
 
 LENGTH_EPSILON = 1e-4
 
-# Time, in units of τ, in which the order forgets its past, and how strongly it answers to the action.
+# Relaxation time of the order, in units of τ, and its gain on the action.
 RELAXATION_TIME = 100.0
 GAIN = 1.0
 
-# How near α may come to 0 and 1, where a kernel would have no order.
+# Smallest distance of α from 0 and 1, where the kernel is undefined.
 EDGE = 1e-3
 
 
 def length(displacement: Array) -> Array:
     """`sqrt(‖x‖² + ε)` of whitened displacements `[..., m]`: the action of a straight move with `R = 1`, `[...]`.
 
-    It does not depend on how the move is parametrised by τ, and is smooth where nothing moves.
+    It is independent of the parametrisation by τ, and smooth at zero displacement.
     """
     return jnp.sqrt(jnp.sum(displacement**2, -1) + LENGTH_EPSILON)
 
@@ -41,19 +42,19 @@ class ActionState(NamedTuple):
 
 
 def initial(order: float, *shape: int) -> ActionState:
-    """Nothing accumulated yet."""
+    """The state before the first step."""
     return ActionState(jnp.zeros(shape), jnp.zeros(shape), jnp.full(shape, order, jnp.float32))
 
 
 def step(cost: Array, dtau: float, state: ActionState) -> ActionState:
-    """`dI/dτ = cost`, and the order's answer.
+    """One step of `dI/dτ = cost` and of the fractional order.
 
-    The order relaxes towards the logistic function of the cost's excess over its average so far, `cost / (I/τ) − 1`:
-    above-average action raises α, and a prior that falls like `Δ^{−α}` reaches less far back; below-average action lets it
-    reach further. The relaxation is exact for a cost that stands still during the step, so α stays in (0, 1) whatever the step.
+    The order relaxes towards the logistic function of the cost's excess over its running average, `cost / (I/τ) − 1`:
+    above-average action raises α, which shortens the reach of a prior that decays like `Δ^{−α}`; below-average action extends
+    it. The relaxation is exact for a cost that is constant during the step, so α stays in (0, 1) for any step size.
 
     Args:
-        cost: `[...]`, the integrand, not negative.
+        cost: `[...]`, the integrand, non-negative.
         dtau: length of the step in units of τ.
         state: shaped like `cost`.
     """
@@ -65,5 +66,5 @@ def step(cost: Array, dtau: float, state: ActionState) -> ActionState:
 
 
 def prior_shift(state: ActionState) -> Array:
-    """`ln(α / (1 − α))`, which moves the raw order of a lag prior (`kernel.log_prior`): `[...]`."""
+    """`ln(α / (1 − α))`, the shift that α applies to the raw order of a lag prior (`kernel.log_prior`): `[...]`."""
     return jnp.log(state.order) - jnp.log1p(-state.order)

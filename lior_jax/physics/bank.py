@@ -1,6 +1,7 @@
-"""Geodesic retrieval from a long bank of points: tiles of keys and an online softmax, so that no row of costs is kept.
+"""Geodesic retrieval from a large bank of points: tiles of keys and an online softmax (Milakov and Gimelshein 2018), so that
+no full row of costs is stored.
 
-The streaming form of `retrieval`, for banks without order in time. Source: docs/design.md section 3, `retrieval_step`.
+The streaming form of `retrieval`, for banks without temporal order. Source: docs/design.md section 3, `retrieval_step`.
 
 Shapes: `Q` queries, `K` keys, `m` whitened chart dimensions, `v` value dimensions, `V` labels; `T` tiles of `b` keys.
 """
@@ -16,19 +17,19 @@ from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.retrieval import geodesic_length
 
 TILE = 4096
-"""Keys of a tile: 1 MiB of 64 dimensions, which stays in the cache of a core."""
+"""Keys per tile: 1 MiB at 64 dimensions, which fits in a core's cache."""
 _CHUNK = 32
-"""Keys of which `nearest` keeps the smallest distance only."""
+"""Keys per chunk in `nearest`, which keeps only the smallest distance of each chunk."""
 _QUERIES_AT_ONCE = 64
-"""Their costs to the keys of a tile take another MiB."""
+"""Queries per pass: their costs to the keys of a tile take another MiB."""
 
 
 class TiledKeys(NamedTuple):
-    """Keys laid out to be passed over once: each coordinate of a tile's keys side by side, and what a distance needs of
-    each. The last tile may have room left."""
+    """Keys laid out for a single pass: each coordinate of a tile's keys is contiguous, and squared norms are precomputed. The
+    last tile may be partly empty."""
 
     origin: Array
-    """`[1, m]`, what the others are relative to: the expanded square of a distance cancels far from it."""
+    """`[1, m]`, to which keys are relative: far from it, the expanded square of a distance would cancel."""
     tiles: Array
     """`[T, m, b]`."""
     squares: Array
@@ -36,12 +37,12 @@ class TiledKeys(NamedTuple):
 
     @property
     def rows(self) -> Array:
-        """The keys as they were given, and `origin` where there is room left: `[T b, m]`."""
+        """The keys as given, and `origin` in empty slots: `[T b, m]`."""
         return self.tiles.transpose(0, 2, 1).reshape(-1, self.origin.shape[1]) + self.origin
 
 
 def room(size: int, dimension: int, tile: int = TILE, dtype: Any = jnp.float32) -> TiledKeys:
-    """Room for at least `size` keys, with an origin of zero. `tile` is rounded up to a multiple of 32."""
+    """Empty slots for at least `size` keys, with an origin of zero. `tile` is rounded up to a multiple of 32."""
     tile = -(-min(tile, size) // _CHUNK) * _CHUNK
     count = -(-size // tile)
     shapes = (1, dimension), (count, dimension, tile), (count, tile)
@@ -50,12 +51,12 @@ def room(size: int, dimension: int, tile: int = TILE, dtype: Any = jnp.float32) 
 
 def arrange(keys: Array, tile: int = TILE) -> TiledKeys:
     """Lay out keys `[K, m]`, with the first one as origin."""
-    empty = room(*keys.shape, tile, keys.dtype)
+    empty = room(keys.shape[0], keys.shape[1], tile, keys.dtype)
     return put(empty._replace(origin=keys[:1]), jnp.arange(len(keys)), keys)
 
 
 def put(keys: TiledKeys, places: Array, rows: Array) -> TiledKeys:
-    """The keys with those at `places` `[k]` replaced by `rows` `[k, m]`; places beyond the room are dropped."""
+    """The keys with those at `places` `[k]` replaced by `rows` `[k, m]`; indices past the last slot are dropped."""
     tile, rows = keys.squares.shape[1], rows - keys.origin
     index = places // tile, places % tile
     return keys._replace(
@@ -73,19 +74,19 @@ def retrieve_from_bank(
     resilience: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Boltzmann mean of the values by the geodesic cost of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)` (tool).
+    """Boltzmann mean of the values under the geodesic costs of their keys: `Σ_j w_j v_j`, `w_j ∝ exp(−β R cost_j)` (tool).
 
     Args:
         queries: whitened chart points, `[Q, m]`.
         keys: `[K, m]`, `K ≥ 1`.
         values: `[K, v]`.
         inverse_temperature: `[]`, β.
-        tile: keys looked at together.
+        tile: keys processed together.
         resilience: `R` of every query, `[Q]`; None for 1.
 
     Returns:
-        What is retrieved, `[Q, v]`, and the logarithm of the partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, with
-        which the results of several banks can be mixed.
+        The retrieved means, `[Q, v]`, and the log partition function `ln Σ_j exp(−β R cost_j)`, `[Q]`, from which the results
+        of several banks can be combined.
     """
     beta = inverse_temperature * (jnp.ones(len(queries), queries.dtype) if resilience is None else resilience)
 
@@ -104,14 +105,14 @@ def retrieve_labels(
     present: Array | int | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Retrieve labels in the place of values from a bank: how the Boltzmann weight is shared out among them.
+    """Retrieve labels instead of values from a bank: the Boltzmann weight of each label.
 
     Args:
         labels: `[K]` integers below `labels_count` = `V`.
-        present: `[]`, at least 1: only the first so many keys count, and the time goes with them; `K` by default.
+        present: `[]`, at least 1: only the first `present` keys are used, and the run time scales with them; `K` by default.
 
     Returns:
-        `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels that no key has; and the log partition function, `[Q]`.
+        `ln Σ_{j: label_j = v} w_j`, `[Q, V]`, −∞ for labels without keys; and the log partition function, `[Q]`.
     """
 
     def gather(weight: Array, part: Array) -> Array:
@@ -126,18 +127,18 @@ def retrieve_labels(
 def nearest(
     queries: Array, keys: TiledKeys, count: int, present: Array | int | None = None, precision: Precision = "float32"
 ) -> tuple[Array, Array]:
-    """The keys of smallest geodesic cost, exactly.
+    """The keys of smallest geodesic cost: an exact search.
 
-    Of each chunk of keys only the smallest distance is kept. The nearest `count` keys lie in the `count` chunks whose own
-    are smallest, and only these are looked at key by key.
+    A first pass keeps the smallest distance of each chunk of keys. The nearest `count` keys lie in the `count` chunks with the
+    smallest of these, and only those chunks are searched key by key.
 
     Args:
         queries: `[Q, m]`.
         count: from 1 to `K`.
-        present: `[]`, only the first so many keys count; all that there is room for by default.
+        present: `[]`, only the first `present` keys are used; all slots by default.
 
     Returns:
-        Places of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ beyond the keys that are present.
+        Indices of the keys, `[Q, count]`, and their costs, ascending; −1 and ∞ past the last present key.
     """
     tiles, dimension, tile = keys.tiles.shape
     present = tiles * tile if present is None else present
@@ -190,7 +191,7 @@ def _stream(
             weight, fade = jnp.exp(scores - raised[None]), jnp.exp(highest - raised)
             return raised, fade * total + jnp.sum(weight, 0), fade[None] * sums + gather(weight, payload[index])
 
-        lowest = jnp.finfo(queries.dtype).min  # not −∞, whose difference with itself is no number
+        lowest = jnp.finfo(queries.dtype).min  # not −∞: −∞ − (−∞) is NaN
         nothing = jnp.zeros((width, len(queries)), queries.dtype)
         begun = jnp.full(len(queries), lowest, queries.dtype), nothing[0], nothing
         highest, total, sums = lax.fori_loop(0, -(-present // tile), look, begun)
@@ -207,7 +208,7 @@ def _stream(
 
 
 def _there(index: Array, tile: int, present: Array | int) -> Array:
-    """Which keys of a tile are present: `[b, 1]`."""
+    """Mask of the present keys of a tile: `[b, 1]`."""
     return (index * tile + jnp.arange(tile) < present)[:, None]
 
 

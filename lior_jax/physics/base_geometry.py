@@ -1,4 +1,4 @@
-"""The base metric `g₀` that a learned metric is measured in, and what follows from it alone, as plain numbers.
+"""The base metric `g₀` under the learned metric, and the constants derived from it, as NumPy arrays.
 
 Source: the audit's `build_base_metric` and `precompute_geometry`; docs/design.md section 3.
 """
@@ -11,7 +11,7 @@ from lior_jax.errors import UserError
 
 
 class Geometry(NamedTuple):
-    """What follows from a base metric `g₀`, `[n, n]` each: `inverse` g₀⁻¹, and `whitening` B with `g₀ = Bᵀ B`."""
+    """Constants derived from a base metric `g₀`, `[n, n]` each: `inverse` g₀⁻¹, and `whitening` B with `g₀ = Bᵀ B`."""
 
     metric: np.ndarray
     inverse: np.ndarray
@@ -19,10 +19,10 @@ class Geometry(NamedTuple):
 
 
 def base_metric(n: int, matrix: np.ndarray | tuple | None = None) -> np.ndarray:
-    """The base metric `g₀` `[n, n]`, float64: the given one, or the identity.
+    """The base metric `g₀` `[n, n]` in float64, validated; the identity by default.
 
     Raises:
-        UserError: it is not a symmetric positive definite matrix of `n` rows.
+        UserError: the matrix is not symmetric positive definite with `n` rows.
     """
     if matrix is None:
         return np.eye(n)
@@ -44,12 +44,12 @@ def base_metric(n: int, matrix: np.ndarray | tuple | None = None) -> np.ndarray:
 
 
 def precompute(metric: np.ndarray) -> Geometry:
-    """What the base metric `[n, n]` alone decides, in float64; see `Geometry`."""
+    """The `Geometry` of a base metric `[n, n]`, in float64."""
     return Geometry(metric=metric, inverse=np.linalg.inv(metric), whitening=np.linalg.cholesky(metric).T)
 
 
 def contraction_kernel(geometry: Geometry) -> np.ndarray:
-    """`K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`, which collapses a dense curvature tensor (tool: the model never
-    builds rank 4)."""
+    """`K_μνρσ = g₀⁻¹_μρ g₀⁻¹_νσ / n²`, `[n, n, n, n]`, the contraction of a dense curvature tensor (tool: the model
+    never builds a tensor of rank 4)."""
     n = geometry.inverse.shape[0]
     return np.einsum("mr,ns->mnrs", geometry.inverse, geometry.inverse) / n**2

@@ -1,16 +1,16 @@
-"""The Bayesian pull of a field to its evidence, token by token, in chunks: what the field calls the gated delta rule.
+"""The Bayesian pull of the field to its evidence, token by token, computed in chunks: the gated delta rule.
 
     T_t = ρ T_{t−1} + u_t k_tᵀ,      u_t = λ_t (v_t − ρ T_{t−1} k_t),      y_t = T_t q_t
 
-`u_t k_tᵀ` is the pull `λ_t (E_t − T)` to the evidence `E_t = v_t k_tᵀ`, along the key that there is evidence for: for a unit
-key and `λ = 1` the field returns `v_t` at `k_t`. In a chunk of `C` positions, `i` and `j` counted from 1, behind a field `T₀`,
+`u_t k_tᵀ` is the pull `λ_t (E_t − T)` to the evidence `E_t = v_t k_tᵀ`, restricted to the direction of the key: for a unit key
+and `λ = 1` the field returns `v_t` at `k_t`. In a chunk of `C` positions, `i` and `j` counted from 1, following a field `T₀`,
 
     (1 + A) u = λ ⊙ (v − ρ^i T₀ k),      A_ij = λ_i ρ^{i−j} ⟨k_i, k_j⟩ for j < i, else 0
     y_i = ρ^i T₀ q_i + Σ_{j≤i} ρ^{i−j} ⟨k_j, q_i⟩ u_j
 
-so one triangular inverse per chunk, all of them at once, leaves two small products to go from chunk to chunk (the UT form of
-Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length"). Source: docs/design.md
-section 3.
+so after one triangular inverse per chunk, all chunks in parallel, two small products carry the field from chunk to chunk.
+Literature: the delta rule as linear attention, Schlag et al. 2021; with decay ("gated"), Yang et al. 2025; the chunked form (UT
+transform), Yang et al. 2024. Source: docs/design.md section 3.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` dimensions of a key, `v` of a value, `N` chunks of `C` positions. Queries
 and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the pull λ `[B, L, H]`, the rate of ρ = e^{−rate} `[H]`, the field
@@ -25,7 +25,7 @@ from jax import Array, lax
 from lior_jax.physics.numerics import Precision, contract
 
 CHUNK = 32
-"""Positions of a chunk."""
+"""Positions in a chunk."""
 
 
 class DeltaCotangent(NamedTuple):
@@ -41,7 +41,7 @@ class DeltaCotangent(NamedTuple):
 def delta(
     queries: Array, keys: Array, values: Array, pull: Array, rate: Array, precision: Precision = "float32", chunk: int = CHUNK
 ) -> Array:
-    """What every query reads, of sequences from their beginning: `[B, L, H, v]`."""
+    """The read-out `y` of every query, for sequences from their beginning: `[B, L, H, v]`."""
     return _joined(_run(queries, keys, values, pull, rate, None, precision, chunk).read, queries.shape[1])
 
 
@@ -63,11 +63,11 @@ def delta_more(
     lengths: Array,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """A chunk of further positions after those that the field has taken in.
+    """Continue from a field by a chunk of positions.
 
     Args:
         field: `[B, H, m, v]`.
-        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace.
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest is padding and has no effect.
 
     Returns:
         The field after each sequence's last position, and `y` `[B, L, H, v]`.
@@ -91,7 +91,7 @@ def delta_and_adjoint(
     precision: Precision = "float32",
     chunk: int = CHUNK,
 ) -> tuple[Array, DeltaCotangent]:
-    """`delta` and its adjoint in one pass, for a cotangent `[B, L, H, v]` of what it returns."""
+    """`delta` and its adjoint in one pass, for a cotangent `[B, L, H, v]` of its result."""
     run, length = _run(queries, keys, values, pull, rate, None, precision, chunk), queries.shape[1]
     *by_position, c_rate = _run_adjoint(run, _chunked(cotangent, chunk), precision)
     queries, keys, values, pull = (_joined(x, length) for x in by_position)
@@ -102,7 +102,7 @@ def delta_and_adjoint(
 
 
 class _Fading(NamedTuple):
-    """Powers of ρ: `pairs` `[H, 1, C, C]` = ρ^{i−j}, 0 for j > i; `since` the field before the chunk, ρ^i, and `until` its end,
+    """Powers of ρ: `pairs` `[H, 1, C, C]` = ρ^{i−j}, 0 for j > i; `since` the start of the chunk, ρ^i, and `until` its end,
     ρ^{C−j}, `[H, 1, C, 1]`; over the `whole` chunk, ρ^C, `[H, 1, 1]`."""
 
     pairs: Array
@@ -112,8 +112,8 @@ class _Fading(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both faded; the `inverse` of
-    1 + A; the field before each, `starts` `[B, H, N, m, v]`; the `change` u and what was `read`."""
+    """All chunks `[B, H, N, C, …]`: the inputs; `overlap` `⟨k_i, k_j⟩` and `match` `⟨q_i, k_j⟩`, both with their decay; the
+    `inverse` of 1 + A; the field before each chunk, `starts` `[B, H, N, m, v]`; the `change` u, and `read`, the result."""
 
     queries: Array
     keys: Array
@@ -152,7 +152,7 @@ def _run(queries, keys, values, pull, rate, field: Array | None, precision: Prec
 
 
 def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Array, Array, Array, Array, Array]:
-    """Cotangents of `_run`'s queries, keys, values, pull `[B, H, N, C, …]` and rate `[H]`, for one of what was read."""
+    """Cotangents of `_run`'s queries, keys, values, pull `[B, H, N, C, …]` and rate `[H]`, for a cotangent of its result."""
     q, k, v, pull, fading, starts, change = (*run[:5], run.starts, run.change)
     since, until, whole = (x[None] for x in fading[1:])
     by_read = contract("bhnij,bhniv->bhnjv", run.match, cotangent, precision)
@@ -166,7 +166,7 @@ def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Arr
 
     scanned = _scanned(alone, response, reached, pull * since * k)
     _, (c_ends, z) = lax.scan(pass_back, jnp.zeros_like(starts[:, :, 0]), scanned, reverse=True)
-    c_ends, z = _unscanned(c_ends), _unscanned(z)  # z is the cotangent of what the inverse multiplies.
+    c_ends, z = _unscanned(c_ends), _unscanned(z)  # z is the cotangent of the right-hand side.
 
     held = contract("bhnim,bhnmv->bhniv", k, starts, precision)  # T₀ k
     c_held = -pull * since * z
@@ -183,7 +183,7 @@ def _run_adjoint(run: _Run, cotangent: Array, precision: Precision) -> tuple[Arr
     c_keys = c_keys + contract("bhnij,bhnjm->bhnim", by_key + jnp.swapaxes(by_key, -1, -2), k, precision)
     c_keys = c_keys + contract("bhnij,bhnim->bhnjm", by_query, q, precision)
 
-    # By the exponents: a pair's is i − j, and so on.
+    # Cotangent of the rate, through the exponents: i − j for a pair, and so on.
     steps = jnp.arange(1, k.shape[3] + 1, dtype=k.dtype)
     by_pair = c_overlap * run.overlap + c_match * run.match
     by_since = since * jnp.sum(c_q_past * q, -1, keepdims=True) + jnp.sum(c_held * held, -1, keepdims=True)
@@ -205,8 +205,8 @@ def _fade(rate: Array, chunk: int) -> _Fading:
 def _inverse(system: Array) -> Array:
     """`(1 + A)⁻¹` of strictly lower triangular A `[…, C, C]`, in float32 products.
 
-    From blocks to blocks of twice the size: `[P 0; R Q]⁻¹ = [P⁻¹ 0; −Q⁻¹ R P⁻¹ Q⁻¹]`. As stable as substitution, and made of
-    products only: LAPACK's batched triangular solve can lock up XLA's threads on a CPU.
+    Doubles the block size at each step: `[P 0; R Q]⁻¹ = [P⁻¹ 0; −Q⁻¹ R P⁻¹ Q⁻¹]`. It is as stable as substitution and uses
+    matrix products only: LAPACK's batched triangular solve can deadlock XLA's threads on a CPU.
     """
     place, size = jnp.arange(system.shape[-1]), 1
     inverse = jnp.broadcast_to(jnp.eye(len(place), dtype=system.dtype), system.shape)
@@ -228,7 +228,7 @@ def _split(solved: Array, values: Array) -> tuple[Array, Array]:
 
 
 def _chunked(x: Array, chunk: int) -> Array:
-    """`[B, L, H, …]` as `[B, H, N, C, …]`; positions that fill the last chunk are zero, and pull nothing."""
+    """`[B, L, H, …]` as `[B, H, N, C, …]`; the last chunk is padded with zeros, which have no effect."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 3, 1)
 

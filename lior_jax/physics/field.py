@@ -1,19 +1,21 @@
-"""The cognitive tensor field (tool): complex `D × D` tensors on a periodic grid, their operators and three ways to move them.
+"""The cognitive tensor field (tool): complex `D × D` tensors on a periodic grid, their operators and three time steppers.
 
     iħ ∂_t T = H[T] + Λ_QR[T] − Λ_F[T] + J,      H = −(ħ²/2m) ∇² + V,   Λ_QR = λ (B[T] − T),   Λ_F = γ Σ_k w_k T_{n−k}
 
-Source: the audit's master equation, and docs/design.md section 3. `S = Λ_QR − Λ_F + J` is what the outside world does to the
-field. Each mode reads the equation so that `S` pulls the field and does not only turn its phase:
+Source: the audit's master equation, and docs/design.md section 3. `S = Λ_QR − Λ_F + J` collects the source
+terms. Each mode interprets the equation such that `S` pulls the field instead of only rotating its phase:
 
-    unitary       ħ ∂_t T = −i H[T] + S        the equation above with `i S` for `S`: the world adds to the field at a rate
-    dissipative   ħ ∂_t T = −H[T] + S          the same in imaginary time: downhill on the energy
-    symplectic    ∂_t T = P / m,  ∂_t P = −H[T] + S     `S` is a force; it has no memory, which would not be reversible
+    unitary       ħ ∂_t T = −i H[T] + S        the equation above with `i S` for `S`: sources add to the field at a rate
+    dissipative   ħ ∂_t T = −H[T] + S          the same in imaginary time: gradient descent on the energy
+    symplectic    ∂_t T = P / m,  ∂_t P = −H[T] + S     `S` is a force; without memory, which would not be reversible
 
-`Λ_F` is the audit's *memory operator*, the fractional integral over the field's own past, and all that memory means in this
-file; it is not the memory bank of inference.
+`Λ_F` is the audit's *memory operator*, the fractional integral over the field's own past. "Memory" in this module means this
+operator only, not the memory bank of inference.
+
+Literature: the split-step Fourier method, Feit et al. 1982; Grünwald–Letnikov weights, Podlubny 1999.
 
 Shapes: `T` `[Nx, Ny, D, D]` complex, called `field`; `V` `[Nx, Ny]` real, `potential`; `E` and `J` like `T`, `evidence` and
-`source`. All quantities are in the units of `ħ`, `m` and the grid's spacing.
+`source`. All quantities are in units of `ħ`, `m` and the grid spacing.
 """
 
 import math
@@ -32,28 +34,28 @@ Mode = Literal["unitary", "symplectic", "dissipative"]
 
 
 class Constants(NamedTuple):
-    """Constants of the equation, static under `jit`. The defaults leave the field to itself: no evidence, no memory."""
+    """Constants of the equation, static under `jit`. By default the field is free: no evidence, no memory."""
 
     hbar: float = 1.0
     mass: float = 1.0
     spacing: float = 1.0
-    """Distance of neighbours on the grid, in both directions."""
+    """Grid spacing, in both directions."""
     dt: float = 0.05
     evidence_rate: float = 0.0
-    """λ ≥ 0, an energy: the pull relaxes at λ / 2ħ near the evidence."""
+    """λ ≥ 0, an energy: near the evidence the field relaxes to it at the rate λ / 2ħ."""
     evidence_temperature: float = 1.0
-    """τ > 0, in units of |T|²: how far evidence may be from the field and still be believed."""
+    """τ > 0, in units of |T|²: the squared distance over which the likelihood of the evidence decays."""
     memory_order: float = 0.5
     """α in (0, 1) of the fractional integral."""
     memory_rate: float = 0.0
     """γ ≥ 0, an energy."""
     memory_length: int = 32
-    """States that the memory sums over, the present one among them."""
+    """Number of states that the memory sums over, including the present one."""
 
 
 class State(NamedTuple):
-    """`field` `[Nx, Ny, D, D]`; `momentum` P, like it, moved by the symplectic mode alone; `past`
-    `[memory_length − 1, Nx, Ny, D, D]`, the fields of the steps before, the latest first (none without memory)."""
+    """`field` `[Nx, Ny, D, D]`; `momentum` P, same shape, used by the symplectic mode only; `past`
+    `[memory_length − 1, Nx, Ny, D, D]`, the fields of the previous steps, latest first (empty without memory)."""
 
     field: Array
     momentum: Array
@@ -68,7 +70,7 @@ class Diagnostics(NamedTuple):
 
 
 def begin(field: Array, constants: Constants, momentum: Array | None = None) -> State:
-    """The state of a field that was zero before now; at rest unless a `momentum` is given."""
+    """The state of a field with a zero past; at rest unless a `momentum` is given."""
     field = jnp.asarray(field)
     field = field.astype(jnp.result_type(field, jnp.complex64))
     momentum = jnp.zeros_like(field) if momentum is None else jnp.asarray(momentum).astype(field.dtype)
@@ -90,12 +92,12 @@ def _squared_wave_numbers(shape: tuple[int, ...], spacing: float) -> np.ndarray:
 
 def _in_fourier_space(factors: np.ndarray, field: Array) -> Array:
     """Multiply every Fourier mode of the grid by its factor `[Nx, Ny, 1, 1]`."""
-    rounded = jnp.asarray(factors, field.dtype)  # worked out in float64, so that only this rounds
+    rounded = jnp.asarray(factors, field.dtype)  # computed in float64, rounded once
     return jnp.fft.ifftn(rounded * jnp.fft.fftn(field, axes=(0, 1)), axes=(0, 1))
 
 
 def laplacian(field: Array, spacing: float) -> Array:
-    """`∇² T`, exact for every wave that the periodic grid can hold."""
+    """`∇² T`, exact for every Fourier mode of the periodic grid."""
     return _in_fourier_space(-_squared_wave_numbers(field.shape, spacing), field)
 
 
@@ -106,7 +108,7 @@ def hamiltonian(field: Array, potential: Array, constants: Constants) -> Array:
 
 
 def split_step(field: Array, potential: Array, constants: Constants) -> Array:
-    """One step of `iħ ∂_t T = H[T]`: `e^{−iV dt/2ħ} F⁻¹ e^{−iħk² dt/2m} F e^{−iV dt/2ħ} T`, unitary and of order two."""
+    """One step of `iħ ∂_t T = H[T]`: `e^{−iV dt/2ħ} F⁻¹ e^{−iħk² dt/2m} F e^{−iV dt/2ħ} T`, unitary, second order."""
     half = jnp.exp(-1j * (0.5 * constants.dt / constants.hbar) * potential)[..., None, None]
     angle = (0.5 * constants.hbar * constants.dt / constants.mass) * _squared_wave_numbers(field.shape, constants.spacing)
     return half * _in_fourier_space(np.exp(-1j * angle), half * field)
@@ -115,16 +117,16 @@ def split_step(field: Array, potential: Array, constants: Constants) -> Array:
 def posterior(field: Array, evidence: Array, temperature: float) -> tuple[Array, Array]:
     """Probabilities of keeping a component of `T` and of taking the evidence's: `1 / (1 + w)` and `w / (1 + w)`.
 
-    The field has the weight 1, the evidence its likelihood `w = exp(−|T − E|² / τ)`, component by component.
+    The field has weight 1, the evidence its likelihood `w = exp(−|T − E|² / τ)`, per component.
     """
     difference = field - evidence
     surprise = (jnp.real(difference) ** 2 + jnp.imag(difference) ** 2) / temperature
-    # The logistic forms keep what is left of a probability when w is too small to be added to 1.
+    # The logistic forms stay accurate when w is too small to be added to 1.
     return jax.nn.sigmoid(surprise), jax.nn.sigmoid(-surprise)
 
 
 def bayes(field: Array, evidence: Array, temperature: float) -> Array:
-    """The posterior mean `B[T] = (T + w E) / (1 + w)`: on the way from `T` to `E`, half of it at most."""
+    """The posterior mean `B[T] = (T + w E) / (1 + w)`, between `T` and at most the midpoint of `T` and `E`."""
     _, believed = posterior(field, evidence, temperature)
     return field + believed * (evidence - field)
 
@@ -132,7 +134,7 @@ def bayes(field: Array, evidence: Array, temperature: float) -> Array:
 def memory_weights(order: float, length: int) -> np.ndarray:
     """Grünwald–Letnikov weights `[length]` of the fractional integral, `w_k ∝ (−1)^k binom(−α, k) = Γ(k+α) / (Γ(α) k!)`.
 
-    Lag 0 comes first and weighs most; they fall like `k^{α−1}` and add up to 1 over the history that is kept.
+    Lag 0 comes first and has the largest weight; they decay like `k^{α−1}` and sum to 1 over the stored history.
     """
     lag = np.arange(1, length)
     weights = np.cumprod(np.concatenate([[1.0], (lag - 1 + order) / lag]))
@@ -140,9 +142,10 @@ def memory_weights(order: float, length: int) -> np.ndarray:
 
 
 def memory(field: Array, past: Array, constants: Constants) -> Array:
-    """The memory operator `Λ_F = γ Σ_k w_k T_{n−k}`, with `field` at lag 0 and `past` `[K − 1, Nx, Ny, D, D]` behind it.
+    """The memory operator `Λ_F = γ Σ_k w_k T_{n−k}`, with `field` at lag 0 and `past` `[K − 1, Nx, Ny, D, D]` at the lags after
+    it.
 
-    It is subtracted, and so damps; only with α near 1 it can feed a mode whose phase turns round within the history.
+    It is subtracted and so damps; only for α near 1 can it amplify a mode whose phase completes a turn within the history.
     """
     history = jnp.concatenate([field[None], past])
     weights = jnp.asarray(memory_weights(constants.memory_order, history.shape[0]), field.dtype)
@@ -182,11 +185,11 @@ def mechanical_energy(field: Array, momentum: Array, potential: Array, constants
 # --- evolution -------------------------------------------------------------------------------------------------------
 
 Sources = Callable[[Array, Array], Array]
-"""`S` of a field and its past."""
+"""`S` for a field and its past."""
 
 
 def _unitary_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
-    """Half a step of the sources, the split step, another half of the sources: order two without memory."""
+    """Half a step of the sources, the split step, half a step of the sources: second order without memory."""
     past = _push(state)
     field = split_step(_half_exchange(state.field, state.past, outside, constants), potential, constants)
     return state._replace(field=_half_exchange(field, past, outside, constants), past=past)
@@ -201,7 +204,7 @@ def _half_exchange(field: Array, past: Array, outside: Sources | None, constants
 
 
 def _symplectic_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
-    """Leapfrog: kick ½, drift, kick ½. The same step from `−P` undoes it."""
+    """Leapfrog: kick ½, drift, kick ½. The same step with `−P` inverts it."""
     momentum = state.momentum + 0.5 * constants.dt * _descent(state.field, state.past, potential, outside, constants)
     field = state.field + (constants.dt / constants.mass) * momentum
     kick = 0.5 * constants.dt * _descent(field, state.past, potential, outside, constants)
@@ -209,7 +212,8 @@ def _symplectic_step(state: State, potential: Array, outside: Sources | None, co
 
 
 def _dissipative_step(state: State, potential: Array, outside: Sources | None, constants: Constants) -> State:
-    """One explicit step downhill. Without sources the energy never rises, and the ground state of `H` outlives the rest."""
+    """One explicit step of gradient descent. Without sources the energy never rises, and the ground state of `H` decays
+    slowest."""
     slope = _descent(state.field, state.past, potential, outside, constants)
     return state._replace(field=state.field + (constants.dt / constants.hbar) * slope, past=_push(state))
 
@@ -221,7 +225,7 @@ def _descent(field: Array, past: Array, potential: Array, outside: Sources | Non
 
 
 def _push(state: State) -> Array:
-    # Shifting costs no more than the sum over the history, which every step takes.
+    # Shifting costs no more than the sum over the history, which every step computes anyway.
     return jnp.concatenate([state.field[None], state.past])[:-1]
 
 
@@ -237,7 +241,7 @@ def evolve(
     steps: int,
     mode: Mode,
 ) -> tuple[State, Diagnostics]:
-    """Follow the field for some steps; under `jit`, `constants`, `steps` and `mode` are static.
+    """Evolve the field for `steps` steps; under `jit`, `constants`, `steps` and `mode` are static.
 
     Args:
         potential: V `[Nx, Ny]`, real.
@@ -245,11 +249,11 @@ def evolve(
         source: J, like the field, the same at every step; None for none.
 
     Returns:
-        The state at the end, and the diagnostics of each step.
+        The final state, and the diagnostics of each step.
 
     Raises:
-        UserError: shapes that do not fit, or what `check` refuses whatever the potential. For its own limit of dt, call
-            `check` with a bound of it, outside `jit`.
+        UserError: mismatched shapes, or constants that `check` refuses for every potential. For the limit on dt with a given
+            potential, call `check` with a bound of it, outside `jit`.
     """
     _check_arrays(state, potential, evidence, source, constants)
     check(constants, state.field.shape, 0.0, mode)
@@ -260,7 +264,7 @@ def evolve(
     def step(state, _):
         state = _STEPS[mode](state, potential, outside, constants)
         if mode == "unitary" and closed:
-            # The step is unitary; rounding in the transforms is not, and shrinks the norm a little at every step.
+            # The step is unitary; rounding in the transforms is not, and shrinks the norm slightly at every step.
             present = jnp.maximum(norm(state.field), jnp.finfo(start.dtype).tiny)
             state = state._replace(field=state.field * (start / present))
         if mode == "symplectic":
@@ -272,11 +276,11 @@ def evolve(
     return lax.scan(step, state, None, length=steps)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- validation ------------------------------------------------------------------------------------------------------
 
 
 def check(constants: Constants, shape: tuple[int, ...], potential_bound: float, mode: Mode) -> None:
-    """Refuse constants that mean nothing, and steps too long for a field of this shape.
+    """Refuse invalid constants, and time steps too long for a field of this shape.
 
     The limits, with `λ_max ≤ ħ² k²_max / 2m + max |V|` of `H` and the memory's mean lag `k̄ = Σ_k k w_k` in steps, are
 
@@ -284,15 +288,15 @@ def check(constants: Constants, shape: tuple[int, ...], potential_bound: float, 
         dissipative   dt (½ λ_max + λ + γ (1 + k̄)) / ħ ≤ 1
         symplectic    dt sqrt((λ_max + λ) / m) ≤ 2
 
-    The split step is stable at any dt, but a phase beyond π is no longer the one that was meant. A pull back that comes
-    `k̄` steps late swings up where a prompt one would overshoot: `1 / (½ + k̄)` bounds `dt γ / ħ` for a field at rest.
+    The split step is stable at any dt, but a phase beyond π is aliased. A restoring term delayed by `k̄` steps oscillates with
+    growing amplitude where an immediate one would overshoot: `1 / (½ + k̄)` bounds `dt γ / ħ` for a field at rest.
 
     Args:
         shape: of the field.
-        potential_bound: `max |V|` or more.
+        potential_bound: an upper bound of `max |V|`.
 
     Raises:
-        UserError: it names the longest dt there may be, if that is what is wrong.
+        UserError: an invalid constant; if dt is too long, the message names the longest allowed one.
     """
     if mode not in _STEPS:
         raise UserError(f"There is no mode {mode!r} of the field; take one of {', '.join(_STEPS)}.")
@@ -312,7 +316,7 @@ def check(constants: Constants, shape: tuple[int, ...], potential_bound: float, 
     if mode == "symplectic" and constants.memory_rate:
         raise UserError("The symplectic mode is reversible and has no memory; set memory_rate to 0 or take another mode.")
     longest, why = _longest_step(constants, shape, potential_bound, mode)
-    if constants.dt > longest * (1 + 1e-5):  # so that the figure holds as it is printed
+    if constants.dt > longest * (1 + 1e-5):  # rounded down: the printed limit must itself be allowed
         raise UserError(f"dt = {constants.dt:g} is too long for the {mode} mode: {why}; take dt at most {longest:.6g}.")
 
 

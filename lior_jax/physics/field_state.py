@@ -1,13 +1,13 @@
-"""The field state of a prompt: a field whose sites are the poles of the LIoR kernel, written by keys and read by queries.
+"""The field state of a prompt: one field per pole of the LIoR kernel, written by keys and read by queries.
 
     T_i = Σ_{j≤i} K_h(i − j) v_j k_jᵀ,      y_i = T_i q_i = Σ_{j≤i} K_h(i − j) v_j ⟨k_j, q_i⟩
 
 With `K(Δ) = Re Σ_p c_p e^{−s_p Δ}` each pole keeps `S_p = Σ_{j≤i} e^{−s_p (i − j)} v_j k_jᵀ`, so that `T = Re Σ_p c_p S_p`
-moves on at a cost that does not grow with the prompt. The field calls it linear attention with decay. Source: docs/design.md
-section 3. The three forms here give the same `y`.
+is updated at a cost independent of the prompt's length. This is linear attention (Katharopoulos et al. 2020) with decay, as in
+retention (Sun et al. 2023). Source: docs/design.md section 3. The three forms here compute the same `y`.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `P` poles, `m` whitened chart dimensions, `v` value dimensions.
-Queries and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the state of the poles `[B, H, P, v, m]`, complex if they are.
+Queries and keys are `[B, L, H, m]`, values `[B, L, H, v]`, the state of the poles `[B, H, P, v, m]`, complex for complex poles.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ from lior_jax.physics.pairwise import PairCotangent, Pairs
 
 
 class ReadOut(NamedTuple):
-    """`encode` as a mixing term of retrieval (`scores`), which shares its product: `by_lag` `[H, L]`, the propagator `F` with
-    its gate."""
+    """`encode` as a mixing term of retrieval (`scores`), sharing its matrix product: `by_lag` `[H, L]`, the gated propagator
+    `F`."""
 
     by_lag: Array
 
@@ -56,7 +56,7 @@ def encode_step(system: Poles, state: Array, query: Array, key: Array, value: Ar
     state = jnp.exp(-system.rate)[None, :, :, None, None] * state + written[:, :, None]
     if jnp.iscomplexobj(state):
         field = jnp.sum(jnp.real(system.weight[None, :, :, None, None] * state), axis=2)
-    else:  # as a product: XLA's sum over an axis that is not the last takes ten times as long on a CPU
+    else:  # as a product: on a CPU, XLA's sum over any axis but the last takes ten times as long
         weight = jnp.broadcast_to(system.weight[None], state.shape[:3])
         field = contract("bhp,bhpvm->bhvm", weight, state, "float32")
     return state, contract("bhvm,bhm->bhv", field, query, "float32")
@@ -71,11 +71,11 @@ def encode_chunked(
     state: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """Pairs of positions within a chunk, the poles' state between chunks (tool): work and room linear in `L`.
+    """Pairs of positions within a chunk, the poles' state between chunks (tool): time and memory linear in `L`.
 
     Args:
-        chunk: positions taken at once; the last chunk is shorter where `L` is no multiple.
-        state: of the poles after an earlier part of the same sequences; empty by default.
+        chunk: positions processed at once; the last chunk is shorter if `L` is not a multiple.
+        state: of the poles after the preceding positions of the same sequences; empty by default.
 
     Returns:
         The state after the last position, and `y` `[B, L, H, v]`.
@@ -105,21 +105,22 @@ def encode_more(
     lengths: Array | None = None,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """A chunk of `C` further positions after those that the state has taken in.
+    """Continue from a state by a chunk of `C` positions.
 
     Args:
-        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace. All by default.
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest is padding and has no effect. All by
+            default.
 
     Returns:
         The state after each sequence's last position, and `y` `[B, C, H, v]`.
     """
-    # Complex sums are spelled out in real parts side by side, `2P` of them: only real products can be had in every precision.
+    # Complex sums are written as `2P` real parts side by side: only real products are available in every precision.
     poles = system.rate.shape[1]
     lengths = jnp.full(queries.shape[0], queries.shape[1]) if lengths is None else lengths
     decay = decay_by_lag(system, queries.shape[1])
     own = encode(queries, keys, values, jnp.sum(jnp.real(system.weight[None] * decay), -1).T, precision)
 
-    # Re(a b) = Re a Re b − Im a Im b. A position is one step further from the state than from the chunk's first key.
+    # Re(a b) = Re a Re b − Im a Im b. The state lies one step before the chunk's first key.
     reader = (system.weight * jnp.exp(-system.rate))[None] * decay
     reader = jnp.concatenate([jnp.real(reader), -jnp.imag(reader)], -1)[None, ..., None]
     parts = jnp.concatenate([jnp.real(state), jnp.imag(state)], axis=2)

@@ -1,8 +1,9 @@
 """Symplectic rollouts: one generator of kicks and drifts, for any separable Hamiltonian over arrays or trees of them.
 
 `flow` runs forward in time. `echo` runs two nudged copies of the end point backwards and reads, from their difference alone,
-the cotangents of the start point and of every parameter of the Hamiltonian. Both are given what kicks and what drifts.
-Source: docs/design.md section 4.
+the cotangents of the start point and of every parameter of the Hamiltonian. Both take the Hamiltonian and its integrator as
+arguments. Literature: leapfrog, Verlet 1967 (see `integrators`); the echo, López-Pastor and Marquardt 2023 and Pourcel and
+Ernoult 2025. Source: docs/design.md section 4.
 """
 
 from collections.abc import Callable

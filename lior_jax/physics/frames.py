@@ -1,6 +1,7 @@
-"""Frames in which a metric is diagonal: a product of Givens rotors that is learned, or the axes of a running covariance.
+"""Frames in which a metric is diagonal: a learned product of Givens rotors, or the principal axes of a running covariance.
 
-Source: docs/design.md section 3, "frames", "diag_rot and block_rot".
+Literature: plane rotations, Givens 1958; orthogonal iteration, Golub and Van Loan 2013. Source: docs/design.md section 3,
+"frames", "diag_rot and block_rot".
 """
 
 from typing import NamedTuple
@@ -13,13 +14,13 @@ from lior_jax.physics.rotor_planes import rotor_planes
 
 
 def wrap_angle(angle: Array) -> Array:
-    """The same angle in [−π, π)."""
+    """The angle wrapped to [−π, π)."""
     return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
 
 
 class _Layers(NamedTuple):
-    """Each layer's `planes` `[layers, n // 2, 2]`; which coordinate each one turns with, `partner` `[layers, n]`; and
-    cosine and sine of the angle, `[layers, n, 1]`, the sine negative for the second of two."""
+    """The `planes` of each layer `[layers, n // 2, 2]`; the other coordinate of each one's plane, `partner` `[layers, n]`; and
+    cosine and sine of the angle, `[layers, n, 1]`, the sine negated for the second coordinate of a plane."""
 
     planes: np.ndarray
     partner: np.ndarray
@@ -33,7 +34,7 @@ def _layers(n: int, angles: Array, block: int | None) -> _Layers:
     partner, plane, side = np.tile(np.arange(n), (len(planes), 1)), *np.zeros((2, len(planes), n), np.int32)
     for own, other, sign in ((planes[..., 0], planes[..., 1], 1), (planes[..., 1], planes[..., 0], -1)):
         partner[layer, own], plane[layer, own], side[layer, own] = other, pair, sign
-    # A coordinate that no plane has keeps the side 0, and stands still.
+    # A coordinate in no plane keeps side 0 and is not rotated.
     angle = wrap_angle(angles)[layer, plane] * side if len(planes) else jnp.zeros((0, n), angles.dtype)
     return _Layers(planes, partner, jnp.cos(angle)[..., None], jnp.sin(angle)[..., None])
 
@@ -44,7 +45,7 @@ def _turn(x: Array, partner: np.ndarray, cos: Array, sin: Array) -> Array:
 
 
 def rotate(angles: Array, x: Array, block: int | None = None) -> Array:
-    """`Qᵀ x` for the rotor frame `Q = R₁ R₂ … R_layers`, one layer of Givens planes after another: `O(n layers)` a column.
+    """`Qᵀ x` for the rotor frame `Q = R₁ R₂ … R_layers`, one layer of Givens planes after another: `O(n layers)` per column.
 
     Args:
         angles: `[layers, n // 2]` radians.
@@ -58,11 +59,11 @@ def rotate(angles: Array, x: Array, block: int | None = None) -> Array:
 
 
 def rotate_adjoint(angles: Array, rotated: Array, cotangent: Array, block: int | None = None) -> tuple[Array, Array]:
-    """Adjoint of `rotate` from its *output*: every layer is undone exactly, so nothing is stored.
+    """Adjoint of `rotate` from its *output*: every layer is inverted exactly, so nothing is stored.
 
     Args:
         angles: `[layers, n // 2]`.
-        rotated: `[n, m]`, what `rotate` returned.
+        rotated: `[n, m]`, the result of `rotate`.
         cotangent: `[n, m]`.
         block: as given to `rotate`.
 
@@ -85,23 +86,23 @@ def rotor_frame(angles: Array, n: int, block: int | None = None) -> Array:
 
 class Derived(NamedTuple):
     """A frame that follows the data: `covariance` `[n, n]`, a running `E[zzᵀ]`, and `axes` `[n, n]`, its eigenvectors in
-    columns by falling eigenvalue. Carried from step to step; nothing differentiates it."""
+    columns by decreasing eigenvalue. Carried from step to step; treated as constant by the adjoints."""
 
     covariance: Array
     axes: Array
 
 
 def initial_derived(n: int, dtype: jnp.dtype = jnp.float32) -> Derived:
-    """The coordinate axes, before anything was seen."""
+    """The initial frame: the coordinate axes."""
     return Derived(jnp.eye(n, dtype=dtype), jnp.eye(n, dtype=dtype))
 
 
 def follow(derived: Derived, moment: Array, rate: float, block: int | None = None) -> Derived:
-    """Mix a new second moment into the covariance, and turn the axes towards its eigenvectors.
+    """Mix a new second moment into the covariance, and move the axes towards its eigenvectors.
 
-    The axes take one step of orthogonal iteration, `C Q = Q′ R` with a positive diagonal of `R`. That keeps their order
-    and their signs, and moves them continuously: a fresh eigendecomposition would jump where eigenvalues meet. On a
-    covariance that stands still they converge to its eigenvectors.
+    The axes take one step of orthogonal iteration, `C Q = Q′ R` with a positive diagonal of `R`. This preserves their order
+    and signs and moves them continuously, where a new eigendecomposition would jump at eigenvalue crossings. For a constant
+    covariance they converge to its eigenvectors.
 
     Args:
         moment: `[n, n]`, `E[zzᵀ]` of the newest points.
@@ -113,7 +114,7 @@ def follow(derived: Derived, moment: Array, rate: float, block: int | None = Non
     if block is not None:
         member = np.arange(n) // block
         covariance = covariance * jnp.asarray(member[:, None] == member[None], covariance.dtype)
-    # The ridge keeps directions that nothing has moved in from losing their axis; it turns no other.
+    # The ridge keeps the axes of directions without variance; it does not rotate the others.
     ridge = 1e-4 * jnp.trace(covariance) * jnp.eye(n, dtype=covariance.dtype)
     axes, upper = jnp.linalg.qr((covariance + ridge) @ derived.axes)
     return Derived(covariance, axes * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[None].astype(axes.dtype))

@@ -2,9 +2,10 @@
 
     g(x, x) = Ω² (Qᵀx)ᵀ diag(λ) (Qᵀx) + (Uᵀx)ᵀ diag(D) (Uᵀx),   λ, D, Ω > 0 through softplus
 
-`Q` is orthonormal: `diag_rot` turns all coordinates, `block_rot` blocks of them; where it comes from is in `frames`.
-`U diag(D) Uᵀ` is the low-rank part. Under a base metric `g₀ = Bᵀ B` it measures `B x` in the place of `x`.
-Source: the audit's `build_base_metric`, `precompute_geometry` and `quad_form_batch`, and docs/design.md section 2.4.
+`Q` is orthonormal (see `frames`): `diag_rot` rotates all coordinates, `block_rot` blocks of them. `U diag(D) Uᵀ` is the
+low-rank part. Under a base metric `g₀ = Bᵀ B` the metric is applied to `B x` instead of `x`. In the literature: a learned
+Mahalanobis distance (Xing et al. 2002). Source: the audit's `build_base_metric`, `precompute_geometry` and `quad_form_batch`,
+and docs/design.md section 2.4.
 """
 
 from typing import NamedTuple
@@ -37,8 +38,8 @@ def whiten(metric: Metric, x: Array, frame: Array | None = None, block: int | No
     Args:
         metric: raw parameters on `R^n`.
         x: `[n, m]`, vectors in columns.
-        frame: `Q` `[n, n]`, if it is not made of the metric's own rotors.
-        block: size of the rotors' blocks; by default they turn all coordinates.
+        frame: `Q` `[n, n]`; by default the product of the metric's own rotors.
+        block: size of the rotors' blocks; by default one block of all coordinates.
 
     Returns:
         `[n + r, m]`.
@@ -50,7 +51,7 @@ def whiten(metric: Metric, x: Array, frame: Array | None = None, block: int | No
 
 
 def rigidity(metric: Metric) -> Array:
-    """`Ω Λ^½`, by which the whitening stretches the axes of the frame: `[n]`."""
+    """`Ω Λ^½`, the scale of the whitening along each axis of the frame: `[n]`."""
     return jax.nn.softplus(metric.scale) * jnp.sqrt(jax.nn.softplus(metric.stiffness))
 
 
@@ -92,7 +93,7 @@ def whiten_adjoint(
 
 
 def quad_form(metric: Metric, x: Array, frame: Array | None = None, block: int | None = None) -> Array:
-    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, never negative (tool). The rest as in `whiten`."""
+    """`g(x, x)` for vectors `x` `[..., n]`: `[...]`, non-negative (tool). Other arguments as in `whiten`."""
     whitened = whiten(metric, x.reshape(-1, x.shape[-1]).T, frame, block)
     return jnp.sum(whitened * whitened, axis=0).reshape(x.shape[:-1])
 

@@ -1,4 +1,4 @@
-"""A block's Hamiltonian `H(s, p) = ½ pᵀ M⁻¹ p + V(s)`, with any potential `V`, the same at every position.
+"""A block's Hamiltonian `H(s, p) = ½ pᵀ M⁻¹ p + V(s)`, with any potential `V`, shared by all positions.
 
 Source: docs/design.md section 2.6.
 """
@@ -28,7 +28,7 @@ def init_hamiltonian(potential: Potential, key: Array, width: int, units: int, s
 
 
 def prepare(potential: Potential, raw: Hamiltonian, relaxes: bool) -> Hamiltonian:
-    """What is applied, from raw parameters (`Potential.prepare`)."""
+    """Applied parameters from raw ones (`Potential.prepare`)."""
     return Hamiltonian(potential.prepare(raw.potential, relaxes), jax.nn.softplus(raw.inverse_mass))
 
 
@@ -46,7 +46,7 @@ def kinetic(hamiltonian: Hamiltonian, p: Array) -> Array:
 
 
 def energy(potential: Potential, hamiltonian: Hamiltonian, s: Array, p: Array) -> Array:
-    """`H(s, p)`, which the exact flow conserves, of every point `[..., d]`: `[...]`."""
+    """`H(s, p)`, conserved by the exact flow, of every point `[..., d]`: `[...]`."""
     return kinetic(hamiltonian, p) + potential.energy(hamiltonian.potential, s)
 
 
@@ -58,7 +58,7 @@ def velocity(hamiltonian: Hamiltonian, p: Array) -> Array:
 def system(
     potential: Potential, hamiltonian: Hamiltonian, precision: Precision = "float32", mask: Array | None = None
 ) -> System:
-    """The Hamiltonian as a flow sees it, over states `[B, L, d]`; its contrasts are those of `Hamiltonian`, in two parts.
+    """The Hamiltonian in the form that `flow` takes, over states `[B, L, d]`; the contrasts of `Hamiltonian` in two parts.
 
     Args:
         mask: `[B, L, M]`, of the potential's units.

@@ -1,7 +1,8 @@
-"""Integrators as data: palindromic lists of coefficients, and the kicks and drifts that they make of steps.
+"""Integrators as data: palindromic lists of coefficients, and the schedules of kicks and drifts built from them.
 
-A list holds the lengths of kick, drift, kick, …, kick in units of the step size. Kicks and drifts each add up to one, and a
-palindrome makes the step its own inverse in negative time. `physics.flow` runs them. Nothing here needs JAX.
+A list holds the lengths of kick, drift, kick, …, kick in units of the step size. Kicks and drifts each sum to one, and a
+palindromic step is inverted by the same step with negative size. `physics.flow` runs them. Nothing here needs JAX.
+Literature: splitting methods and their symmetry, Hairer et al. 2006.
 """
 
 from functools import cache
@@ -12,7 +13,7 @@ import numpy as np
 Coefficients = tuple[float, ...]
 
 VELOCITY_VERLET: Coefficients = (0.5, 1.0, 0.5)
-"""Störmer–Verlet, second order."""
+"""Störmer–Verlet, second order (Verlet 1967)."""
 
 _OUTER = 1 / (2 - 2 ** (1 / 3))
 _INNER = 1 - 2 * _OUTER
@@ -26,7 +27,7 @@ YOSHIDA4: Coefficients = (
 
 
 class Schedule(NamedTuple):
-    """Lengths of the kicks and drifts in time order: `kicks[0], drifts[0], kicks[1], …, final_kick`."""
+    """Lengths of kicks and drifts in time order: `kicks[0], drifts[0], kicks[1], …, final_kick`."""
 
     kicks: np.ndarray
     drifts: np.ndarray
@@ -36,8 +37,8 @@ class Schedule(NamedTuple):
 def schedule(coefficients: Coefficients, steps: int, step_size: float, final_kick: bool = True) -> Schedule:
     """`steps` steps of an integrator, neighbouring kicks merged.
 
-    Without `final_kick` the last one is left out: it moves only the momentum, so a caller who throws the momentum
-    away saves one evaluation of the force. What remains is still symplectic and still undone exactly.
+    Without `final_kick` the last kick is left out: it changes the momentum only, so a caller who discards the momentum saves
+    one evaluation of the force. The remaining map is still symplectic and exactly reversible.
     """
     kicks, drifts = coefficients[::2], coefficients[1::2]
     joined = [*kicks[:-1]] + [kicks[-1] + kicks[0], *kicks[1:-1]] * (steps - 1)
@@ -50,12 +51,12 @@ def schedule(coefficients: Coefficients, steps: int, step_size: float, final_kic
 
 @cache
 def stability_limit(coefficients: Coefficients) -> float:
-    """Step size from which the integrator is unstable for a harmonic oscillator of unit frequency, to 1/1024.
+    """Smallest step size at which the integrator is unstable for a harmonic oscillator of unit frequency, to 1/1024.
 
-    A step is a linear map of determinant one, which is stable while the absolute value of its trace is below two.
+    A step is a linear map of determinant one, stable while the absolute value of its trace is below two.
     """
     sizes = np.arange(1, 8 * 1024) / 1024
-    s, p = np.ones((2, 1, 1)) * np.eye(2)[:, :, None]  # each by both starts, `[2, 1]`
+    s, p = np.ones((2, 1, 1)) * np.eye(2)[:, :, None]  # both basis vectors at once, `[2, 1]`
     for index, length in enumerate(coefficients):
         s, p = (s, p - length * sizes * s) if index % 2 == 0 else (s + length * sizes * p, p)
     unstable = np.abs(s[0] + p[1]) > 2 + 1e-9

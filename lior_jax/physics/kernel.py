@@ -1,11 +1,12 @@
-"""The LIoR kernel: three modes of fading with the lag, as a function of it, as a convolution and as an O(1) recurrence.
+"""The LIoR kernel, a decaying function of the lag with three modes: by lag, as a convolution, and as an O(1) recurrence.
 
     K(Δ) = a₀ e^{−βΔ} − a₁ Δ^{−δ} e^{−ξΔ} + a₂ cos(ωΔ + φ) e^{−ζΔ}   for Δ ≥ 0,   0 for Δ < 0
 
 The power law is a finite sum of exponentials, the trapezoid rule in `y = ln u` on `Δ^{−δ} = ∫ u^{δ−1} e^{−uΔ} du / Γ(δ)`
 with one slow pole for the tail below the nodes. So `K` is a sum of complex poles `Re Σ_p c_p e^{−s_p Δ}`, finite at
-`Δ = 0`, and within 0.5 % of the formula above for lags 1 … 10⁴. Source: docs/design.md section 3, whose products `w₀ α`,
-`w₁ γ` and `w₂ η` are the amplitudes `a₀`, `a₁`, `a₂` here.
+`Δ = 0`, and within 0.5 % of the formula above for lags 1 … 10⁴. Literature: sums of exponentials by that quadrature, Beylkin
+and Monzón 2010; convolution and recurrence by poles, as in linear state-space layers, Gu et al. 2022. Source: docs/design.md
+section 3.
 
 Shapes: `H` kernels, `L` positions, `P` poles, `B` sequences, `v` channels of each kernel.
 """

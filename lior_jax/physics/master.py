@@ -1,10 +1,11 @@
-"""The field's site that obeys the master equation, token by token: fading memory, unitary turn, write and Bayesian pull.
+"""The part of the field that obeys the full master equation, token by token: decay, unitary turn, write and Bayesian pull.
 
     T ← ρ T U,      T ← T + λ_t (v_t − T k̂_t) k̂_tᵀ,      y_t = T q̂_t
 
-`U = e^{−iH}` is the Hamiltonian part (`turn`), ρ = e^{−rate} the memory of a site that is one real pole, and the pull to the
-evidence `E_t = v_t k̂_tᵀ` (`delta`) both writes and corrects what was written. Keys and queries are unit vectors, so a pull of 1
-makes `T k̂_t = v_t`. The kernel's poles beside it are in `field_state`. Source: docs/design.md section 3.
+`U = e^{−iH}` is the Hamiltonian part (`turn`), ρ = e^{−rate} the decay of one real pole, and the pull to the evidence
+`E_t = v_t k̂_tᵀ` (`delta`) both writes and corrects earlier writes. Keys and queries are unit vectors, so a pull of 1 makes
+`T k̂_t = v_t`. The kernel's poles are in `field_state`. In the literature: the gated delta rule (Yang et al. 2025) with rotary
+positions (Su et al. 2021). Source: docs/design.md section 3.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions. Queries and keys are
 `[B, L, H, m]`, values `[B, L, H, v]`, the pull λ `[B, L, H]`, the field `[B, H, m, v]`, which is Tᵀ with its keys in the
@@ -22,14 +23,14 @@ from lior_jax.physics.turn import Generator, angles, into_frame, into_frame_adjo
 
 
 class Site(NamedTuple):
-    """`rate` `[H]` of the fading memory, positive, per position; the `generator` of the turn."""
+    """`rate` `[H]` of the decay, positive, per position; the `generator` of the turn."""
 
     rate: Array
     generator: Generator
 
 
 def unit(x: Array) -> Array:
-    """`x / ‖x‖` for points `[..., m]`, 0 for a point of 0."""
+    """`x / ‖x‖` for points `[..., m]`, 0 at the origin."""
     return rms_normalize(x)[0] * x.shape[-1] ** -0.5
 
 
@@ -39,7 +40,7 @@ def unit_adjoint(x: Array, cotangent: Array) -> Array:
 
 
 def evolve(site: Site, queries: Array, keys: Array, values: Array, pull: Array, precision: Precision = "float32") -> Array:
-    """What every query reads, of sequences from their beginning: `[B, L, H, v]`."""
+    """The read-out `y` of every query, for sequences from their beginning: `[B, L, H, v]`."""
     angle = _angles(site, queries)
     queries, keys = (turn(unit(into_frame(site.generator.frame, x, precision)), angle) for x in (queries, keys))
     return delta(queries, keys, values, pull, site.rate, precision)
@@ -54,10 +55,10 @@ def evolve_and_adjoint(
     cotangent: Array,
     precision: Precision = "float32",
 ) -> tuple[Array, tuple[Site, Array, Array, Array, Array]]:
-    """`evolve` and its adjoint in one pass, for a cotangent `[B, L, H, v]` of what it returns.
+    """`evolve` and its adjoint in one pass, for a cotangent `[B, L, H, v]` of its result.
 
     Returns:
-        What `evolve` returns, and the cotangents of site, queries, keys, values and pull.
+        The result of `evolve`, and the cotangents of site, queries, keys, values and pull.
     """
     angle, frame = _angles(site, queries), site.generator.frame
     framed = [into_frame(frame, x, precision) for x in (queries, keys)]
@@ -93,10 +94,10 @@ def evolve_more(
     lengths: Array,
     precision: Precision = "float32",
 ) -> tuple[Array, Array]:
-    """A chunk of further positions after those that the field has taken in.
+    """Continue from a field by a chunk of positions.
 
     Args:
-        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace.
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest is padding and has no effect.
 
     Returns:
         The field after each sequence's last position, and `y` `[B, L, H, v]`.

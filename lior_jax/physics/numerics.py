@@ -1,4 +1,5 @@
-"""Shared arithmetic: contractions of a chosen precision, normalisation, gelu, broadcasting, positivity."""
+"""Shared arithmetic: contractions of a chosen precision, normalisation (RMSNorm, Zhang and Sennrich 2019), GELU (Hendrycks and
+Gimpel 2016), broadcasting, positivity."""
 
 from functools import partial
 
@@ -13,10 +14,10 @@ RMS_EPSILON = 1e-6
 
 
 def contract(subscripts: str, a: Array, b: Array, precision: Precision) -> Array:
-    """`einsum` of two operands whose products have the given precision.
+    """`einsum` of two operands with products of the given precision.
 
-    `float32` asks for full precision everywhere. `tf32` asks for the backend's fast default: TF32 on
-    NVIDIA GPUs since Ampere, plain float32 on CPU. `bfloat16` rounds both operands. The sums and the
+    `float32` requests full precision everywhere. `tf32` requests the backend's fast default: TF32 on
+    NVIDIA GPUs since Ampere, plain float32 on CPU. `bfloat16` rounds both operands. Accumulation and
     result always have the operands' own type.
     """
     if precision == "bfloat16":
@@ -32,7 +33,7 @@ def _in_bfloat16(subscripts: str, a: Array, b: Array) -> Array:
 
 
 def _of_rounded(subscripts: str, a: Array, b: Array) -> Array:
-    """The same, where the backend may have no such product: XLA for CPUs lacks some batched ones."""
+    """The same product on backends without bfloat16 support: XLA for CPUs lacks some batched ones."""
     a, b = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in (a, b))
     return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST)
 
@@ -43,17 +44,18 @@ def project(x: Array, weight: Array, precision: Precision) -> Array:
 
 
 def project_back(x: Array, weight: Array, precision: Precision) -> Array:
-    """`x W` for `x` `[..., o]` and `W` `[o, d]`: `[..., d]`; the adjoint of `project` to its `x`."""
+    """`x W` for `x` `[..., o]` and `W` `[o, d]`: `[..., d]`; the adjoint of `project` with respect to `x`."""
     return contract("io,od->id", _rows(x), weight, precision).reshape(*x.shape[:-1], weight.shape[1])
 
 
 def correlate(x: Array, y: Array, precision: Precision) -> Array:
-    """`Σ x yᵀ` over all positions, for `x` `[..., o]` and `y` `[..., d]`: `[o, d]`; the adjoint of `project` to its `W`."""
+    """`Σ x yᵀ` over all positions, for `x` `[..., o]` and `y` `[..., d]`: `[o, d]`; the adjoint of `project` with respect
+    to `W`."""
     return contract("io,id->od", _rows(x), _rows(y), precision)
 
 
 def _rows(x: Array) -> Array:
-    # Two plain axes: XLA copies what it contracts over several.
+    # Reshaped to matrices: XLA copies operands before a contraction over several axes.
     return x.reshape(-1, x.shape[-1])
 
 
@@ -62,7 +64,7 @@ def rms_normalize(x: Array, epsilon: float = RMS_EPSILON) -> tuple[Array, Array]
 
     Args:
         x: `[..., d]`.
-        epsilon: ε, where the direction alone is not what is wanted.
+        epsilon: ε; larger values keep some of the magnitude.
 
     Returns:
         `x̂` `[..., d]`, and `1 / sqrt(mean(x²) + ε)` `[..., 1]`.
@@ -74,14 +76,14 @@ def rms_normalize(x: Array, epsilon: float = RMS_EPSILON) -> tuple[Array, Array]
 def rms_normalize_adjoint(x_hat: Array, inverse: Array, cotangent: Array) -> Array:
     """Adjoint of `rms_normalize`: `(c − x̂ mean(c ⊙ x̂)) / sqrt(mean(x²) + ε)`.
 
-    The Jacobian is symmetric, so this is also its response to a push, and the force of any potential
-    of `x̂` follows from its force on `x̂` by the same formula.
+    The Jacobian is symmetric, so this is also the response to a perturbation, and the force of any potential of `x̂` on `x`
+    follows from its force on `x̂` by the same formula.
     """
     return (cotangent - x_hat * jnp.mean(cotangent * x_hat, axis=-1, keepdims=True)) * inverse
 
 
 def gelu_and_slope(z: Array) -> tuple[Array, Array]:
-    """`gelu(z) = z Φ(z)` and its derivative `Φ(z) + z φ(z)`, with Φ the normal distribution function."""
+    """`gelu(z) = z Φ(z)` and its derivative `Φ(z) + z φ(z)`, with Φ the standard normal distribution function."""
     distribution = 0.5 * (1.0 + lax.erf(z * 0.7071067811865476))
     density = jnp.exp(-0.5 * z * z) * 0.3989422804014327
     return z * distribution, distribution + z * density
@@ -93,7 +95,7 @@ def masked(x: Array, mask: Array | None) -> Array:
 
 
 def like(vector: Array, x: Array) -> Array:
-    """`vector` `[d]` with leading axes of length one, to stand beside `x` `[..., d]`."""
+    """`vector` `[d]` with leading axes of length one, to broadcast against `x` `[..., d]`."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -103,10 +105,10 @@ def softplus_inverse(y: np.ndarray | float) -> np.ndarray:
 
 
 def raw_positive(value: np.ndarray | float, *shape: int) -> Array:
-    """What softplus makes `value` of, float32, broadcast to `shape`."""
+    """The raw parameter whose softplus is `value`, float32, broadcast to `shape`."""
     return jnp.broadcast_to(jnp.asarray(softplus_inverse(value), jnp.float32), shape or np.shape(value))
 
 
 def softplus_adjoint(raw: Array, cotangent: Array) -> Array:
-    """Adjoint of `jax.nn.softplus`, whose slope is the logistic function."""
+    """Adjoint of `jax.nn.softplus`, whose derivative is the logistic function."""
     return cotangent * jax.nn.sigmoid(raw)

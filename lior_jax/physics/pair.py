@@ -1,4 +1,4 @@
-"""Two nudged runs as mean and slope, in which no difference of large numbers is ever taken."""
+"""Two nudged runs stored as mean and slope, a form without differences of large numbers."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,8 @@ from jax import Array
 class Pair(NamedTuple):
     """Two nudged runs, kept as `mean = (x₊ + x₋) / 2` and `slope = (x₊ − x₋) / span`: arrays, or trees of them.
 
-    Linear maps act on mean and slope alike, so they lose nothing to cancellation however small the nudge is and
-    however coarse the matrix products are; only the elementwise non-linear functions form `x₊` and `x₋`.
+    Linear maps act on mean and slope separately, so nothing cancels, for any size of the nudge and any precision of the
+    matrix products; only elementwise nonlinear functions form `x₊` and `x₋`.
     """
 
     mean: Any

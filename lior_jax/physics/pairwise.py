@@ -1,15 +1,15 @@
-"""Pairs of a query and a key: what distance and score terms may see of them, each quantity made once, where it is asked for.
+"""Quantities of query-key pairs that distance and score terms are functions of, each computed once, on first use.
 
     product  G_ij = ⟨q_i, k_j⟩      q_squared ‖q_i‖²      k_squared ‖k_j‖²      squared  g_ij = ‖q_i − k_j‖²
     places   the lag of every pair, and which keys a query sees
 
-All of them follow from one matrix product, of the points as measured from an origin close by: expanded about a far one,
-`q² + k² − 2 q·k` would cancel for points that lie close together. Every quantity has its adjoint beside it, a
-`PairCotangent`. These add up, so that the matrix product's own adjoint is made once for all that looked at the pairs.
+All of them follow from one matrix product, of the points relative to a nearby origin: about a distant one,
+`q² + k² − 2 q·k` would cancel for points close to each other. Every quantity has an adjoint, which returns a `PairCotangent`.
+These add up, so the adjoint of the matrix product is computed once for all users of the pairs.
 
 Shapes: `B` sequences, `T` queries, `L` keys, `H` heads, `m` whitened chart dimensions; a quantity of all pairs is
-`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`. Points, too, have their heads first, so that no product has
-to lay them out anew.
+`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`. Points have their heads first too, so that
+no product has to transpose them.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ from lior_jax.physics.numerics import Precision, contract
 
 
 class PairCotangent(NamedTuple):
-    """What a cotangent of pair quantities comes to: for the product of the points as measured from the origin `[B, H, T, L]`,
-    and, beside it, for queries `[B, H, T, m]` and keys `[B, H, L, m]` themselves. 0 where it does not reach."""
+    """Cotangent of pair quantities: of the product of the points relative to the origin `[B, H, T, L]`, and directly of queries
+    `[B, H, T, m]` and keys `[B, H, L, m]`; 0 where there is no dependence."""
 
     product: Array | float = 0.0
     queries: Array | float = 0.0
@@ -38,7 +38,7 @@ class PairCotangent(NamedTuple):
 class Causal:
     """Queries of the last `rows` of `length` positions: each sees its own key and those before.
 
-    `longest` is the largest `length` of all tiles of a sequence, whose tables by lag they share.
+    `longest` is the largest `length` among the tiles of a sequence, which share tables by lag.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class Causal:
         return jnp.tril(jnp.ones((self.rows, self.length), bool), self.length - self.rows)[None]
 
     def by_lag(self, values: Array) -> Array:
-        """`values[:, i − j]` of the pair `(i, j)`, 0 where it is not seen, of `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
+        """`values[:, i − j]` of the pair `(i, j)`, 0 where it is masked, for `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
         return spread(values[:, : self.longest], self.rows)[None, :, :, self.longest - self.length :]
 
     def by_lag_adjoint(self, values: Array, cotangent: Array) -> Array:
@@ -70,14 +70,14 @@ class Window:
     visible: Array
 
     def by_lag(self, values: Array) -> Array:
-        """`values[:, lag]` of every pair, of `[H, N]` where it is seen: `[1, H, T, L]`."""
+        """`values[:, lag]` of every visible pair, for `[H, N]`: `[1, H, T, L]`."""
         return values[:, jnp.clip(self.lag, 0, values.shape[1] - 1)][None]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Whitened `queries` `[B, H, T, m]` and `keys` `[B, H, L, m]`, measured from `origin` `[B, H, 1, m]` where products must
-    not cancel. A value of one trace: not to be carried into a loop or a map that began later."""
+    """Whitened `queries` `[B, H, T, m]` and `keys` `[B, H, L, m]`, relative to `origin` `[B, H, 1, m]` where products must
+    not cancel. It caches values of one trace: do not carry it into a loop or a map."""
 
     queries: Array
     keys: Array
@@ -87,7 +87,7 @@ class Pairs:
 
     @property
     def sequence(self) -> Causal:
-        """The places of a sequence, which alone has adjoints: a window is for decoding."""
+        """The places, if they are those of a sequence; a window, used for decoding, has no adjoints."""
         assert isinstance(self.places, Causal)
         return self.places
 
@@ -105,7 +105,7 @@ class Pairs:
 
     @cached_property
     def squared(self) -> Array:
-        """`‖q_i − k_j‖²`, which rounding must not make negative."""
+        """`‖q_i − k_j‖²`, clipped at 0 against rounding."""
         lengths = rows(_squares(self.near_queries)) + columns(_squares(self.near_keys))
         return jnp.maximum(lengths - 2 * self._near_product, 0)
 
@@ -138,12 +138,12 @@ class Pairs:
         return PairCotangent(product, queries, keys + 2 * rows(c_k_squared[:, :, 0]) * self.keys)
 
     def points_adjoint(self, cotangents: Iterable[PairCotangent]) -> tuple[Array, Array]:
-        """Cotangents of queries `[B, T, H, m]` and keys `[B, L, H, m]`, positions first, from those of all that looked at the
-        pairs."""
+        """Cotangents of queries `[B, T, H, m]` and keys `[B, L, H, m]`, positions first, from the sum of all cotangents of
+        the pairs."""
         total = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
         product, queries, keys = jnp.asarray(total.product), jnp.asarray(total.queries), jnp.asarray(total.keys)
         queries = queries + contract("bhij,bhjm->bhim", product, self.near_keys, self.precision)
-        # Given with positions last, a CPU would first turn the matrix of all pairs.
+        # With positions last, a CPU would first transpose the matrix of all pairs.
         by_product = contract("bhim,bhij->bjhm", self.near_queries, product, self.precision)
         return heads_first(queries), heads_first(keys) + by_product
 
@@ -151,7 +151,7 @@ class Pairs:
 def of_sequence(queries: Array, keys: Array, precision: Precision, longest: int | None = None) -> Pairs:
     """Pairs of the last `T` positions of a sequence with all `L`, for points `[B, H, T, m]` and `[B, H, L, m]`.
 
-    The origin is the first key. It is visible to every query, so causality is kept to the last bit.
+    The origin is the first key. It is visible to every query, so causality holds exactly, to the last bit.
 
     Args:
         longest: the largest `L` of all tiles of the sequence (`Causal`); by default this one's.

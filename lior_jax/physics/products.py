@@ -2,10 +2,11 @@
 
     tensor  ⟨q, k⟩_g
     wedge   the area ‖q ∧ k‖ = sqrt(⟨q,q⟩⟨k,k⟩ − ⟨q,k⟩²), and the signed `qᵀ Ω k` of a learned 2-form `Ω = A − Aᵀ`
-    spinor  ‖q‖ ‖k‖ cos(θ/2), the scalar part of the rotor that turns `q` into `k`, with their lengths
+    spinor  ‖q‖ ‖k‖ cos(θ/2), the scalar part of the rotor from `q` to `k`, times their lengths
 
 Vectors are whitened, so `⟨·,·⟩_g` is the dot product. `Tensor`, `Wedge` and `Spinor` are score terms of retrieval (`scores`),
-with a gate per head. Source: the audit's `geometric_attention`, and docs/design.md section 3.
+with a gate per head. Literature: wedge products and rotors, Doran and Lasenby 2003. Source: the audit's `geometric_attention`,
+and docs/design.md section 3.
 
 Shapes: `H` heads, `m` whitened chart dimensions, `L` positions, `B` sequences.
 """
@@ -23,7 +24,7 @@ PRODUCT_EPSILON = 1e-4
 
 
 def area(product: Array, q_squared: Array, k_squared: Array) -> Array:
-    """`‖q ∧ k‖ = sqrt(max(⟨q,q⟩⟨k,k⟩ − ⟨q,k⟩², 0) + ε)`: how far `q` and `k` are from parallel."""
+    """`‖q ∧ k‖ = sqrt(max(⟨q,q⟩⟨k,k⟩ − ⟨q,k⟩², 0) + ε)`: zero for parallel vectors, up to ε."""
     return jnp.sqrt(jnp.maximum(q_squared * k_squared - product**2, 0) + PRODUCT_EPSILON)
 
 
@@ -66,11 +67,11 @@ def two_form_adjoint(cotangent: Array) -> Array:
     return cotangent - jnp.swapaxes(cotangent, -1, -2)
 
 
-# --- terms of retrieval's scores --------------------------------------------------------------------------------------
+# --- score terms of retrieval ----------------------------------------------------------------------------------------
 
 
 class Tensor(NamedTuple):
-    """`gate ⟨q, k⟩_g`, `gate` `[H]`: what attention calls a score by dot product."""
+    """`gate ⟨q, k⟩_g`, `gate` `[H]`: the score of dot-product attention (Vaswani et al. 2017)."""
 
     gate: Array
 
@@ -88,7 +89,7 @@ class Wedge(NamedTuple):
     form: Array
 
     def score(self, pairs: Pairs) -> Array:
-        # Centring the keys changes a row of scores by a constant, which Boltzmann weights do not see.
+        # Centring the keys shifts each row of scores by a constant, which cancels in the Boltzmann weights.
         turned = contract("bhim,hmn->bhin", pairs.queries, self.form, pairs.precision)
         signed = contract("bhim,bhjm->bhij", turned, pairs.near_keys, pairs.precision)
         return _of_heads(self.area) * area(pairs.product, pairs.q_squared, pairs.k_squared) + signed
@@ -122,7 +123,7 @@ class Spinor(NamedTuple):
 
 def attend(q: Array, k: Array, v: Array, metric: Array, product: str = "wedge") -> Array:
     """Causal attention by a geometric product of metric-weighted queries and keys, `softmax_j(product(q_i, k_j) / √n) v_j`: the
-    audit's `geometric_attention`, by the terms that retrieval adds to its distance.
+    audit's `geometric_attention`, computed by the score terms of retrieval.
 
     Args:
         q: `[B, T, H, n]`, of the last `T` positions.
@@ -134,7 +135,7 @@ def attend(q: Array, k: Array, v: Array, metric: Array, product: str = "wedge") 
         `[B, T, H, v]`.
 
     Raises:
-        UserError: `product` is none of the three.
+        UserError: an unknown `product`.
     """
     scale = jnp.full(len(metric), q.shape[-1] ** -0.5, q.dtype)
     terms = {"tensor": Tensor(scale), "wedge": Wedge(scale, jnp.zeros_like(metric)), "spinor": Spinor(scale)}
@@ -159,21 +160,21 @@ def _by_head(x: Array) -> Array:
 
 
 class Rotor(NamedTuple):
-    """Even multivector of one plane: `scalar` `[...]` and `bivector` `[..., m, m]`, antisymmetric."""
+    """Even multivector in one plane: `scalar` `[...]` and `bivector` `[..., m, m]`, antisymmetric."""
 
     scalar: Array
     bivector: Array
 
 
 def plane_rotor(angle: Array, plane: Array) -> Rotor:
-    """`cos(θ/2) + sin(θ/2) B` for an angle θ `[]` and a unit bivector `plane` `[m, m]`. A turn by 2π gives −1."""
+    """`cos(θ/2) + sin(θ/2) B` for an angle θ `[]` and a unit bivector `plane` `[m, m]`. A rotation by 2π gives −1."""
     return Rotor(jnp.cos(angle / 2), jnp.sin(angle / 2) * plane)
 
 
 def rotor_between(q: Array, k: Array) -> Rotor:
-    """The rotor `R` that turns the direction of `q` into that of `k`, both `[..., m]`, the short way: `k̂ = R̃ q̂ R`, θ in [0, π).
+    """The rotor `R` from the direction of `q` to that of `k`, both `[..., m]`, by the smaller angle: `k̂ = R̃ q̂ R`, θ in [0, π).
 
-    Opposite directions share no plane; the bivector is zero for them, as it is for parallel ones and for a vector of zero.
+    Opposite directions have no unique plane; the bivector is zero for them, for parallel ones and for a zero vector.
     """
     tiny = jnp.finfo(q.dtype).tiny
     q, k = (x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), tiny)) for x in (q, k))
@@ -190,12 +191,12 @@ def contract_tensor(field: Array, q: Array, k: Array) -> Array:
 
 
 def contract_wedge(field: Array, q: Array, k: Array) -> Array:
-    """`T_ij (q ∧ k)_ij = q_i T_ij k_j − k_i T_ij q_j`: what of the field lies in the plane of `q` and `k`, signed."""
+    """`T_ij (q ∧ k)_ij = q_i T_ij k_j − k_i T_ij q_j`: the signed component of the field in the plane of `q` and `k`."""
     return contract_tensor(field, q, k) - contract_tensor(field, k, q)
 
 
 def contract_spinor(field: Array, q: Array, k: Array) -> Array:
-    """`‖q‖ ‖k‖ (cos(θ/2) tr(T) / m + sin(θ/2) B_ij T_ij)`: the field seen by the rotor between `q` and `k`."""
+    """`‖q‖ ‖k‖ (cos(θ/2) tr(T) / m + sin(θ/2) B_ij T_ij)`: the field contracted with the rotor between `q` and `k`."""
     rotor = rotor_between(q, k)
     trace = jnp.trace(field, axis1=-2, axis2=-1) / field.shape[-1]
     lengths = jnp.sqrt(jnp.sum(q * q, -1) * jnp.sum(k * k, -1))

@@ -1,9 +1,9 @@
-"""Keys and values by projection of the field: each position's pair gets what the field of the earlier ones holds.
+"""Keys and values by projection of the field: each position's key and value get a read-out of the field of earlier positions.
 
     T_t = Σ_{s<t} K_h(t − s) v_s k_sᵀ,      k̃_t = k_t + γ_k T_tᵀ a,      ṽ_t = v_t + γ_v T_t b
 
 with probes `a` and `b` and gates γ per head. `T_tᵀ a = Σ_{s<t} K(t − s) ⟨v_s, a⟩ k_s`, and `T_t b` likewise, so both are one
-causal convolution by the kernel, and the field itself is never built. Source: the audit's "extract K, V via geometric
+causal convolution with the kernel, and the field itself is never built. Source: the audit's "extract K, V via geometric
 projection", and docs/design.md section 3.
 
 Shapes: `B` sequences, `L` positions, `H` heads, `m` whitened chart dimensions, `v` value dimensions, `P` poles. Keys are
@@ -24,7 +24,7 @@ Pair = tuple[Array, Array]
 
 
 class Projector(NamedTuple):
-    """`by_lag` `[H, L]`, the kernel's values, that of lag 0 unused; `key_probe` `[H, v]` = a, `value_probe` `[H, m]` = b; the
+    """`by_lag` `[H, L]`, the kernel's values, lag 0 unused; `key_probe` `[H, v]` = a, `value_probe` `[H, m]` = b; the
     gates `key_gate` and `value_gate` `[H]`."""
 
     by_lag: Array
@@ -35,7 +35,7 @@ class Projector(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What the field is written with, or holds: `[B, L, H, m]` for keys and `[B, L, H, v]` for values."""
+    """What is written to the field or read from it: `[B, L, H, m]` for keys and `[B, L, H, v]` for values."""
 
     keys: Array
     values: Array
@@ -49,7 +49,7 @@ class _Held(NamedTuple):
 
 
 def project(projector: Projector, keys: Array, values: Array, precision: Precision = "float32") -> Pair:
-    """Projected keys and values of sequences from their beginning."""
+    """Projected keys and values, for sequences from their beginning."""
     written = _written(projector, keys, values).joined()
     return _opened(projector, keys, values, kernel.convolve(_before(projector.by_lag), written, precision))
 
@@ -60,7 +60,7 @@ def project_adjoint(
     """Adjoint of `project`: cotangents of projector, keys and values."""
     c_keys, c_values = cotangent
     written = _written(projector, keys, values)
-    # Gates commute with the convolution. Before it, they are learned from what comes back, and nothing is convolved twice.
+    # Gates commute with the convolution. Applied before it, their cotangents need no second convolution.
     gated = _gated(projector, written)
     c_by_lag, c_gated = kernel.convolve_adjoint(
         _before(projector.by_lag), gated.joined(), _Held(*cotangent).joined(), precision
@@ -85,7 +85,7 @@ def project_step(projector: Projector, system: Poles, charge: Array, keys: Array
 
     Args:
         system: the poles of the kernel; `projector.by_lag` is not used.
-        charge: what the poles hold after the position before; zero before the first.
+        charge: state of the poles after the previous position; zero before the first.
 
     Returns:
         The new charge, and projected keys and values.
@@ -104,19 +104,19 @@ def project_more(
     lengths: Array,
     precision: Precision = "float32",
 ) -> tuple[Array, Pair]:
-    """`project_step` for a chunk of further positions, of which each sequence has `lengths` `[B]`."""
+    """`project_step` for a chunk of positions, of which each sequence has `lengths` `[B]`."""
     written = _written(projector, keys, values).joined()
     charge, held = kernel.convolve_more(system, charge, written, lengths, precision)
     return charge, _opened(projector, keys, values, held - _own(system) * written)
 
 
 def _before(by_lag: Array) -> Array:
-    """Nothing of a position itself."""
+    """The kernel without lag 0, so that a position reads earlier ones only."""
     return by_lag.at[:, 0].set(0)
 
 
 def _own(system: Poles) -> Array:
-    """`K(0)` of each head, for points."""
+    """`K(0)` of each head, broadcast to points."""
     return jnp.sum(jnp.real(system.weight), -1)[None, None, :, None]
 
 

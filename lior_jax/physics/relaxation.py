@@ -1,16 +1,18 @@
-"""Dissipative rollouts: relaxation to a minimum of an energy, free or with a target pulling on it.
+"""Dissipative rollouts: relaxation to a minimum of an energy, free or nudged towards a target.
 
-`relax` and `relax_pair` descend any energy over arrays or trees of them. That of a block is
+`relax` and `relax_pair` minimise any energy over arrays or trees of them. A block's is
 
     E(s) = ½ ‖s − s_in − M⁻¹ f‖²_M + V(s)
 
-A spring of stiffness `M` holds the state to the block's input, the retrieval's kick `f` pushes it, and a potential shapes it.
-`V` is bounded below, so `E` is too, and a minimum is where `s = s_in + M⁻¹ (f − ∂V/∂s)`. With `M = 1` the spring is the
-classic `½ ‖s − s_in − A_o y‖²`. Source: docs/design.md section 4.
+A spring of stiffness `M` ties the state to the block's input, displaced by the retrieval's kick `f`, and a potential adds to
+it. `V` is bounded below, so `E` is too, and at a minimum `s = s_in + M⁻¹ (f − ∂V/∂s)`. With `M = 1` the spring is the squared
+prediction error `½ ‖s − s_in − A_o y‖²` of predictive coding (Whittington and Bogacz 2017). Descent is by the heavy-ball method
+(Polyak 1964). Source: docs/design.md section 4.
 
-A descent of fixed rate settles in a dozen steps only if `V` bends less than the spring does. Two things see to that. Here
-`ŝ = s / sqrt(mean(s²) + 1)` is soft: it follows a small state itself instead of its direction, which turns the faster the
-smaller the state is. And the potential is restrained (`Potential.prepare`), so that learning cannot make it outgrow the spring.
+Descent at a fixed rate converges in a dozen steps only if the curvature of `V` stays below the spring's. Two measures ensure
+this. `ŝ = s / sqrt(mean(s²) + 1)` is softened: for a small state it follows the state itself, not its direction, which varies
+the faster the smaller the state is. And the potential is restrained (`Potential.prepare`), so that it cannot outgrow the spring
+during learning.
 """
 
 from collections.abc import Callable
@@ -31,7 +33,8 @@ SOFTNESS = 1.0
 
 
 class Descent(NamedTuple):
-    """Heavy-ball descent: `v ← momentum v − rate P ∂E/∂s`, `s ← s + v`, `steps` times. Without momentum it is gradient flow."""
+    """Heavy-ball descent: `v ← momentum v − rate P ∂E/∂s`, `s ← s + v`, `steps` times. Without momentum it is gradient
+    descent."""
 
     steps: int
     rate: float
@@ -39,10 +42,10 @@ class Descent(NamedTuple):
 
 
 class Landscape(NamedTuple):
-    """An energy `E(s)` as a descent sees it.
+    """An energy `E(s)` in the form that a descent takes.
 
     `gradient`: `∂E/∂s`. `contrast`: the gradients on a nudged pair, and `[∂E/∂θ(s₊) − ∂E/∂θ(s₋)] / span`. `precondition`:
-    multiplies by `P`, about the inverse of E's curvature.
+    multiplies by `P`, an approximate inverse of E's curvature.
     """
 
     gradient: Callable[[State], State]
@@ -54,28 +57,28 @@ def relax(landscape: Landscape, start: State, descent: Descent) -> tuple[State, 
     """Descend towards a minimum.
 
     Returns:
-        The state, and the residual of every step `[steps]`: `‖P ∂E/∂s‖ / ‖s‖` over all of the state, before the step.
+        The state, and the residual of every step `[steps]`: `‖P ∂E/∂s‖ / ‖s‖` over the whole state, before the step.
     """
     return _descend(landscape.gradient, start, landscape.precondition, descent, _ratio)
 
 
 Pull = Callable[[State], State]
-"""The cotangent with which a target pulls on states."""
+"""From states to the cotangent by which the target pulls on them."""
 
 
 def relax_pair(
     landscape: Landscape, free: State, pull: Pull, sides: tuple[Array | float, Array | float], epsilon: Array, descent: Descent
 ) -> tuple[Pair, Array]:
-    """Relax two copies of the free state under `E + β ε C`, for the two sides β.
+    """Relax two copies of the free state under `E + β ε C`, one for each side β.
 
     Args:
-        free: the free state, where both copies start.
+        free: the free state, from which both copies start.
         pull: `∂C/∂s`.
-        sides: the two β, different from each other, and `epsilon`: both broadcast to every array of the state, `[B, 1, 1]` and
+        sides: the two β, which must differ, and `epsilon`: both broadcast to every array of the state, `[B, 1, 1]` and
             `[B, L, 1]` for `[B, L, d]`.
 
     Returns:
-        The pair, its slope the difference divided by the span `(β₊ − β₋) ε`; and the residual of the slope at every step.
+        The pair, whose slope is the difference divided by the span `(β₊ − β₋) ε`; and the residual of the slope at every step.
     """
     plus, minus = sides
     span = (plus - minus) * epsilon
@@ -103,13 +106,13 @@ def energy(potential: Potential, hamiltonian: Hamiltonian, s: Array, s_in: Array
 
 
 def anchor(hamiltonian: Hamiltonian, s_in: Array, push: Array) -> Array:
-    """Where the spring and the push alone would hold the state: `s_in + M⁻¹ f`, `[..., d]`."""
+    """The equilibrium of spring and kick without the potential: `s_in + M⁻¹ f`, `[..., d]`."""
     return s_in + like(hamiltonian.inverse_mass, s_in) * push
 
 
 class BlockContrast(NamedTuple):
-    """`[∂E/∂x(s₊) − ∂E/∂x(s₋)] / span` of what a block's energy depends on: `s_in` and `push` `[B, L, d]`, and the parameters
-    of the potential and the spring, summed over positions."""
+    """`[∂E/∂x(s₊) − ∂E/∂x(s₋)] / span` for every argument x of a block's energy: `s_in` and `push` `[B, L, d]`, and the
+    parameters of the potential and the spring, summed over positions."""
 
     s_in: Array
     push: Array
@@ -124,7 +127,7 @@ def landscape(
     precision: Precision = "float32",
     mask: Array | None = None,
 ) -> Landscape:
-    """A block's energy, every position by itself; its contrast is a `BlockContrast` of pairs `[B, L, d]`.
+    """A block's energy, independent for each position; its contrast is a `BlockContrast` of pairs `[B, L, d]`.
 
     Args:
         s_in: `[..., d]`, the block's input.
@@ -155,7 +158,7 @@ def _descend(
     descent: Descent,
     residual: Callable[[Any, Any], Array],
 ) -> tuple[Any, Array]:
-    """The one descent, for a state or a pair of them."""
+    """The descent, for a state or a pair of states."""
 
     def step(moving, _):
         s, v = moving

@@ -1,8 +1,8 @@
-"""Resilience `R(x) > 0`: what weighs the length of a displacement, in retrieval and in the action.
+"""Resilience `R(x) > 0`: a weight on the length of a displacement, in retrieval and in the action.
 
 `unit` is 1. `constitutive` follows the magnitude of the field at the query, `R = (mean(s²) + ε)^{χ/2}`. `curvature` is the
 scalar collapse of the structured curvature `R_μνρσ(x) = Σ_c κ_c(x) B^c_μρ B^c_νσ`, whose `κ_c(x)` is affine in the
-whitened chart point; rank 4 is never built. Source: the audit's `R_sc_from_R4`, and docs/design.md section 3.
+whitened chart point; no tensor of rank 4 is built. Source: the audit's `R_sc_from_R4`, and docs/design.md section 3.
 
 Shapes: `H` heads, `C` terms, `n` chart dimensions, `m` whitened chart dimensions.
 """
@@ -73,11 +73,11 @@ def _traces(curvature: Curvature, inverse: Array) -> Array:
 
 
 Law = Constitutive | Collapsed | None
-"""What `resilience` weighs by; None for unit resilience."""
+"""The configured resilience; None for unit resilience."""
 
 
 def resilience(law: Law, points: Array, inverse_rms: Array) -> Array:
-    """`R` of every position and head.
+    """`R` at every position and head.
 
     Args:
         law: constitutive or curvature; None for unit resilience.
@@ -85,7 +85,7 @@ def resilience(law: Law, points: Array, inverse_rms: Array) -> Array:
         inverse_rms: `[B, L, 1]`, `(mean(s²) + ε)^{−½}` of the state.
 
     Returns:
-        `[B, L, H]`. Ones for unit resilience, which a compiled program does not multiply by.
+        `[B, L, H]`. Ones for unit resilience, a constant that the compiler folds away.
     """
     if law is None:
         return jnp.ones(points.shape[:-1], points.dtype)
@@ -104,7 +104,7 @@ def resilience_adjoint(
         cotangent: `[B, L, H]`.
 
     Returns:
-        Cotangents of the law, of `points`, and of the state `s` behind `inverse_rms`, `[B, L, d]`; zero or None where
+        Cotangents of the law, of `points`, and of the state `s` through `inverse_rms`, `[B, L, d]`; zero or None where
         there is no dependence.
     """
     if law is None:

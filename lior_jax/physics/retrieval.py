@@ -1,5 +1,5 @@
-"""Geodesic retrieval: Boltzmann weights of the metric distance from a query to every earlier key. The field calls it causal
-attention, by distance in place of the dot product.
+"""Geodesic retrieval: Boltzmann weights of the metric distance from a query to every earlier key. In the literature: causal
+attention (Vaswani et al. 2017) by distance instead of dot product (L2 attention, Kim et al. 2021).
 
     cost_ij = R_i sqrt(max(g(k_j − q_i, k_j − q_i), 0) + ε)
     w_ij ∝ exp(−β cost_ij + Σ_terms score_ij) for j ≤ i,      y_i = Σ_j (w_ij + Σ_terms mix_ij) v_j
@@ -8,8 +8,8 @@ Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidea
 the lag, geometric products (`products`) and the linear read-out of the prompt's field state (`field_state`); all of them and
 the distance share one matrix product of queries and keys (`pairwise`).
 
-Queries may be taken a tile at a time, against the keys up to its end: no `[H, L, L]` is made then, forward or backward, and
-most of what lies above the diagonal is not computed.
+Queries may be processed a tile at a time, against the keys up to the tile's end: then no `[H, L, L]` is allocated, forward or
+backward, and most of the entries above the diagonal are not computed.
 
 Source: the audit's `retrieval_step`, and docs/design.md section 2.5.
 
@@ -32,7 +32,7 @@ COST_EPSILON = 1e-4
 
 
 class Couplings(NamedTuple):
-    """What a head weighs by: `inverse_temperature` `[H]` = β; the terms of its scores; and those that mix values beside the
+    """Parameters of the weights: `inverse_temperature` `[H]` = β; the score terms; and the mixing terms, which are added to the
     Boltzmann weights."""
 
     inverse_temperature: Array
@@ -49,14 +49,14 @@ def retrieve(
     precision: Precision = "float32",
     tile: int | None = None,
 ) -> Array:
-    """What each query retrieves from the positions up to its own.
+    """The mean that each query retrieves from the positions up to its own.
 
     Args:
         queries, keys: whitened chart points, `[B, L, H, m]`.
         values: `[B, L, H, v]`.
         resilience: `R` of every query, `[B, L, H]`.
-        couplings: what the heads weigh by.
-        tile: how many positions retrieve at a time; None for all.
+        couplings: parameters of the weights.
+        tile: number of queries processed at a time; None for all.
 
     Returns:
         `[B, L, H, v]`.
@@ -81,7 +81,7 @@ def _weigh(pairs: Pairs, resilience: Array, couplings: Couplings) -> tuple[Array
 
 
 def _mix(pairs: Pairs, weight: Array, couplings: Couplings) -> Array:
-    """What each value is multiplied by."""
+    """The weight of each value: Boltzmann weights plus mixing terms."""
     return reduce(add, (term.mix(pairs) for term in couplings.mixing), weight)
 
 
@@ -98,10 +98,10 @@ def retrieve_and_adjoint(
     """`retrieve` and its adjoint in one pass.
 
     Args:
-        cotangent: `[B, L, H, v]`, of what `retrieve` returns; the others as there.
+        cotangent: `[B, L, H, v]`, of the result of `retrieve`; other arguments as there.
 
     Returns:
-        What `retrieve` returns, and the cotangents of queries, keys, values, resilience and couplings.
+        The result of `retrieve`, and the cotangents of queries, keys, values, resilience and couplings.
     """
 
     points = tuple(map(heads_first, (queries, keys, values, resilience, cotangent)))
@@ -115,7 +115,7 @@ def retrieve_and_adjoint(
 
     retrieved, cotangents = zip(*(one_tile(own) for own in _tiles(length, tile)), strict=True)
     c_queries, c_keys, c_values, c_resilience, c_couplings = zip(*cotangents, strict=True)
-    # The last tile sees all keys and values; the others add to a part of what it gives.
+    # The last tile covers all keys and values; the others add to a part of its cotangents.
     c_keys, c_values = (reduce(_add_start, reversed(by_tile)) for by_tile in (c_keys, c_values))
     c_queries, c_resilience, retrieved = (jnp.concatenate(x, 1) for x in (c_queries, c_resilience, retrieved))
     c_couplings = jax.tree.map(lambda *by_tile: reduce(add, by_tile), *c_couplings)
@@ -125,7 +125,7 @@ def retrieve_and_adjoint(
 def _tile_and_adjoint(
     pairs: Pairs, values: Array, resilience: Array, couplings: Couplings, cotangent: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Couplings]]:
-    """`retrieve_and_adjoint` for the last `T` positions of the keys, given with their heads first."""
+    """`retrieve_and_adjoint` for the last `T` of the keys' positions; arguments have their heads first."""
     cost, weight = _weigh(pairs, resilience, couplings)
     mixing = _mix(pairs, weight, couplings)
     retrieved = contract("bhij,bhjv->bihv", mixing, values, pairs.precision)
@@ -152,7 +152,7 @@ def geodesic_length(squared: Array) -> Array:
 
 
 def geodesic_cost(squared: Array, resilience: Array) -> Array:
-    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighed by the query's resilience `[B, H, T]`."""
+    """The length of every pair's displacement, `squared` `[B, H, T, L]`, weighted by the query's resilience `[B, H, T]`."""
     return rows(resilience) * geodesic_length(squared)
 
 
@@ -164,8 +164,8 @@ def geodesic_cost_adjoint(squared: Array, resilience: Array, cotangent: Array) -
 
 
 class Retrieved(NamedTuple):
-    """What a few queries found in a window of `S` keys: `values` `[B, C, H, v]`, mixed by `weight`; and `weight` and geodesic
-    `cost` `[B, H, C, S]`."""
+    """Result of a few queries on a window of `S` keys: the mean `values` `[B, C, H, v]`, and the Boltzmann `weight` and
+    geodesic `cost` of each key, `[B, H, C, S]`."""
 
     values: Array
     weight: Array
@@ -183,14 +183,14 @@ def retrieve_window(
     precision: Precision = "float32",
 ) -> Retrieved:
     """`retrieve` for the last `C` positions of a sequence from a window of keys, in any order. Mixing terms are left to the
-    recurrence, which carries what they read.
+    recurrence, which carries their state.
 
     Args:
         queries: `[B, C, H, m]`.
         keys, values: `[B, S, H, m]` and `[B, S, H, v]`.
         resilience: of the queries, `[B, C, H]`.
-        couplings: what the heads weigh by; terms by lag know `L` lags.
-        lag: `[C, S]` integers, positions from each key to each query; counts only where visible, and is below `L` there.
+        couplings: parameters of the weights; terms by lag have `L` lags.
+        lag: `[C, S]` integers, positions from each key to each query; used only where visible, and below `L` there.
         visible: `[B, C, S]`; each query sees at least one key.
     """
     queries, keys, values, resilience = map(heads_first, (queries, keys, values, resilience))
@@ -204,7 +204,7 @@ def _tiles(length: int, tile: int | None) -> list[slice]:
 
 
 def _add_start(whole: Array, start: Array) -> Array:
-    """Add to what `start` `[B, T, …]` covers of `whole` `[B, L, …]`."""
+    """Add `start` `[B, T, …]` to the first `T` positions of `whole` `[B, L, …]`."""
     return whole.at[:, : start.shape[1]].add(start)
 
 

@@ -1,4 +1,4 @@
-"""Which planes the rotors of a frame turn in, as plain numbers."""
+"""The planes of a frame's rotors, as NumPy arrays (a parallel Jacobi ordering: Brent and Luk 1985)."""
 
 from functools import lru_cache
 
@@ -9,9 +9,9 @@ import numpy as np
 def rotor_planes(n: int, layers: int, block: int | None = None) -> np.ndarray:
     """Planes of each rotor layer: `[layers, n // 2, 2]` coordinate pairs, disjoint within a layer.
 
-    The round-robin tournament: after `n − 1` layers (`n` for odd `n`) every pair has met exactly once, so the
-    angles then have the dimension of SO(n). With an even `block`, which divides `n`, each block of as many coordinates
-    plays its own tournament, so that the frame is block-diagonal.
+    A round-robin tournament: after `n − 1` layers (`n` for odd `n`) every pair has occurred exactly once, so the number of
+    angles then equals the dimension of SO(n). With an even `block` that divides `n`, each block of coordinates has its own
+    tournament, so the frame is block-diagonal.
     """
     size = n if block is None else block
     field = size + size % 2
@@ -26,5 +26,5 @@ def rotor_planes(n: int, layers: int, block: int | None = None) -> np.ndarray:
 
 
 def max_rotor_layers(n: int) -> int:
-    """Number of layers after which every plane of `R^n` has had its rotor."""
+    """Number of layers in which every coordinate plane of `R^n` occurs once."""
     return n - 1 + n % 2

@@ -1,8 +1,8 @@
-"""Terms of retrieval: what is added to the scores of its pairs, or to the weights that mix its values.
+"""Terms of retrieval, added to the scores of its pairs or to the weights that mix its values.
 
-A term is a pytree of a head's couplings with a value and an adjoint, which see of the pairs what `pairwise.Pairs` offers. It is
-given to retrieval in a tuple; a term that is off is not in it. What attention calls a relative position bias is `LagPrior`;
-the geometric terms are in `products`, the read-out of a field state in `field_state`.
+A term is a pytree of parameters with a value and an adjoint, both functions of `pairwise.Pairs`. Retrieval takes a tuple of
+them; a term that is off is absent. `LagPrior` is a relative position bias (Shaw et al. 2018; one that decays with the lag,
+Press et al. 2022); the geometric terms are in `products`, the read-out of a field state in `field_state`.
 """
 
 from typing import NamedTuple, Protocol, Self
@@ -13,24 +13,24 @@ from lior_jax.physics.pairwise import PairCotangent, Pairs
 
 
 class ScoreTerm(Protocol):
-    """Added to the scores, whose softmax are the Boltzmann weights."""
+    """Added to the scores; the Boltzmann weights are their softmax."""
 
     def score(self, pairs: Pairs) -> Array:
         """`[B, H, T, L]`, or 1 in place of `B`."""
 
     def score_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple[Self, PairCotangent]:
-        """Cotangents of the term and of the pairs for one of the scores, `[B, H, T, L]`."""
+        """Cotangents of the term and of the pairs, for a cotangent of the scores `[B, H, T, L]`."""
 
 
 class MixingTerm(Protocol):
-    """Added to the Boltzmann weights: multiplies values as it is, and is 0 for a key that a query does not see."""
+    """Added to the Boltzmann weights after the softmax; 0 for masked keys."""
 
     def mix(self, pairs: Pairs) -> Array:
         """`[B, H, T, L]`."""
 
     def mix_adjoint(self, pairs: Pairs, cotangent: Array) -> tuple[Self, PairCotangent]:
-        """Cotangents of the term and of the pairs for one of the mixing weights, `[B, H, T, L]`; what it has for a key that a
-        query does not see counts for nothing."""
+        """Cotangents of the term and of the pairs, for a cotangent of the mixing weights `[B, H, T, L]`, whose entries of
+        masked keys are ignored."""
 
 
 class LagPrior(NamedTuple):

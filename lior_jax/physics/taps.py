@@ -1,4 +1,5 @@
-"""Short causal taps: each channel's weighted sum of its own last few values (docs/design.md section 2.2)."""
+"""Short causal taps: a depthwise convolution over the last few positions, as in Primer (So et al. 2021); docs/design.md section
+2.2."""
 
 from functools import reduce
 
@@ -7,7 +8,7 @@ from jax import Array
 
 
 def _delay(x: Array, steps: int) -> Array:
-    """`x` `[B, L, d]` moved `steps` positions later (earlier if negative), zeros entering."""
+    """`x` `[B, L, d]` shifted by `steps` positions (to earlier ones if negative), padded with zeros."""
     if steps == 0:
         return x
     length = x.shape[1]

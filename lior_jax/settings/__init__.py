@@ -53,7 +53,7 @@ __all__ = [
 
 
 class Config(Section):
-    """A whole run."""
+    """The configuration of a run."""
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -67,19 +67,17 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _dynamics_follow_the_rule(cls, values: Any) -> Any:
-        """The model's section stands by itself, so it takes from the learning rule what that needs."""
+        """Copy the dynamics that the learning rule requires into the model's section, which is also used on its own."""
         if not isinstance(values, dict):
             return values
         model, learning = values.get("model", {}), values.get("learning", {})
         rule = learning.get("rule", "echo") if isinstance(learning, dict) else getattr(learning, "rule", None)
         if not isinstance(rule, str) or rule not in RULES:
-            return values  # which the rule's own section complains of
+            return values  # reported by the learning section itself
         dynamics = RULES[rule].dynamics
         if isinstance(model, dict):
             if model.get("dynamics", dynamics) != dynamics:
-                raise ValueError(
-                    f"model.dynamics: it follows from learning.rule: {rule} has {dynamics} ones; leave the key out"
-                )
+                raise ValueError(f"model.dynamics: follows from learning.rule, for {rule} {dynamics}; leave the key out")
             return values | {"model": model | {"dynamics": dynamics}}
         if isinstance(model, ModelConfig):
             return values | {"model": model.model_copy(update={"dynamics": dynamics})}
@@ -94,7 +92,7 @@ class Config(Section):
                     raise ValueError(f"model.flow.{key}: a relaxation has no momentum and no integrator; leave the key out")
             if learning.action_weight and not learning.learns_all:
                 raise ValueError(
-                    "learning.action_weight: it has no say unless learning.update is all and learning.pull is not off"
+                    "learning.action_weight: has no effect unless learning.update is all and learning.pull is not off"
                 )
         return self
 
@@ -112,8 +110,8 @@ class Config(Section):
             raise ValueError(f"training.eval_stride: {stride} is longer than a window, model.context = {self.model.context}")
         if self.optimizer.warmup_steps >= self.training.steps:
             raise ValueError(
-                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} steps of warm-up leave nothing of the "
-                f"{self.training.steps} in training.steps"
+                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} steps of warm-up must be fewer than "
+                f"training.steps, {self.training.steps}"
             )
         return self
 

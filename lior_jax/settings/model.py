@@ -16,27 +16,27 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 class GeometryConfig(Section):
-    """The charts' metric: how distances between queries and keys, and along the flow, are measured."""
+    """The charts' metric: distances between queries and keys, and along the flow."""
 
     chart_dim: int = Field(16, ge=2, le=2**12)
     """Dimension `n` of each head's chart, in which queries and keys are points."""
     metric: Literal["diag_rot", "block_rot"] = "diag_rot"
-    """Whether the metric's frame turns all chart coordinates together, or blocks of them, which costs less."""
+    """Whether the metric's frame rotates all chart coordinates together, or blocks of them at a lower cost."""
     block: int = Field(2, ge=2, le=2**12)
-    """Coordinates in a block of `block_rot`; even, and divides `chart_dim`."""
+    """Coordinates in a block of `block_rot`; even, and a divisor of `chart_dim`."""
     rank: int = Field(2, ge=0, le=2**12)
     """Rank `r` of the low-rank part of the metric."""
     base_metric: Rows | None = None
-    """The metric `g₀` that the learned one is measured in: `chart_dim` rows of a symmetric positive definite matrix; null for
-    the identity."""
+    """The base metric `g₀` under the learned one: `chart_dim` rows of a symmetric positive definite matrix; null for the
+    identity."""
     frame: Literal["rotor", "derived", "learned_lowrank"] = "derived"
-    """Axes of the metric: learned `rotor` angles; `derived` from the running covariance of the keys; or the coordinate axes,
-    with `learned_lowrank` directions as the only ones that are not axes."""
+    """Axes of the metric: a product of learned rotors (`rotor`); `derived` from the running covariance of the keys; or, with
+    `learned_lowrank`, the coordinate axes plus the learned low-rank directions."""
     rotor_layers: int = Field(4, ge=0, le=2**12)
     """Layers of Givens planes in the rotor frame of `diag_rot`; 0 keeps the coordinate axes. A block of `block_rot` has all
     its layers."""
     resilience: Literal["unit", "constitutive", "curvature"] = "unit"
-    """What weighs geodesic costs and the action: nothing; the state's magnitude at the query; or its scalar curvature."""
+    """Weight of geodesic costs and the action: none; from the state's magnitude at the query; or from its scalar curvature."""
     curvature_terms: int = Field(4, ge=1, le=2**8)
     """Terms `C` of the structured curvature tensor."""
 
@@ -61,7 +61,7 @@ class GeometryConfig(Section):
 
     @property
     def base(self) -> Geometry:
-        """What follows from the base metric."""
+        """The constants derived from the base metric."""
         return precompute(base_metric(self.chart_dim, self.base_metric))
 
     @property
@@ -71,63 +71,62 @@ class GeometryConfig(Section):
 
 
 class ConvolutionConfig(Section):
-    """What a position's queries, keys and values are made of, beside itself: causal depthwise convolutions."""
+    """The context from which queries, keys and values are projected: causal depthwise convolutions."""
 
     taps: int = Field(8, ge=1, le=2**12)
-    """Lags `τ` of the short convolution, the position itself included."""
+    """Lags `τ` of the short convolution, including lag 0."""
     long: bool = False
-    """Add the LIoR kernel's convolution over all earlier positions."""
+    """Add a convolution with the LIoR kernel over all earlier positions."""
 
 
 def _tile(value: Any) -> Any:
-    """One sentence for what is no tile, where a union would complain once for each of its types."""
+    """One message for an invalid tile, where a union would give one for each of its types."""
     if value in (None, "auto") or (isinstance(value, int) and value is not True and 1 <= value <= 2**20):
         return value
-    raise ValueError(f"{value!r} is none of auto, null, and a whole number of positions from 1 to 2^20")
+    raise ValueError(f"{value!r} must be auto, null, or a whole number of positions from 1 to 2^20")
 
 
 class RetrievalConfig(Section):
-    """What scores of retrieval (attention) are made of, beside the geodesic distance."""
+    """Retrieval (attention): terms added to the geodesic distance, and how it is computed."""
 
     lag_prior: bool = True
-    """Weigh retrieval by a LIoR kernel of the lag."""
+    """Weight retrieval by a LIoR kernel of the lag (a relative position bias)."""
     adaptive_order: bool = False
-    """Let the carried LIoR action move the fractional order of the lag prior from step to step."""
+    """Let the carried LIoR action shift the fractional order of the lag prior from step to step."""
     fractional_order: float = Field(0.5, gt=0, lt=1)
-    """The order α that `adaptive_order` starts from; one half leaves the learned order as it is."""
+    """The initial order α for `adaptive_order`; one half leaves the learned order unchanged."""
     products: Annotated[tuple[str, ...], SCORE_TERMS] = ()
-    """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or score terms that were
-    registered."""
+    """Geometric products added to the scores, gated per head: `tensor`, `wedge`, `spinor`; or registered score terms."""
     tile: Annotated[int | Literal["auto"] | None, BeforeValidator(_tile)] = "auto"
-    """Positions that retrieve at a time, from the keys before them; less memory and work at long contexts. Null for all; by
-    default what was seen to be fast on the backend."""
+    """Queries processed at a time, which saves memory and work at long contexts. Null for all; `auto` for a size that was
+    measured to be fast on the backend."""
     kernel: Literal["auto", "plain", "interpret"] = "auto"
-    """Fused GPU kernels: `auto` where they fit the terms above and an NVIDIA GPU, else the `plain` form, which alone can be
-    differentiated automatically; `interpret` runs the kernels in Pallas' interpreter, slowly, to test them."""
+    """Fused GPU kernels: `auto` uses them if they support the terms above and the GPU is a suitable NVIDIA one, else the
+    `plain` form, which is the only one that automatic differentiation supports; `interpret` runs the kernels in Pallas'
+    interpreter, slowly, for tests."""
 
     @model_validator(mode="after")
     def _terms_fit(self):
         if self.adaptive_order and not self.lag_prior:
-            raise ValueError("adaptive_order: it moves the order of the lag prior; set lag_prior: true too")
+            raise ValueError("adaptive_order: shifts the order of the lag prior; set lag_prior: true too")
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
         return self
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of all score terms, in the order in which retrieval has them."""
+        """Names of all score terms, in the order of retrieval."""
         return ("lag_prior",) * self.lag_prior + self.products
 
 
 class FieldConfig(Section):
-    """The prompt's field, read beside retrieval."""
+    """The prompt's field, whose read-out is added to retrieval."""
 
     evolution: Annotated[Literal["kernel", "master", "off"], BeforeValidator(off)] = "kernel"
-    """How the field moves on from token to token: as the LIoR `kernel` propagates it (linear attention with decay); by the
-    `master` equation, which adds to that a site that turns unitarily and is pulled to the evidence (the delta rule); or `off`,
-    without a field."""
+    """Evolution of the field from token to token: by the LIoR `kernel` (linear attention with decay); by the `master` equation,
+    which adds a site with a unitary turn and a pull to the evidence (the delta rule); or `off`, without a field."""
     project: bool = False
-    """Add to every position's keys and values what the field of the earlier ones holds, by learned probes."""
+    """Add to every position's keys and values a read-out of the field of earlier positions, by learned probes."""
 
     @model_validator(mode="after")
     def _has_a_field(self):
@@ -137,23 +136,23 @@ class FieldConfig(Section):
 
 
 class FlowConfig(Section):
-    """The block's Hamiltonian flow, which takes the place of a feed-forward layer."""
+    """The block's Hamiltonian flow, in place of a feed-forward layer."""
 
     potential: Annotated[str, POTENTIALS] = "gated"
-    """What shapes the states: `gated` units, as of a gated feed-forward layer; the modern `hopfield` energy, whose units are
-    patterns that states are drawn to; or a potential that was registered."""
+    """The potential energy: `gated` units, as in a gated feed-forward layer; the modern `hopfield` energy, whose units are
+    patterns that attract states; or a registered potential."""
     units: int = Field(256, ge=1, le=2**20)
     """Units `M` of the potential."""
     integrator: Annotated[str, INTEGRATORS] = "verlet"
-    """How the flow is followed: by `verlet`, second order, one force a step; by `yoshida4`, fourth order, three forces a step;
-    or by an integrator that was registered."""
+    """Integrator of the flow: `verlet`, second order, one force per step; `yoshida4`, fourth order, three forces per step; or a
+    registered one."""
     steps: int = Field(1, ge=1, le=2**12)
     """Steps `T` of the integrator in each block."""
     step_size: float = Field(1.0, gt=0)
-    """Length `h` of one step, in units of the flow's time; below 2 for `verlet` and 1.57 for `yoshida4`, which become unstable
-    there at unit frequency."""
+    """Length `h` of one step, in units of the flow's time; below 2 for `verlet` and 1.57 for `yoshida4`, their stability limits
+    at unit frequency."""
     carry_momentum: bool = False
-    """Keep the momentum from block to block; then no activation at all is stored for learning."""
+    """Keep the momentum from block to block; then no activations are stored for learning."""
 
     @model_validator(mode="after")
     def _is_stable(self):
@@ -167,25 +166,25 @@ class FlowConfig(Section):
 
 
 class RelaxationConfig(Section):
-    """The block's relaxation to a minimum of its energy, which the dissipative dynamics have in the flow's place."""
+    """The block's relaxation to a minimum of its energy, in place of the flow, for dissipative dynamics."""
 
     steps: int = Field(12, ge=1, le=2**12)
     """Steps of each block's relaxation."""
     rate: float = Field(0.85, gt=0, lt=2)
-    """Length of a step, in units where a block without potential settles in one."""
+    """Length of a step, in units in which a block without potential converges in one."""
     momentum: float = Field(0.15, ge=0, lt=1)
-    """Share of the last step that a step goes on with (heavy ball); 0 for gradient flow."""
+    """Fraction of the previous step added to each step (heavy ball); 0 for gradient descent."""
 
 
 DERIVED: dict[str, Any] = {"derived": True}
-"""Marks a value that follows from others and is no key of a configuration."""
+"""Marks a value derived from others, which is not a key of a configuration."""
 
 
 class ModelConfig(Section):
     """Shapes and physics of the network (docs/design.md section 2)."""
 
     vocab_size: int | None = Field(None, ge=2, le=2**20)
-    """Vocabulary `V`; training takes it from the tokenizer, so leave it out."""
+    """Vocabulary size `V`; training takes it from the tokenizer, so leave it out."""
     context: int = Field(128, ge=2, le=2**20)
     """Positions `L` of a training window."""
     width: int = Field(128, ge=2, le=2**16)
@@ -203,11 +202,11 @@ class ModelConfig(Section):
     flow: FlowConfig = FlowConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
     dynamics: Dynamics = Field("symplectic", json_schema_extra=DERIVED)
-    """What follows a block's kick. It is that of `learning.rule`, and not set by hand."""
+    """The dynamics after a block's kick; derived from `learning.rule`."""
 
     @property
     def vocabulary(self) -> int:
-        """`vocab_size`, where it is decided: of a model that has parameters."""
+        """`vocab_size`, which every model with parameters has."""
         assert self.vocab_size is not None, "model.vocab_size follows from the tokenizer, or is given"
         return self.vocab_size
 

@@ -1,7 +1,7 @@
-"""What all sections of a configuration have in common: how plain values become settings, and which settings are texts.
+"""The base of all sections of a configuration: conversion of plain values to settings, and which settings are texts.
 
-YAML and the command line write the same value in several ways. A section takes an integral number such as `1e3` for an integer,
-one item for a list of one, and a list for a tuple, and nothing else for anything but what it is.
+YAML and the command line write the same value in several ways. A section accepts an integral number such as `1e3` as an
+integer, a single item as a list of one, and a list as a tuple; no other conversions are made.
 """
 
 import os
@@ -11,14 +11,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 REQUIRED = "required"
-"""The value of a path for which a configuration has no default, so that whoever uses it gives one. A file of that name is
+"""The value of a path without a default, which the user of the configuration must set. A file of that name is written
 `./required`."""
 
 
 class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversions but of notation, no changes."""
+    """Base of all sections: no unknown keys, no conversions except of notation, immutable."""
 
-    # The text below a key is its description: the reference of options is made of them.
+    # The docstring below a key is its description in the reference of options.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
@@ -31,12 +31,12 @@ class Section(BaseModel):
 
 
 def is_text(annotation: Any) -> bool:
-    """Whether a field holds a text, or a text or nothing."""
+    """Whether a field is a text, or a text or null."""
     return {kind for kind in _kinds(annotation) if kind is not type(None)} == {str}
 
 
 def _noted(value: Any, annotation: Any) -> Any:
-    """A value in the notation that the field's type has."""
+    """A value converted to the notation of the field's type."""
     kinds = _kinds(annotation)
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
@@ -50,7 +50,7 @@ def _noted(value: Any, annotation: Any) -> Any:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The types that an annotation allows."""
+    """The types allowed by an annotation."""
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -59,13 +59,13 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def system_path(value: str) -> str:
-    """A path that the system can be asked for, with `~` written out. Raises `ValueError` if it is none."""
+    """A valid path, with `~` expanded. Raises `ValueError` if it is invalid."""
     try:
         if b"\0" not in os.fsencode(value):
             return os.path.expanduser(value)
     except UnicodeEncodeError:
         pass
-    raise ValueError("a path has neither NUL nor lone surrogates")
+    raise ValueError("a path contains neither NUL nor lone surrogates")
 
 
 PathText = Annotated[str, AfterValidator(system_path)]
@@ -73,5 +73,5 @@ PathText = Annotated[str, AfterValidator(system_path)]
 
 
 def off(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
+    """Undo YAML's reading of a bare `off` as false."""
     return "off" if value is False else value

@@ -1,1 +1,1 @@
-"""Everything that touches a disk: checkpoints and their snapshots, manifests, files of arrays, atomic writing."""
+"""All disk access: checkpoints and their snapshots, manifests, files of arrays, atomic writing."""

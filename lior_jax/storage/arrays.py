@@ -1,4 +1,4 @@
-"""Files of named arrays (safetensors): written whole or not at all, checked when read, and nothing in them is executed."""
+"""Files of named arrays (safetensors): written atomically, verified on reading, and never executed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ _DIGEST = "sha256"
 
 
 def named(tree: Any) -> dict[str, np.ndarray]:
-    """The arrays of a pytree of NamedTuples by their path, such as `blocks.metric.scale`; what is None has no name."""
+    """The arrays of a pytree of NamedTuples by path, such as `blocks.metric.scale`; None leaves are left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
@@ -34,10 +34,10 @@ def _pieces(arrays: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None) -> None:
-    """Write a file, in the place of one that is there; `about` is text beside the arrays.
+    """Write a file, replacing an existing one; `about` is text stored with the arrays.
 
     Raises:
-        UserError: the file cannot be written; one that was there is unharmed.
+        UserError: the file cannot be written; an existing one is unchanged.
     """
     try:
         with files.replacing_file(Path(path)) as unfinished:
@@ -47,8 +47,8 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, str]
 
 
 def fill(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None = None) -> None:
-    """Write what `write` writes into a file as it stands, as within `files.replacing_file`. Raises `OSError`."""
-    # The library writes an array's memory as it lies, whatever its strides.
+    """Write the contents of `write` directly into a file, for use within `files.replacing_file`. Raises `OSError`."""
+    # The library writes an array's buffer regardless of its strides.
     arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     try:
         save_file(arrays, path, {**(about or {}), _DIGEST: digest(arrays)})
@@ -57,7 +57,7 @@ def fill(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str] | None
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file that `write` wrote, and the text beside them.
+    """The arrays of a file that `write` wrote, and the text stored with them.
 
     Raises:
         UserError: no such file, or a damaged one.
@@ -68,9 +68,9 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="np") as file:
             about = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError, TypeError) as problem:
-        raise UserError(f"{path} is damaged, or no safetensors file ({_reason(problem)}); save it again.") from None
+        raise UserError(f"{path} is damaged, or not a safetensors file ({_reason(problem)}); save it again.") from None
     if about.pop(_DIGEST, None) != digest(arrays):
         raise UserError(f"{path} is damaged: its arrays are not those that were saved; save it again.")
     return arrays, about

@@ -4,19 +4,19 @@ import os
 from pathlib import Path
 
 VARIABLE = "LIOR_CACHE"
-"""Names another folder."""
+"""Environment variable that sets another folder."""
 OFF = ("off", "0", "none", "")
-"""Values of it by which compiled programs are not kept. Tokens have to lie somewhere: then in the default folder."""
+"""Values that turn off the cache of compiled programs. Tokens still need a folder, the default one."""
 
 
 def asked() -> str | None:
-    """The folder that the environment names, or one of `OFF`; None if it names none."""
+    """The folder set by the environment, or one of `OFF`; None if unset."""
     given = os.environ.get(VARIABLE)
     return "off" if given is not None and given.strip().lower() in OFF else given
 
 
 def root() -> Path:
-    """The folder that the environment names, or the default one. Raises `RuntimeError` if there is no home."""
+    """The folder set by the environment, or the default one. Raises `RuntimeError` without a home folder."""
     given = asked()
     if given not in (None, "off"):
         return Path(given).expanduser()

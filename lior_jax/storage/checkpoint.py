@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the latest few, every N-th and the best, each with all that resuming and inference need.
+"""Checkpoints of a run: the latest few, every N-th and the best, each with everything needed for resuming and inference.
 
-A checkpoint holds the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and what else
-describes the run. There is no random state: data and samples are pure functions of the seed and the step. Saving runs
-beside training; a save that fails is reported, and neither training nor the next save is any the worse for it.
+A checkpoint contains the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and other metadata of
+the run. There is no random state: data and samples are pure functions of the seed and the step. Saving runs concurrently with
+training; a failed save is reported and affects neither training nor the next save.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,9 @@
-"""Reading only what is a file, and the one way of writing: beside the place, to the disk, and then renamed into it.
+"""Reading of regular files only, and atomic writing: to a temporary name, flushed to disk, then renamed into place.
 
-Whatever is killed or cut off, and when, leaves under a final name either all of the old or all of the new. Two renamings
-are needed to replace a folder; `tidy` puts back what a writer that was killed between them had moved away.
+If the process is killed or the power fails at any time, the final name refers to the complete old or the complete new contents.
+Replacing a folder needs two renames; `tidy` restores a folder moved away by a writer that was killed between them.
 
-On Windows a folder cannot be flushed: there a power cut, and it alone, may undo the renaming that came last.
+On Windows a folder cannot be flushed: there a power failure, and nothing else, can undo the last rename.
 """
 
 import glob
@@ -18,9 +18,9 @@ from pathlib import Path
 from lior_jax.errors import UserError
 
 SAVING = ".saving-"
-"""Begins the name of what is being written, or removed."""
+"""Name prefix of files and folders being written or removed."""
 REPLACED = ".replaced-"
-"""Begins the name of a folder while a new one takes its place."""
+"""Name prefix of a folder while it is being replaced."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -32,20 +32,20 @@ _KINDS = (
 
 
 def kind(path: Path) -> str | None:
-    """What a path is if it is no regular file: `a folder`, `a device` and so on; None for a file. Raises `OSError`."""
+    """The kind of a path that is not a regular file: `a folder`, `a device` and so on; None for a file. Raises `OSError`."""
     mode = os.stat(path).st_mode
     return next((name for is_kind, name in _KINDS if is_kind(mode)), None)
 
 
 def read(path: Path, name: str) -> bytes:
-    """The bytes of a regular file. A device such as /dev/zero would never end, and a pipe may never begin.
+    """The bytes of a regular file. Devices and pipes are refused, since reading them may never end.
 
     Args:
-        name: what the file is, to begin a sentence with.
+        name: description of the file, to start a sentence with.
 
     Raises:
-        UserError: it is no regular file.
-        OSError: it is missing or cannot be read.
+        UserError: not a regular file.
+        OSError: missing or unreadable.
     """
     other = kind(path)
     if other:
@@ -54,26 +54,26 @@ def read(path: Path, name: str) -> bytes:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text, in the place of one that may be there. Raises `OSError`; then the place is as it was."""
+    """Write a file of UTF-8 text, replacing an existing one. Raises `OSError`, leaving an existing file unchanged."""
     with replacing_file(path) as unfinished:
         unfinished.write_bytes(text.encode("utf-8"))
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Give an empty file to write to, which takes the place of `path` at the end of the block, if that ends well.
+    """Context manager: an empty file to write to, which replaces `path` when the block ends without an exception.
 
-    Its name is another each time, so that writers who know nothing of each other do not meet in it.
+    The temporary name is unique, so independent writers do not collide.
 
     Raises:
-        OSError: of the renaming. Whatever is raised, the place is as it was.
+        OSError: from renaming. On any exception, `path` is unchanged.
     """
     unfinished = path.with_name(f"{SAVING}{secrets.token_hex(4)}-{path.name}")
     unfinished.touch(exist_ok=False)
     try:
         mode = unfinished.stat().st_mode
         yield unfinished
-        unfinished.chmod(mode)  # some libraries let nobody else read what they write
+        unfinished.chmod(mode)  # some libraries create files that only the owner can read
         _flush_file(unfinished)
         unfinished.replace(path)
     except BaseException:
@@ -85,12 +85,12 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `folder` at the end of the block, if that ends well.
+    """Context manager: an empty folder to fill, which replaces `folder` when the block ends without an exception.
 
     Only one process at a time may write a folder of that name.
 
     Raises:
-        OSError: of the making, flushing and renaming. Whatever is raised, the place is as it was.
+        OSError: from creating, flushing and renaming. On any exception, `folder` is unchanged.
     """
     saving, replaced = (folder.with_name(begin + folder.name) for begin in (SAVING, REPLACED))
     tidy(folder.parent, folder.name)
@@ -107,8 +107,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def tidy(parent: Path, name: str | None = None) -> None:
-    """Remove what a failed or killed writer of folders left half done in `parent`, and put back what was about to be
-    replaced; of all folders, or of one."""
+    """Remove incomplete folders that a failed or killed writer left in `parent`, and restore folders that it was replacing; for
+    all folders, or for one."""
     pattern = "*" if name is None else glob.escape(name)
     for path in parent.glob(REPLACED + pattern):
         place = path.with_name(path.name.removeprefix(REPLACED))
@@ -119,7 +119,7 @@ def tidy(parent: Path, name: str | None = None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder; killed on the way, it leaves the whole of it or none. Raises `OSError`."""
+    """Remove a folder atomically: if killed on the way, all or nothing of it remains under its name. Raises `OSError`."""
     removing = folder.with_name(SAVING + folder.name)
     shutil.rmtree(removing, ignore_errors=True)
     folder.rename(removing)
@@ -127,20 +127,20 @@ def remove(folder: Path) -> None:
 
 
 def _flush_all(folder: Path) -> None:
-    """Bring all files below a folder, and all names, to the disk."""
+    """Flush all files and folder entries below a folder to disk."""
     for path in folder.rglob("*"):
         _flush_folder(path) if path.is_dir() else _flush_file(path)
     _flush_folder(folder)
 
 
 def _flush_file(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+    with path.open("r+b") as file:  # Windows flushes only files opened for writing
         os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, without which a power cut may undo a renaming. POSIX only: Windows
-    cannot open a folder, and nothing is done there."""
+    """Flush a folder's entries to disk, without which a power failure can undo a rename. POSIX only: a no-op on Windows, which
+    cannot open a folder."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""One writer per run folder: a lock that the operating system holds for a process, and takes back however that dies."""
+"""One writer per run folder: a lock that the operating system holds for a process and releases however it ends."""
 
 import os
 import socket
@@ -13,16 +13,16 @@ from lior_jax.storage import files
 
 FILE = "lock"
 HOLDER = "lock.holder"
-"""Says who wrote last; beside the lock, because Windows lets nobody read what is locked."""
+"""Names the last writer; separate from the lock, because Windows does not allow reading a locked file."""
 
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
-    The files stay when the lock is gone, and keep nobody out. Raises `UserError` if another process is writing.
+    The files remain after the lock is released and have no effect. Raises `UserError` if another process is writing.
     """
-    # The file is kept on Windows too, and no lock taken that consists in its being there: it would outlive a killed process.
+    # The file is kept on Windows too; a lock by mere existence of the file would outlive a killed process.
     lock = FileLock(run / FILE, timeout=0, preserve_lock_file=True)
     try:
         lock.acquire()
@@ -36,10 +36,10 @@ def held(run: Path) -> Iterator[None]:
 
 @contextmanager
 def turn(folder: Path, waiting: Callable[[str], object]) -> Iterator[None]:
-    """Hold the lock of a folder, after whoever holds it.
+    """Hold the lock of a folder, waiting for it if necessary.
 
     Args:
-        waiting: called every second while another process holds it, with that one's name; it may raise, to give up.
+        waiting: called every second while another process holds the lock, with its name; may raise to stop waiting.
 
     Raises:
         OSError: the folder cannot be locked.
@@ -56,7 +56,7 @@ def turn(folder: Path, waiting: Callable[[str], object]) -> Iterator[None]:
 
 @contextmanager
 def _holding(lock: BaseFileLock, folder: Path) -> Iterator[None]:
-    """Say who holds the lock that was acquired, and release it in the end."""
+    """Record the holder of the acquired lock, and release it at the end."""
     try:
         files.write_atomically(folder / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield

@@ -1,8 +1,8 @@
-"""The manifest of a folder: the SHA-256 sum of each of its files, by which any later change is seen.
+"""The manifest of a folder: the SHA-256 checksum of each of its files, to detect any later change.
 
-The text is that of `sha256sum`, so that `sha256sum --check MANIFEST.sha256` verifies a checkpoint too. Its last line
-is the sum of the lines above it: the manifest itself cannot change unseen either. It guards against damage, not
-against someone who writes a new manifest; but whoever wrote it, nothing outside its folder is ever opened.
+The format is that of `sha256sum`, so `sha256sum --check MANIFEST.sha256` verifies a checkpoint too. Its last line is the
+checksum of the lines above it, to detect changes of the manifest itself. It protects against damage, not against someone who
+writes a new manifest; but in any case no file outside its folder is opened.
 """
 
 import stat
@@ -20,7 +20,7 @@ def commit(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What has changed in a folder since its manifest was written, in words; None if nothing has."""
+    """A phrase for what has changed in a folder since its manifest was written; None if nothing has."""
     try:
         found = _files(folder)
         if NAME not in found:
@@ -46,11 +46,11 @@ def damage(folder: Path) -> str | None:
 
 
 class _ForeignError(Exception):
-    """Something that a checkpoint never holds."""
+    """Raised for an entry that a checkpoint never contains."""
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of all files below a folder. Links, which may lead out of it, and devices and pipes are refused."""
+    """Names of all files below a folder. Links, which may point outside, devices and pipes are refused."""
     names, folders = set(), [folder]
     if folder.is_symlink():
         raise _ForeignError("it is a symbolic link")

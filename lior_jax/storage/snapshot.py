@@ -1,8 +1,7 @@
-"""One checkpoint: a folder with trees of arrays (Orbax), a JSON record, and the manifest that makes it whole.
+"""One checkpoint: a folder with trees of arrays (Orbax), a JSON record, and a manifest written last.
 
-It is written beside its place and renamed into it when every byte is on the disk, so that a folder under its final
-name is complete whatever was killed or cut off, and when. Nothing in it is ever executed: arrays are read onto an
-abstract tree that the program gives, and all else is JSON.
+It is written to a temporary name and renamed when every byte is on disk, so a folder under its final name is always complete.
+Nothing in it is ever executed: arrays are restored onto an abstract tree that the program provides, and the rest is JSON.
 """
 
 import contextlib
@@ -25,30 +24,30 @@ from lior_jax.storage import files, manifest
 
 RECORD = "record.json"
 _BESIDE = 2**16
-"""Bytes of what is written beside the arrays, about."""
+"""Approximate bytes written in addition to the arrays."""
 
 
 class SnapshotError(Exception):
-    """A snapshot that is not what was written, or not of this version: which file, and what of it."""
+    """A snapshot that is damaged or of another version; the message says which file and what is wrong."""
 
 
 def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write a snapshot, in the place of one that may be there.
+    """Write a snapshot, replacing an existing one.
 
     Args:
-        folder: its final place.
+        folder: its final path.
         trees: pytrees of arrays, by name.
         record: plain values.
 
     Raises:
-        Exception: whatever kept it from being written; then the place is as it was.
+        Exception: any failure to write; the folder is then unchanged.
     """
     with files.replacing_folder(folder) as unfinished:
         fill(unfinished, trees, record)
 
 
 def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write what `write` writes into an empty folder as it stands, as within `files.replacing_folder`."""
+    """Write the contents of `write` directly into an empty folder, for use within `files.replacing_folder`."""
     _reserve(folder, trees)
     for name, tree in trees.items():
         with _checkpointer() as checkpointer:
@@ -58,7 +57,7 @@ def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Raise `SnapshotError` unless all files of a snapshot are as they were written."""
+    """Raise `SnapshotError` unless all files of a snapshot are unchanged."""
     damage = manifest.damage(folder)
     if damage:
         raise SnapshotError(damage)
@@ -80,23 +79,23 @@ def read_tree(folder: Path, name: str, like: Any) -> Any:
     try:
         with _checkpointer() as checkpointer:
             tree = checkpointer.restore((folder / name).absolute(), args=ocp.args.StandardRestore(_without_empty(like)))
-        # All in the place that was asked for, or the step would be compiled again for those that are not.
+        # All with the requested sharding, or the step would be compiled again.
         return jax.tree.map(
             lambda shape, x: x if shape.size else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding), like, tree
         )
-    except Exception as problem:  # whatever Orbax and TensorStore find in a damaged or strange folder
+    except Exception as problem:  # Orbax and TensorStore raise many types for damaged or foreign folders
         raise SnapshotError(f"{name}: {_one_line(problem)}") from None
 
 
 def to_host(tree: Any) -> Any:
-    """Copies of a tree's arrays that the next step, to which their buffers are donated, does not overwrite."""
+    """Copies of a tree's arrays, since the next step takes their buffers by donation."""
     return jax.tree.map(np.array, tree)
 
 
 def _reserve(folder: Path, trees: dict[str, Any]) -> None:
-    """Meet a full disk or a limit here, by one `OSError`: inside Orbax, threads that are left behind print tracebacks.
+    """Detect a full disk or a file size limit here, by one `OSError`: inside Orbax, leftover threads would print tracebacks.
 
-    A limit of the process (`ulimit -f`) is met on Linux only; elsewhere what is free on the disk is asked for.
+    A limit of the process (`ulimit -f`) is detected on Linux only; elsewhere the free space on the disk is checked.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + _BESIDE
     if not hasattr(os, "posix_fallocate"):
@@ -111,7 +110,7 @@ def _reserve(folder: Path, trees: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Orbax, which would write into the middle of the progress bar, and tracebacks of what is raised and told anyway."""
+    """Silence Orbax's logs, which would interrupt the progress bar and print tracebacks of errors that are reported anyway."""
     level = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -123,7 +122,7 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
 
 
 def _without_empty(tree: Any) -> Any:
-    """The tree without arrays of size zero (a metric without rotors has no angles), which Orbax cannot save."""
+    """The tree without arrays of size zero (such as the angles of a metric without rotors), which Orbax cannot save."""
     return jax.tree.map(lambda x: x if x.size else None, tree)
 
 

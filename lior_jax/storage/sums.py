@@ -1,4 +1,4 @@
-"""The one way of summing: SHA-256, in hexadecimal digits, as `sha256sum` prints it."""
+"""Checksums: SHA-256 in hexadecimal digits, as printed by `sha256sum`."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def of(pieces: Iterable[bytes | memoryview]) -> str:
-    """The sum of some bytes, piece after piece."""
+    """The checksum of bytes given in pieces."""
     total = hashlib.sha256()
     for piece in pieces:
         total.update(piece)
@@ -14,6 +14,6 @@ def of(pieces: Iterable[bytes | memoryview]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The sum of a file, which need not fit into memory. Raises `OSError`."""
+    """The checksum of a file, which may be larger than memory. Raises `OSError`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,9 @@
-"""Steps with bad numbers: kept for inspection, counted, and after too many in a row the end of the run.
+"""Bad steps, whose estimates are not finite or exceed the residual limit: saved for inspection and counted; too many in a row
+end the run.
 
-`RUN/bad_steps/STEP` holds `description.json`, the batch (`batch.npz`), and in the folder `state` a checkpoint of the
-parameters and the optimiser's state that met it. As no bad step is applied, those that follow at once met the same
-state; only the first of them holds it.
+`RUN/bad_steps/STEP` contains `description.json`, the batch (`batch.npz`), and in the folder `state` a checkpoint of the
+parameters and the optimiser's state before the step. As bad steps are not applied, consecutive ones have the same state, which
+only the first one saves.
 """
 
 import json
@@ -23,7 +24,7 @@ from lior_jax.training.events import RefusedStep
 
 FOLDER = "bad_steps"
 KEPT = 20
-"""Bad steps of which the files are kept; the latest ones."""
+"""Number of latest bad steps whose files are kept."""
 
 
 class BadSteps:
@@ -34,26 +35,26 @@ class BadSteps:
         self.in_a_row = 0
 
     def keep(self, step: int, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> RefusedStep:
-        """Write a bad step down and count it.
+        """Record a bad step and count it.
 
         Args:
             batch: tokens and targets, `[B, L]` each.
-            trees: what met it: parameters and optimiser state.
+            trees: parameters and optimiser state before the step.
 
         Returns:
-            What is to be reported.
+            The event to report.
         """
         self.in_a_row += 1
         reasons = tuple(soundness.complaints(info, self.config.learning))
         refused = RefusedStep(step, reasons, self.folder / str(step))
         try:
             self._write(step, ", ".join(reasons), info, batch, trees)
-        except Exception as problem:  # whatever the disk refuses must not end the run
+        except Exception as problem:  # a disk error must not end the run
             return replace(refused, problem=str(problem))
         return refused
 
     def stop_if_too_many(self, step: int) -> None:
-        """Raise `UserError` if patience is over."""
+        """Raise `UserError` after too many bad steps in a row."""
         if self.in_a_row >= self.config.training.patience:
             run = self.folder.parent
             way = "No checkpoint was saved before: start again with"
@@ -89,7 +90,7 @@ class BadSteps:
 
 
 def _saves(run: Path) -> bool:
-    """Whether there is a checkpoint, or one that is being saved."""
+    """Whether there is a checkpoint, or one being saved."""
     try:
         return any((run / checkpoint.FOLDER).iterdir())
     except OSError:

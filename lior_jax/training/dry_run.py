@@ -1,4 +1,4 @@
-"""What a run would need, told without running it."""
+"""Resource requirements of a run, without running it."""
 
 import jax
 

@@ -1,7 +1,7 @@
-"""What a run was trained with: `RUN/environment.json`, with an entry for each session, in the order of their beginning.
+"""The environment of a run's training sessions: `RUN/environment.json`, with an entry per session, in order of their start.
 
-An entry has the times of its begin and end (UTC; `end` is null while it runs, and stays so if it was cut off), the steps
-between them, the command line, versions, host and devices, and the commit of the source with whether it was changed since.
+An entry has its start and end times (UTC; `end` is null while it runs, and remains so if it was interrupted), the steps between
+them, the command line, versions, host and devices, and the commit of the source with whether there were uncommitted changes.
 """
 
 import json
@@ -34,7 +34,7 @@ Session = dict[str, Any]
 
 
 def begin(run: Path, step: int, environment: Session | None = None) -> None:
-    """Add an entry for a session that begins at a step, `look()` by default.
+    """Add an entry for a session that starts at a step, by default `look()`.
 
     Raises:
         UserError: the record is damaged.
@@ -45,7 +45,7 @@ def begin(run: Path, step: int, environment: Session | None = None) -> None:
 
 
 def end(run: Path, step: int) -> None:
-    """Note that the newest session, if there is a record of one, ended at a step; raises as `begin` does."""
+    """Record that the newest session, if any, ended at a step; raises as `begin` does."""
     sessions = read(run)
     if sessions:
         _write(run, [*sessions[:-1], sessions[-1] | {"end": _now(), "to_step": step}])
@@ -55,12 +55,12 @@ def end(run: Path, step: int) -> None:
 def recorded(
     run: Path, step: int, reached: Callable[[], int], complain: Callable[[str], object], more: Session | None = None
 ) -> Iterator[None]:
-    """Keep the record of a session that begins at a step, however it ends; a record that cannot be kept does not end it.
+    """Context manager: record a session that starts at a step, however it ends; failing to write the record does not end it.
 
     Args:
-        reached: the step at which the session ends, asked for at its end.
+        reached: called at the end for the step at which the session ends.
         complain: called with a sentence if the record cannot be written.
-        more: what else there is to record of the session.
+        more: further values to record.
     """
     kept = _kept(complain, lambda run, step: begin(run, step, look() | (more or {})), run, step)
     try:
@@ -80,7 +80,7 @@ def _kept(complain: Callable[[str], object], write: Callable[[Path, int], None],
 
 
 def read(run: Path) -> list[Session]:
-    """All entries of a run, none if it has no record. Raises `UserError` for a damaged one."""
+    """All entries of a run, or none without a record. Raises `UserError` for a damaged record."""
     path = Path(run) / FILE
     if not path.exists():
         return []
@@ -94,7 +94,7 @@ def read(run: Path) -> list[Session]:
 
 
 def look() -> Session:
-    """What this process runs with."""
+    """The environment of this process."""
     return {
         "command": list(sys.argv),
         "python": platform.python_version(),
@@ -112,10 +112,10 @@ def look() -> Session:
 
 
 def commit(folder: Path) -> dict[str, Any] | None:
-    """The commit that a package's folder is checked out at, and whether the repository is as committed; None if its files
-    are in no repository, as those that were installed, or there is no git."""
+    """The commit of a package's checkout, and whether the working tree is clean; None if its files are not in a repository,
+    such as installed ones, or without git."""
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # a repository may lie around an installed package, and not be its own
+        return None  # an installed package may lie inside an unrelated repository
     name, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
     return None if name is None or changes is None else {"commit": name, "clean": not changes}
 
@@ -130,7 +130,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _kind(device: jax.Device) -> str:
-    """A CPU calls itself `cpu: cpu`."""
+    """The device's name; a CPU reports itself as `cpu: cpu`."""
     platform, kind = device.platform, device.device_kind
     return platform if platform == kind else f"{platform}: {kind}"
 
@@ -144,7 +144,7 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _cores() -> int | None:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

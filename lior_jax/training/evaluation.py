@@ -1,4 +1,4 @@
-"""What is measured of a run at an evaluation: the validation loss and a sample."""
+"""Evaluations during a run: the validation loss and a sample."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,8 @@ class Evaluation:
     """Evaluations over the same windows of the validation text.
 
     Args:
-        progress: goes through the windows; may raise, to give up.
-        check: called again and again while a sample is drawn; may raise, to give up.
+        progress: wraps the iteration over windows; may raise to stop.
+        check: called repeatedly while a sample is drawn; may raise to stop.
     """
 
     def __init__(self, config: Config, corpus: Corpus, progress: scoring.Progress, check: Callable[[], object]):
@@ -24,7 +24,7 @@ class Evaluation:
         self.windows = scoring.cover(corpus.validation, config.model.context, training.eval_stride, training.eval_windows)
 
     def validate(self, params: Params, step: int, training_loss: float | None) -> events.Validated:
-        """The loss of the windows, beside the training loss."""
+        """The validation loss, with the training loss."""
         nats = scoring.mean_nats(params, self.windows, self.config.model, self.progress)
         per_character = nats / self.corpus.characters_per_token
         return events.Validated(step, training_loss, nats, per_character, per_character / math.log(2))
@@ -33,7 +33,7 @@ class Evaluation:
         """A continuation of the prompt."""
         sample = self.config.sample
         engine = Engine(params, self.config.model, self.corpus.tokenizer)
-        assert sample.prompt is not None  # the first characters of the text, unless another was given
+        assert sample.prompt is not None  # the first characters of the text, unless set
         text = sample.prompt
         for piece in engine.stream(
             text, max_tokens=sample.tokens, temperature=sample.temperature, seed=self.config.run.seed, sample=step

@@ -1,8 +1,8 @@
-"""What a run reports of itself as it goes on, and whom to.
+"""Events of a run, and their subscribers.
 
-`training.train(config, on_event)` calls its subscriber with one of these records at a time, in the order of the run. What
-belongs to a step that is saved is reported after the save. Progress bars, sentences and live curves are subscribers;
-`metrics.Metrics`, which writes the figures down, is one too.
+`training.train(config, on_event)` calls its subscriber with one of these records at a time, in order. Events of a step that is
+saved are reported after the save. Progress bars, sentences and live curves are subscribers, as is `metrics.Metrics`, which
+writes the figures.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,14 +21,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Stepped(Event):
-    """Base of the events of a step that have figures."""
+    """Base of events of a step with figures."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The corpus is read and the folder is taken: the run begins, or goes on."""
+    """The corpus is read and the folder is locked: the run starts or resumes."""
 
     directory: Path
     config: Config
@@ -45,24 +45,24 @@ class Spread(Event):
 
 @dataclass(frozen=True)
 class Tokenising(Event):
-    """A long text is on its way into the cache of tokenised texts; before the run begins."""
+    """A long text is being tokenised into the cache, before the run starts."""
 
     what: str
-    """Part of the work: `reading`, `tokenising` and so on."""
+    """Current task: `reading`, `tokenising` and so on."""
     done: int
     total: int
 
 
 @dataclass(frozen=True)
 class Replaced(Event):
-    """The text has characters that the vocabulary has not, and that were replaced."""
+    """The text has characters outside the vocabulary, which were replaced."""
 
     sentence: str
 
 
 @dataclass(frozen=True)
 class Initialised(Event):
-    """The run begins with the parameters and the tokenizer of a trained model; its optimiser begins anew."""
+    """The run starts from the parameters and the tokenizer of a trained model, with a new optimiser state."""
 
     source: str
     step: int | None
@@ -75,25 +75,25 @@ class Resumed(Event):
 
     step: int
     passed: tuple[str, ...] = ()
-    """A sentence for each newer checkpoint that was passed over."""
+    """A sentence for each newer checkpoint that was skipped as damaged."""
 
 
 @dataclass(frozen=True)
 class Rescheduled(Event):
-    """The resumed run has another length than before, and so another learning rate."""
+    """The resumed run has a different length, and therefore a different learning rate."""
 
     step: int
     steps_before: int
     steps: int
     rate_before: float
-    """Learning rate that the next step would have had."""
+    """Learning rate of the next step before the change."""
     rate: float
-    """Learning rate that it has."""
+    """Learning rate of the next step now."""
 
 
 @dataclass(frozen=True)
 class AlreadyFinished(Event):
-    """There is nothing to go on with, and nothing is written."""
+    """The run is already finished; nothing is written."""
 
     directory: Path
     step: int
@@ -101,7 +101,7 @@ class AlreadyFinished(Event):
 
 @dataclass(frozen=True)
 class Compiling(Event):
-    """The first training step of the session is being compiled, which takes seconds or minutes."""
+    """The session's first training step is being compiled, which takes seconds to minutes."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,21 @@ class Step(Stepped):
     loss: float
     """Nats per token of its batch, before the update."""
     tokens_per_second: float | None = None
-    """Since the last one that was measured; None if this one was not."""
+    """Speed since the previous measurement; None at steps without one."""
     figures: Mapping[str, Any] | None = None
-    """All that is written down of it: numbers, and arrays by block; None unless `training.log_every` is due."""
+    """The logged values: numbers, and arrays by block; None unless `training.log_every` is due."""
 
 
 @dataclass(frozen=True)
 class RefusedStep(Stepped):
-    """A step was not applied, because its numbers are bad."""
+    """A step was not applied, because its estimate is not sound."""
 
     step: int
     reasons: tuple[str, ...]
     folder: Path
-    """Where batch and state are."""
+    """Folder of batch and state."""
     problem: str = ""
-    """Why they could not be written there, if so."""
+    """Why they could not be written, if so."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Checked(Stepped):
     nudge_bias: float
     """`learning.bias.nudge_bias` of its batch, before the update."""
     advice: str = ""
-    """What to do about it, if it is above `learning.nudge_bias_limit`."""
+    """Advice, if it is above `learning.nudge_bias_limit`."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ class Validated(Stepped):
 
     step: int
     training_loss: float | None
-    """The last step's; None if this session has made none."""
+    """Training loss of the last step; None if this session has made none."""
     nats_per_token: float
-    """Not finite if the model is broken; then the step cannot be the best, and no figure is written down."""
+    """If not finite, the step cannot be the best, and no figure is logged."""
     nats_per_character: float
     bits_per_character: float
 
@@ -164,21 +164,21 @@ class Sampled(Stepped):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint is whole and on the disk."""
+    """A checkpoint is complete on disk."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class SaveFailed(Event):
-    """A checkpoint could not be saved; training goes on."""
+    """A checkpoint could not be saved; training continues."""
 
     sentence: str
 
 
 @dataclass(frozen=True)
 class FiguresNotWritten(Event):
-    """The disk does not take the figures; they are kept and written when it does. Reported once for each such time."""
+    """Metrics cannot be written; they are kept and written later. Reported once per failure period."""
 
     step: int
     problem: str
@@ -186,14 +186,14 @@ class FiguresNotWritten(Event):
 
 @dataclass(frozen=True)
 class EnvironmentNotRecorded(Event):
-    """`environment.json` could not be written, which does not end the run."""
+    """`environment.json` could not be written; the run continues."""
 
     sentence: str
 
 
 @dataclass(frozen=True)
 class Scoring(Event):
-    """A long pass over a text, between its first (0 done) and its last batch (all done)."""
+    """Progress of a long pass over a text, from its first (0 done) to its last batch (all done)."""
 
     what: str
     done: int
@@ -202,7 +202,7 @@ class Scoring(Event):
 
 @dataclass(frozen=True)
 class SubscriberFailed(Event):
-    """A subscriber raised an exception. It is called with later events as before, and this is not reported again."""
+    """A subscriber raised an exception. It still gets later events; further failures are not reported."""
 
     subscriber: str
     """Its `name`, or that of its function or class."""
@@ -219,7 +219,7 @@ class Profiled(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The run, or this session of it, came to its end."""
+    """The run, or this session of it, ended."""
 
     summary: Any
     """`training.Summary`."""
@@ -229,8 +229,8 @@ Subscriber = Callable[[Event], object]
 
 
 class Several:
-    """Subscribers as one. One that raises an exception is reported to the others, once, and does not end the run; only
-    `StoppedError` and what is no `Exception` (Ctrl-C) pass."""
+    """Several subscribers as one. An exception of one is reported to the others, once, and does not end the run; only
+    `StoppedError` and exceptions outside `Exception` (Ctrl-C) propagate."""
 
     def __init__(self, subscribers: Iterable[Subscriber]):
         self._subscribers = tuple(subscribers)
@@ -243,7 +243,7 @@ class Several:
             self._failed.update(other for other, _ in self._call(failure))
 
     def _call(self, event: Event) -> list[tuple[int, Exception]]:
-        """Call all; returns those that fail for the first time. Those that failed before are not told of failures."""
+        """Call all; returns those that fail for the first time. Those that failed before get no failure events."""
         failing = []
         for index, subscriber in enumerate(self._subscribers):
             if isinstance(event, SubscriberFailed) and index in self._failed:
@@ -259,12 +259,12 @@ class Several:
 
 
 def several(*subscribers: Subscriber) -> Subscriber:
-    """One subscriber that calls all of them, whatever one of them raises."""
+    """One subscriber that calls all, even if some raise."""
     return Several(subscribers)
 
 
 def as_one(on_event: Subscriber | Iterable[Subscriber] | None) -> Several:
-    """The subscriber of one, of several or of none."""
+    """One subscriber from one, several or none."""
     if on_event is None:
         return Several(())
     return Several((on_event,) if callable(on_event) else on_event)

@@ -1,4 +1,4 @@
-"""The rhythm of a run: steps, evaluations, saves, and what is reported of them."""
+"""The training loop: steps, evaluations, saves, and their events."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from lior_jax.training.step import Report, State, step_key, step_on, train_step
 
 
 class Loop:
-    """The loop's collaborators, and its rhythm."""
+    """The training loop and its collaborators."""
 
     def __init__(
         self,
@@ -42,24 +42,24 @@ class Loop:
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
         self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata)
         self.loss: float | None = None
-        """Training loss of the last step that was applied."""
+        """Training loss of the last applied step."""
         self.complaints: list[str] = []
-        """Complaints of the session's last save, a sentence each: why the run ends with a mistake, if it does."""
+        """Errors of the session's last save, a sentence each, with which the run ends if there are any."""
         self.saving: int | None = None
-        """Step whose save was not yet seen to be finished."""
+        """Step whose save is not known to be finished."""
         self.biases: dict[int, jax.Array] = {}
-        """`nudge_bias` of steps whose reports were not read yet."""
+        """`nudge_bias` of steps whose reports have not been read."""
         self.clock: tuple[int, float] | None = None
-        """Step and time from which the speed is measured; none before the first step and after a pause."""
+        """Step and time from which the speed is measured; None before the first step and after a pause."""
 
     def go(self, state: State, step: int, last_step: int) -> int:
         """Train from `step` to `last_step`, or until asked to stop; returns the step reached.
 
-        A step's report is read while the next one runs. If it has bad numbers, the next one held itself back, so
-        that the state which met them is still there, and is run again.
+        A step's report is read while the next step runs. If the step was bad, the next one leaves the state unchanged, so
+        the state before the bad step is still available, and the next step is run again.
         """
         training = self.config.training
-        # All in its place from the first step on: arrays without one, among others that have, would compile a second program.
+        # Committed to devices from the first step on: mixing committed and uncommitted arrays would compile a second program.
         state, yes = jax.device_put((state, True), (self.devices.of_state(state), self.devices.everywhere))
         run = train_step if self.devices.mesh is None else step_on(self.devices, state)
         running, proceed = None, yes
@@ -84,8 +84,8 @@ class Loop:
         return step
 
     def pause(self, state: State, step: int, evaluates: bool, last: bool = False) -> None:
-        """Evaluate if it is time, save, and report, in this order: a step that is saved has all its figures on the disk, and
-        what an evaluation shows is saved."""
+        """Evaluate if due, save, and report, in this order: a saved step has all its figures on disk, and an evaluated step is
+        saved before it is shown."""
         nats, owes_evaluation = None, False
         if evaluates:
             try:
@@ -99,14 +99,14 @@ class Loop:
         self.reporter.send()
 
     def save(self, state: State, step: int, nats: float | None, owes_evaluation: bool) -> None:
-        """Start saving, once an earlier save is finished."""
+        """Start saving, after waiting for an earlier save."""
         self.checkpoints.wait()
         self.report_saves()
         self.checkpoints.save(step, state.weights, state.optimizer, self.metadata, nats, owes_evaluation)
         self.saving = step
 
     def report_saves(self, last: bool = False) -> None:
-        """Report which saves are finished, and which have failed; a failure of the last one is kept for the end."""
+        """Report finished and failed saves; a failure of the last one is kept for the end."""
         complaints = self.checkpoints.complaints()
         if last:
             self.complaints += complaints
@@ -118,7 +118,7 @@ class Loop:
             self.reporter.report(events.Saved(step))
 
     def _evaluate(self, state: State, step: int) -> float | None:
-        """Validation loss, in nats per token, and sample; None for a loss by which no checkpoint can be the best."""
+        """Validation loss, in nats per token, and sample; None for a loss that is not finite."""
         weights = self.devices.on_first(state.weights)
         validated = self.evaluation.validate(weights, step, self.loss)
         self.reporter.note(validated)
@@ -146,9 +146,9 @@ class Loop:
         return batch if self.devices.mesh is None else jax.device_put(batch, self.devices.batch)
 
     def _read(self, step: int, report: Report, state: State) -> bool:
-        """Wait for a step and note it; returns whether it was sound.
+        """Wait for a step and record it; returns whether it was sound.
 
-        If it was not, `state` is the one that met it.
+        If it was not, `state` is the state before it.
         """
         if not report.sound:
             self.clock = None
@@ -179,7 +179,7 @@ class Loop:
 
 
 def _figures(report: Report, speed: float | None) -> dict[str, Any]:
-    """All that is written down of a step: numbers, and arrays by block."""
+    """The logged values of a step: numbers, and arrays by block."""
     info = report.info
     own = info._asdict()
     del own["carried"], own["observed"]

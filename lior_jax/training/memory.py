@@ -1,4 +1,4 @@
-"""The memory of a training step: whether it can be there at all, and what would fit, before anything is compiled."""
+"""The memory of a training step: whether it can fit, and what would, before anything is compiled."""
 
 import os
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from lior_jax.settings import Config
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 _MARGIN = 4
-"""Compiled steps were seen to take 1.4 to 6 times what `least` says; what is suggested leaves so much room."""
+"""Compiled steps were measured to take 1.4 to 6 times the bound of `least`; suggestions leave this margin."""
 
 
 def there() -> int | None:
-    """Bytes of the device that computes, or, on a CPU, of the machine or the container; None if nobody says."""
+    """Memory in bytes of the device, or on a CPU of the machine or container; None if unknown."""
     device = jax.devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _of_the_host()
     return limit or None
@@ -36,16 +36,16 @@ def _of_the_host() -> int | None:
 
 
 def least(config: Config) -> int:
-    """Bytes that a step cannot do without: parameters, their gradient, two moments and average, and of the activations the
-    states between blocks and one block's units, scores and logits of the sequences that are nudged at once. They are those
-    of each device, or, on a CPU, of all of them, which share its memory."""
+    """Lower bound in bytes of a step's memory: parameters, gradient, two moments and average; and of the activations, the
+    states between blocks and one block's units, scores and logits, for the sequences that are nudged at once.
+    Those of each device, or, on a CPU, of all devices, which share its memory."""
     devices = parallel.chosen(config)
     shapes, batch = config.model, config.training.batch_size // config.training.accumulate // devices.data
     if shapes.vocab_size is None:
         shapes = configuration.replace(config, "model", vocab_size=2).model
     params = jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0))
     potential = params.blocks.hamiltonian.potential
-    units = sum(getattr(potential, name).shape[-2] for name in potential.MATRICES)  # a product of each row and the state
+    units = sum(getattr(potential, name).shape[-2] for name in potential.MATRICES)  # a product per row, and the state
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
     tile = retrieval.tile(shapes, shapes.context) or shapes.context
@@ -59,20 +59,20 @@ def least(config: Config) -> int:
 
 
 def check(config: Config) -> None:
-    """Raise `UserError`, with what would fit, if a step needs more memory than there is."""
+    """Raise `UserError`, with a suggestion, if a step needs more memory than available."""
     limit = there()
     if limit is not None and least(config) > limit:
         raise UserError(f"A step needs more than {size(least(config))}, and there are {size(limit)}; {advice(config)}.")
 
 
 def advice(config: Config) -> str:
-    """What would fit, with some room."""
+    """A suggestion that fits, with a margin."""
     batch, limit = config.training.batch_size, there() or 0
     while batch > 1:
         batch //= 2
         if batch % config.training.accumulate or (config.parallel.data != "auto" and batch % config.parallel.data):
             continue
-        # Its own chunk, too: a chunk must divide the batch.
+        # The chunk as well: it must divide the batch.
         changed = configuration.replace(config, "learning", chunk=None)
         if _MARGIN * least(configuration.replace(changed, "training", batch_size=batch)) <= limit:
             chunk = config.learning.chunk
@@ -84,7 +84,7 @@ def advice(config: Config) -> str:
 
 @contextmanager
 def explained(config: Config) -> Iterator[None]:
-    """Make a `UserError`, with what would fit, of an allocation that failed inside."""
+    """Context manager: turn a failed allocation into a `UserError` with a suggestion."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as problem:
@@ -96,5 +96,5 @@ def explained(config: Config) -> Iterator[None]:
 
 
 def size(count: int) -> str:
-    """A number of bytes as it is read best."""
+    """A number of bytes in readable units."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -1,7 +1,6 @@
-"""A run's figures on the disk: one JSON object a line, and the same for TensorBoard.
+"""A run's metrics on disk: one JSON object per line, and the same for TensorBoard.
 
-A disk that is full keeps no figure from the next attempt and no step from being trained: what could not be written
-stays in memory until it can be.
+A full disk neither loses metrics nor stops training: lines that cannot be written are kept in memory until they can.
 """
 
 import json
@@ -37,11 +36,11 @@ _TAGS = {
     ("check", "nudge_bias"): "soundness/nudge_bias",
     ("train", "tokens_per_second"): "speed/tokens_per_second",
 }
-"""What TensorBoard calls figures, which it shows by group in the order of the alphabet: the loss first."""
+"""TensorBoard's tags, whose groups it shows in alphabetical order: the loss first."""
 
 
 def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
-    """Kind and values of what is written down of an event, None for nothing."""
+    """Kind and logged values of an event, or None."""
     match event:
         case events.Step(figures=dict(values)):
             return "train", values
@@ -58,7 +57,7 @@ def figures(event: events.Event) -> tuple[str, dict[str, Any]] | None:
 
 
 def numbers(event: events.Event) -> dict[str, float]:
-    """The numbers of what is written down of an event, by their tags in TensorBoard."""
+    """The logged numbers of an event, by their tags in TensorBoard."""
     kind, values = figures(event) or ("", {})
     found = {}
     for name, value in values.items():
@@ -74,8 +73,8 @@ class Metrics:
 
     Args:
         run: the run's folder.
-        after: when resuming, the step resumed from; later lines, which the run will write again, are dropped.
-        owes_evaluation: when resuming, whether that step's evaluation will be written again too.
+        after: when resuming, the step resumed from; later lines, which will be written again, are dropped.
+        owes_evaluation: when resuming, whether that step's evaluation will be written again.
     """
 
     def __init__(self, run: Path, after: int = 0, owes_evaluation: bool = False):
@@ -91,7 +90,7 @@ class Metrics:
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write the figures of one `kind` (`train`, `check`, `validation`, `sample`, `bad_step`) at a step; arrays by element.
 
-        Raises `OSError` if that cannot be done now; what is left out is written by a later call.
+        Raises `OSError` on failure; the lines are then written by a later call.
         """
         plain = {
             name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for name, value in values.items()
@@ -99,7 +98,7 @@ class Metrics:
         self._pending.append((kind, step, plain))
         lines = [json.dumps({"kind": kind, "step": step, **values}) + "\n" for kind, step, values in self._pending]
         with self._path.open("ab") as file:
-            if file.tell() > self._size:  # half a line, in which the last attempt ended
+            if file.tell() > self._size:  # a partial line of a failed attempt
                 file.truncate(self._size)
             file.write("".join(lines).encode())
         self._size = self._path.stat().st_size
@@ -108,18 +107,18 @@ class Metrics:
             self._board.write(kind, step, values)
 
     def close(self) -> None:
-        """Write what TensorBoard has not got yet."""
+        """Write the events that TensorBoard does not have yet."""
         with suppress(OSError):
             self._board.close()
 
 
 class _Board:
-    """TensorBoard's events, written at once: tensorboardX's own queue waits for ever when its thread died of a full disk."""
+    """TensorBoard's events, written synchronously: tensorboardX's queue deadlocks after its thread fails on a full disk."""
 
     def __init__(self, folder: Path, first: int):
         folder.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
-        if first > 1:  # what a session that was cut off wrote from this step on is not to be shown
+        if first > 1:  # hide what an interrupted session wrote from this step on
             started = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=first, session_log=started))
 
@@ -143,7 +142,7 @@ class _Board:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics; a last line that was cut off is left out. Raises `UserError` for a damaged one."""
+    """All lines of a run's metrics, except an incomplete last line. Raises `UserError` for a damaged one."""
     path = Path(run) / FILE
     if not path.exists():
         return []

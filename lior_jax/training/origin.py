@@ -1,4 +1,4 @@
-"""What a new run begins with: parameters drawn from its seed, or those of a trained model (`run.init_from`)."""
+"""The initial state of a new run: parameters drawn from its seed, or those of a trained model (`run.init_from`)."""
 
 from functools import partial
 from pathlib import Path
@@ -19,37 +19,37 @@ from lior_jax.training.run_folder import RECORD
 from lior_jax.training.step import State, initial_state, state_of
 
 _NAMED = 4
-"""Keys that a sentence names, at most."""
+"""Largest number of keys listed in a message."""
 
 
 class Origin(NamedTuple):
-    """A trained model whose parameters, and what they carry on, a new run begins with."""
+    """A trained model from whose parameters and carried statistics a new run starts."""
 
     path: str
-    """Absolute."""
+    """Absolute path."""
     step: int | None
     """Step of the checkpoint; None for an exported model."""
     engine: Engine
 
 
 class Beginning(NamedTuple):
-    """All that a new run needs before its folder is made."""
+    """Everything that a new run needs before its folder is created."""
 
     config: Config
-    """The configuration with what corpus and origin decide: vocabulary, tokenizer, and the prompt of the samples."""
+    """The configuration completed from corpus and origin: vocabulary size, tokenizer, and the prompt of the samples."""
     corpus: Corpus
     origin: Origin | None
 
 
 def begin(config: Config, report: Report = unreported) -> Beginning:
-    """Read the corpus of a configuration and, if it has one, the model that it begins with, whose tokenizer is kept.
+    """Read the corpus of a configuration and, if set, the model to start from, whose tokenizer is kept.
 
     Args:
-        report: told how far a long text has come.
+        report: reports the progress of a long text.
 
     Raises:
-        UserError: as `data.load`; no such model, or one whose `model` section is another; a text that its tokenizer has not
-            all characters of.
+        UserError: as `data.load`; no such model, or one with a different `model` section; a text with characters outside its
+            tokenizer's vocabulary.
     """
     if config.run.init_from is None:
         corpus = data.load(config, report=report)
@@ -57,7 +57,7 @@ def begin(config: Config, report: Report = unreported) -> Beginning:
     origin = read(config.run.init_from)
     _check(config, origin)
     kept = checkpoint.Metadata({}, origin.engine.tokenizer.to_json(), "")
-    # What is not char takes every text.
+    # Only char refuses texts.
     kind = kept.tokenizer["kind"]
     config = configuration.replace(config, "data", unknown=config.data.unknown if kind == "char" else "refuse")
     corpus = data.load(config, kept, True, report)
@@ -66,7 +66,7 @@ def begin(config: Config, report: Report = unreported) -> Beginning:
 
 
 def state(beginning: Beginning, devices: Devices | None = None) -> State:
-    """The state of step 0, on the devices (by default the first one); the optimiser begins anew."""
+    """The state of step 0, on the devices (by default the first one), with a new optimiser state."""
     config, origin = beginning.config, beginning.origin
     make, given = (initial_state, jax.random.key(config.run.seed)) if origin is None else (state_of, origin.engine.params)
     places = None if devices is None else devices.of_state(jax.eval_shape(partial(make, config=config), given))
@@ -77,7 +77,7 @@ def read(path: str | Path) -> Origin:
     """The model of a run's best checkpoint, of the checkpoint `RUN/checkpoints/STEP`, or of an export.
 
     Raises:
-        UserError: there is none, or a damaged one.
+        UserError: no such model, or a damaged one.
     """
     run, step = _run_and_step(Path(path))
     if export.is_export(run):
@@ -89,10 +89,10 @@ def read(path: str | Path) -> Origin:
 
 
 def config_of(path: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """The configuration of the run that a model is from, with overrides as in `config.load`.
+    """The configuration of a model's run, with overrides as in `config.load`.
 
     Raises:
-        UserError: it has none, as an export.
+        UserError: there is none, as for an export.
     """
     run, _ = _run_and_step(Path(path))
     if not (run / RECORD).is_file() or export.is_export(run):
@@ -107,12 +107,12 @@ def _run_and_step(path: Path) -> tuple[Path, int | None]:
 
 
 def _check(config: Config, origin: Origin) -> None:
-    """Raise `UserError` unless the parameters mean the same in the configuration's model."""
+    """Raise `UserError` unless the parameters fit the configuration's model."""
     there, here = (configuration.flat(model, "model.") for model in (origin.engine.config, config.model))
     here["model.vocab_size"] = here["model.vocab_size"] or there["model.vocab_size"]
     other = [f"{key} is {there[key]!r} there and {here[key]!r} here" for key in here if here[key] != there[key]]
     if origin.engine.config.dynamics != config.model.dynamics:
-        other.append(f"learning.rule: {config.learning.rule} is of {config.model.dynamics} dynamics, which it has not")
+        other.append(f"learning.rule: {config.learning.rule} needs {config.model.dynamics} dynamics, unlike the model")
     if other:
         named = "; ".join(other[:_NAMED]) + (f"; and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
         raise UserError(f"run.init_from: {origin.path} has another model ({named}); give the model section that it has.")

@@ -10,8 +10,8 @@ from lior_jax.training.run_folder import PROFILE
 
 
 class Profiler:
-    """Subscriber: traces `steps` steps of a run into `RUN/profile`, from after the second one on: the first is the one that is
-    compiled.
+    """Subscriber: traces `steps` steps of a run into `RUN/profile`, starting after the second; compilation happens in the
+    first.
 
     Args:
         tell: called with `events.Profiled` when the trace is written.
@@ -43,7 +43,7 @@ class Profiler:
             self._runs = True
 
     def close(self) -> None:
-        """Write what was traced, if anything is."""
+        """Write the trace, if there is one."""
         if self._runs:
             self._runs = False
             jax.profiler.stop_trace()

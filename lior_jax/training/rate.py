@@ -1,6 +1,5 @@
-"""A learning-rate range test: training from the start with a rate that grows by the same factor each step, until it diverges.
-
-Source: Smith (2017), "Cyclical Learning Rates for Training Neural Networks". Nothing of it is kept.
+"""A learning-rate range test (Smith 2017): training from the start with a rate that grows by a constant factor per step, until
+it diverges. The trained state is discarded.
 """
 
 import math
@@ -21,40 +20,40 @@ from lior_jax.training import origin
 from lior_jax.training.step import State, step_key
 
 LOWEST, HIGHEST = 1e-6, 1.0
-"""Rates of the first and of the last step."""
+"""Rates of the first and the last step."""
 _DIVERGED = 1.5
-"""Times the smallest smoothed loss, at which the test ends."""
+"""Multiple of the smallest smoothed loss at which the test ends."""
 _RUNNING = 0.8
-"""Weight of the past in the running mean by which the test ends."""
+"""Weight of the past in the running mean that ends the test."""
 _SHARE = 0.03
-"""Width of the centred smoothing by which the rate is chosen, as a share of the steps."""
+"""Width of the centred smoothing for the choice of the rate, as a fraction of the steps."""
 _LEAST = 10
-"""Steps that a suggestion needs."""
+"""Least number of steps for a suggestion."""
 
 
 class Found(NamedTuple):
-    """A range test."""
+    """Result of a range test."""
 
     rates: np.ndarray
-    """`[K]`, of the steps that were made."""
+    """`[K]`, rates of the steps."""
     losses: np.ndarray
-    """`[K]`, of their batches, before each update."""
+    """`[K]`, losses of their batches, before each update."""
     smoothed: np.ndarray
-    """`[K]`, centred."""
+    """`[K]`, losses with centred smoothing."""
     suggestion: float
     diverged: bool
-    """Whether it ended before the highest rate."""
+    """Whether the loss diverged before the highest rate."""
 
 
 Progress = Callable[[range, str], Iterable[int]]
 
 
 def find(config: Config, steps: int = 100, progress: Progress = lambda steps, what: steps) -> Found:
-    """Make a range test of a configuration's model, rule, optimiser and data; `run.init_from` included.
+    """Run a range test of a configuration's model, rule, optimiser and data, including `run.init_from`.
 
     Args:
         steps: from the lowest rate to the highest.
-        progress: goes through the steps.
+        progress: wraps the iteration over steps.
 
     Raises:
         UserError: the loss falls at no rate, or what `origin.begin` raises.
@@ -79,7 +78,7 @@ def find(config: Config, steps: int = 100, progress: Progress = lambda steps, wh
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
-    """Means `[K]` with Gaussian weights of that standard deviation, in steps, over those that there are."""
+    """Means `[K]` with Gaussian weights of that standard deviation, in steps, truncated at the ends."""
     places = np.arange(len(values))
     weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
     return weights @ values / weights.sum(1) if len(values) else values
@@ -101,7 +100,7 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
 
 
 def _state(beginning: origin.Beginning, factor: float) -> State:
-    """The state of step 0 with the configuration's optimiser, whose updates, which are proportional to the rate, are scaled."""
+    """The state of step 0 with the configuration's optimiser; its updates, proportional to the rate, are rescaled."""
     config = beginning.config
     level = configuration.replace(config, "optimizer", warmup_steps=0, final_fraction=1.0)
     constant = learning.make_optimizer(level.optimizer, config.training.steps, config.learning)

@@ -1,7 +1,7 @@
-"""The way of an event: its figures are written down at once, and it is reported when the step that it is of is saved.
+"""The order of writing and reporting: an event's figures are written at once, and it is reported after its step is saved.
 
-A run that is killed after a save must find all figures of the saved step on the disk, so they come before the save. What is
-shown comes after it, so that a display that fails, hangs or takes the process with it costs nothing that was trained.
+If a run is killed after a save, all figures of the saved step must be on disk, so they are written before the save. Display
+comes after it, so that a display that fails, hangs or kills the process loses no training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from lior_jax.training.signals import NotBegunError, Stop
 
 
 class Reporter:
-    """Notes events and reports them.
+    """Records events and reports them.
 
     Args:
         writer: of the figures.
-        subscriber: to whom the events are reported.
+        subscriber: receives the events.
     """
 
     def __init__(self, writer: metrics.Metrics, subscriber: events.Several):
@@ -26,8 +26,8 @@ class Reporter:
         self._figures_are_written = True
 
     def note(self, event: events.Event) -> None:
-        """Write the figures of an event down, and keep it for `send`. A disk that does not take them is reported once, and
-        does not end the run."""
+        """Write the figures of an event, and keep it for `send`. A failure to write is reported once and does not end the
+        run."""
         self._noted.append(event)
         found = metrics.figures(event)
         if found is None:
@@ -43,18 +43,18 @@ class Reporter:
             self._figures_are_written = False
 
     def send(self) -> None:
-        """Report what was noted, in order."""
+        """Report the recorded events, in order."""
         noted, self._noted = self._noted, []
         for event in noted:
             self._subscriber(event)
 
     def report(self, event: events.Event) -> None:
-        """Report an event now, before what was noted."""
+        """Report an event now, before the recorded ones."""
         self._subscriber(event)
 
 
 def watched_reading(report: events.Subscriber, stop: Stop) -> Report:
-    """What `data.load` reports to: passes it on, and gives up when the run is asked to stop."""
+    """The `Report` of `data.load`: passes it on, and raises when the run is asked to stop."""
 
     def told(what: str, done: int, total: int) -> None:
         if stop.number is not None:
@@ -65,7 +65,7 @@ def watched_reading(report: events.Subscriber, stop: Stop) -> Report:
 
 
 def watched_pass(items: Sequence, what: str, report: events.Subscriber, stop: Stop) -> Iterator[Any]:
-    """Yield the items (a `scoring.Progress`), reporting how far it has come; gives up when the run is asked to stop."""
+    """Yield the items (a `scoring.Progress`), reporting progress; raises when the run is asked to stop."""
     report(events.Scoring(what, 0, len(items)))
     for done, item in enumerate(items):
         stop.check()

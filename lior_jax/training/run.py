@@ -1,4 +1,4 @@
-"""A run from start to end: folder, corpus, state, the loop, and a summary."""
+"""A run from start to end: folder, corpus, state, loop, and summary."""
 
 import time
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ from lior_jax.training.summaries import Summary
 
 
 class _Session(NamedTuple):
-    """What a session of a run is made of, once its folder is locked."""
+    """The components of a session of a run, once its folder is locked."""
 
     run: Path
     beginning: Beginning
@@ -51,20 +51,20 @@ def train(
     force: bool = False,
     stop: Stop | None = None,
 ) -> Summary:
-    """Run a configuration to its end. Nothing is printed: what happens is reported to `on_event`.
+    """Run a configuration to its end. Nothing is printed: events are reported to `on_event`.
 
     Args:
-        config: as loaded; the vocabulary is taken from the corpus.
-        on_event: one subscriber or several (see `events`). One that fails is reported to the others and does not end the run.
-        resume: go on from the newest whole checkpoint of `config.run.directory`.
-        stop_after: save and leave at this step, to be resumed later.
-        force: resume even if the configuration or the corpus is not that of the run.
-        stop: asked after every step whether to save and leave.
+        config: as loaded; the vocabulary size is taken from the corpus.
+        on_event: one subscriber or several (see `events`). A failing one is reported to the others and does not end the run.
+        resume: continue from the newest intact checkpoint of `config.run.directory`.
+        stop_after: save and return at this step, to be resumed later.
+        force: resume even if the configuration or the corpus differs from that of the run.
+        stop: checked after every step; asks to save and return.
 
     Raises:
-        UserError: devices that are not there, an unusable corpus, a run folder in use, one that belongs to another
-            configuration, steps with bad numbers again and again, or a last checkpoint that could not be saved.
-        StoppedError: `stop` asked for it; what was trained is saved (a `NotBegunError`: nothing was yet).
+        UserError: devices that are not present, an unusable corpus, a run folder in use, one that belongs to another
+            configuration, too many bad steps in a row, or a last checkpoint that could not be saved.
+        StoppedError: requested by `stop`, after saving (`NotBegunError`: before the first step).
     """
     started, report, stop = time.monotonic(), events.as_one(on_event), stop or Stop()
     devices = parallel.chosen(config)
@@ -86,7 +86,7 @@ def train(
         if not resume:
             run_folder.make_folder(run)
             stack.enter_context(lock.held(run))
-            run_folder.vacant_folder(config)  # another process may have started and ended here meanwhile
+            run_folder.vacant_folder(config)  # another process may have started and ended here in the meantime
             run_folder.clear(run)
             run_folder.write_record(run, config)
         trackers = stack.enter_context(tracking.opened(config, run))
@@ -100,7 +100,7 @@ def train(
 
 
 def _train(session: _Session) -> tuple[int, int]:
-    """Go through the steps; returns the step reached, and that of the best checkpoint."""
+    """Run the steps; returns the step reached, and that of the best checkpoint."""
     run, (config, corpus, begun_with), saved, stop_after, stop, report, devices = session
     training = config.training
     last_step = min(training.steps, stop_after or training.steps)
@@ -129,7 +129,7 @@ def _train(session: _Session) -> tuple[int, int]:
             loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop, devices)
             if saved:
                 if saved.forced or saved.metadata.corpus != corpus.fingerprint:
-                    # From now on it is this run, whatever happens before the next save.
+                    # The folder belongs to this run from here on, even before the next save.
                     loop.save(state, step, checkpoints.validation_loss(step), owes_evaluation)
                     checkpoints.wait()
                 run_folder.write_record(run, config)
@@ -143,7 +143,7 @@ def _train(session: _Session) -> tuple[int, int]:
         problem = " ".join(loop.complaints)
         stop.check(problem)
         if checkpoints.latest != step:
-            raise UserError(f"{problem} Mend it, and go on with --resume {run}.".lstrip())
+            raise UserError(f"{problem} Fix this, and continue with --resume {run}.".lstrip())
         assert checkpoints.best is not None  # the last step was saved
         return step, checkpoints.best
 
@@ -154,7 +154,7 @@ def _continued(config: Config, saved: run_folder.Saved, force: bool, reading: Re
 
 
 def _owes_evaluation(checkpoints: checkpoint.Checkpoints, step: int, steps: int) -> bool:
-    """Whether a step that was saved has to be evaluated: it was to be, or it has become the last one."""
+    """Whether a saved step still has to be evaluated: an evaluation was due, or it is now the last step."""
     return checkpoints.owes_evaluation(step) or (step == steps and checkpoints.validation_loss(step) is None)
 
 
@@ -163,17 +163,15 @@ def _size(config: Config) -> int:
 
 
 def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[State, int]:
-    """The newest state that can be read, from which the run goes on."""
+    """The newest readable state, from which the run continues."""
     config, saved = session.beginning.config, session.saved
-    assert saved is not None  # there is something to go on from
+    assert saved is not None  # there is a checkpoint
     like, before = (
         checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0), place=session.devices.of_state)
         for given in (config, saved.config)
     )
     if (like.params, like.optimizer) != (before.params, before.optimizer):
-        raise UserError(
-            f"Not even --force makes other parameters of the saved ones ({'; '.join(saved.forced)}); start a new run."
-        )
+        raise UserError(f"Even with --force the saved parameters do not fit ({'; '.join(saved.forced)}); start a new run.")
     newest = checkpoints.newest(
         lambda step: like.restored(checkpoints.params(step, like.params), checkpoints.optimizer(step, like.optimizer))
     )

@@ -1,4 +1,4 @@
-"""The folder of a run: whether one may start or resume there, and what it says of the run."""
+"""The folder of a run: whether a run may start or resume there, and its records."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +12,15 @@ from lior_jax.storage import checkpoint, files, lock
 from lior_jax.training import bad_steps, metrics
 
 RECORD = "config.yaml"
-"""File of a run's folder: the configuration that it was started with."""
+"""File in a run's folder with the configuration that it was started with."""
 PROFILE = "profile"
-"""Folder in it of traces."""
+"""Subfolder of traces."""
 _HEADER = "# What this run was started with: a record, not to be edited.\n"
 _LEFTOVERS = {
     *(lock.FILE, lock.HOLDER, RECORD, "environment.json"),
     *(metrics.FILE, "tensorboard", bad_steps.FOLDER, checkpoint.FOLDER, PROFILE),
 }
-"""What a run leaves that ends before its first checkpoint. One that starts there takes its place, and touches nothing else."""
+"""Files that a run leaves if it ends before its first checkpoint. A run that starts there replaces them and nothing else."""
 
 FREE = frozenset(
     {
@@ -30,27 +30,27 @@ FREE = frozenset(
         *("training.accumulate", "parallel.data", "parallel.model", "parallel.shard_parameters"),
     }
 )
-"""Keys that a resume may change without `--force`: no parameter and no figure of any step depends on them, only which
-are written down and kept. (A corpus is known by its text, wherever it lies; other parts of a batch, and other devices, round
-sums otherwise.)"""
+"""Keys that a resume may change without `--force`: no parameter or figure of any step depends on them, only which of them are
+logged and kept. (A corpus is identified by its text, not its path; sums are rounded
+differently for other parts of a batch and on other devices.)"""
 
 
 LENGTH = "training.steps"
-"""A key that a resume may change too, to no less than the step reached. The learning rates of later steps follow from it."""
+"""A key that a resume may also change, to at least the step reached. It affects the learning rates of later steps."""
 
 
 class Saved(NamedTuple):
-    """What the newest whole checkpoint says of a run to resume."""
+    """The state of a run to resume, from its newest intact checkpoint."""
 
     step: int
     metadata: checkpoint.Metadata
     config: Config
     forced: list[str]
-    """Differences from it that change the run, and were forced: `section.key: old → new`."""
+    """Forced differences that change the run: `section.key: old → new`."""
 
 
 def existing_folder(run: str | Path) -> Path:
-    """The folder, in which a run was started. Raises `UserError` if none was."""
+    """The folder, if it contains a run. Raises `UserError` if not."""
     run = Path(run)
     try:
         found = (run / RECORD).is_file() or checkpoint.Checkpoints(run).latest is not None
@@ -62,10 +62,10 @@ def existing_folder(run: str | Path) -> Path:
 
 
 def vacant_folder(config: Config) -> Path:
-    """The folder of a run to start: not there, empty, or of a run that ended before its first checkpoint.
+    """The folder of a run to start: missing, empty, or left by a run that ended before its first checkpoint.
 
     Raises:
-        UserError: it holds a run, or what no run has left there.
+        UserError: it contains a run, or other files.
     """
     run = Path(config.run.directory)
     try:
@@ -79,17 +79,17 @@ def vacant_folder(config: Config) -> Path:
         raise UserError(f"run.directory: {run} is {other or 'a file'}; choose a folder, which need not exist yet.")
     another = f"choose another folder by --set run.directory={run}-2."
     if _saves(run):
-        raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or {another}")
-    # The lock is made first: without it, nothing there is of a run.
+        raise UserError(f"{run} already holds a run; continue it with --resume {run}, or {another}")
+    # A run creates its lock first: without it, the files are not a run's.
     foreign = [name for name in names if lock.FILE not in names or not _is_leftover(run / name)]
     if foreign:
         named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise UserError(f"{run} holds {named}, which no run has left there; move it away, or {another}")
+        raise UserError(f"{run} contains {named}, not written by a run; move it away, or {another}")
     return run
 
 
 def _saves(run: Path) -> list[str]:
-    """What there is of checkpoints: whole ones, and damaged ones that were put aside."""
+    """All checkpoints: intact ones, and damaged ones that were set aside."""
     try:
         names = [path.name for path in (run / checkpoint.FOLDER).iterdir()]
     except OSError:
@@ -98,7 +98,7 @@ def _saves(run: Path) -> list[str]:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether a file is what a run leaves there; a record only if `write_record` wrote it, and not the user."""
+    """Whether a file was written by a run; a record only if it is from `write_record`, not from the user."""
     if path.name.startswith(files.SAVING):
         return True
     try:
@@ -108,7 +108,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 def make_folder(run: Path) -> None:
-    """Make the folder. Raises `UserError` if that cannot be done."""
+    """Create the folder. Raises `UserError` if that fails."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         (run / lock.FILE).touch()
@@ -117,8 +117,8 @@ def make_folder(run: Path) -> None:
 
 
 def clear(run: Path) -> None:
-    """Remove what a run that ended before its first checkpoint has left in a folder that `vacant_folder` found vacant: its
-    figures, bad steps and sessions are not those of the run that begins. Raises `UserError` if that cannot be done."""
+    """Remove the figures, bad steps and sessions of a run that ended before its first checkpoint, in a folder accepted by
+    `vacant_folder`. Raises `UserError` if that fails."""
     try:
         for name in _LEFTOVERS - {lock.FILE, lock.HOLDER, RECORD}:
             path = run / name
@@ -131,13 +131,13 @@ def clear(run: Path) -> None:
 
 
 def write_record(run: Path, config: Config) -> None:
-    """Write down the configuration."""
+    """Write the record of the configuration."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     files.write_atomically(run / RECORD, _HEADER + text)
 
 
 def resume_config(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """The configuration that a run was started with, with overrides as in `config.load`; that of the newest whole
+    """The configuration that a run was started with, with overrides as in `config.load`; that of the newest intact
     checkpoint if the record is lost. Raises `UserError` if there is no run."""
     run = existing_folder(run)
     if (run / RECORD).is_file():
@@ -152,14 +152,14 @@ def resume_config(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
 
 
 def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
-    """What the newest whole checkpoint says of the run; None if the run was stopped before its first checkpoint.
+    """The state of the run in its newest intact checkpoint; None if the run stopped before its first checkpoint.
 
     Args:
-        config: with which the run is to go on.
+        config: with which the run is to continue.
         force: whether it may differ in keys that change the run.
 
     Raises:
-        UserError: the run was started with another configuration, or has come further than this one goes.
+        UserError: the run was started with another configuration, or is already past the end of this one.
     """
     with checkpoint.Checkpoints(run) as checkpoints:
         newest = checkpoints.newest(checkpoints.metadata)
@@ -175,8 +175,8 @@ def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
     changed = [change for change in configuration.differences(old, config) if change.split(":")[0] not in FREE | {LENGTH}]
     if changed and not force:
         raise UserError(
-            f"{run} was started with another configuration ({'; '.join(changed)}); resume it as it was, change it by --force, "
-            f"or begin a new run with its weights by --init-from {run}."
+            f"{run} was started with another configuration ({'; '.join(changed)}); resume it unchanged, change it with "
+            f"--force, or start a new run with its weights by --init-from {run}."
         )
     if config.training.steps < step:
         raise UserError(
@@ -187,12 +187,12 @@ def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
 
 
 def is_finished(run: Path, config: Config) -> bool:
-    """Whether a run has come to the end that a configuration, which is the one on record, gives it. Reads only."""
+    """Whether a run is finished according to its recorded configuration. Read-only."""
     if not (run / RECORD).is_file():
         return False
     recorded = configuration.load(run / RECORD)
     config = configuration.replace(config, "run", directory=recorded.run.directory)
-    for section, key in (("model", "vocab_size"), ("sample", "prompt")):  # which follow from the corpus
+    for section, key in (("model", "vocab_size"), ("sample", "prompt")):  # these follow from the corpus
         if getattr(getattr(config, section), key) is None:
             config = configuration.replace(config, section, **{key: getattr(getattr(recorded, section), key)})
     with checkpoint.Checkpoints(run) as checkpoints:

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM, and what terminals and schedulers send: save and leave within ten seconds; a second one leaves at once.
+"""Ctrl-C, SIGTERM, and signals of terminals and schedulers: save and exit within ten seconds; a second one exits at once.
 
-A Python signal handler waits until a running computation or compilation returns, which may take minutes. So the
-interpreter writes each signal into a pipe, at once, and a thread that listens there keeps the promise. POSIX only: on
-Windows neither `set_wakeup_fd` nor `select` takes a pipe.
+A Python signal handler runs only after a running computation or compilation returns, which may take minutes. Therefore the
+interpreter writes each signal into a pipe immediately, and a thread that reads the pipe enforces the deadline. POSIX only: on
+Windows neither `set_wakeup_fd` nor `select` supports pipes.
 """
 
 import os
@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""Signals of a terminal that is closed, and of a scheduler that warns before it kills; not where they are ignored, as under
-nohup."""
+"""Signals of a closing terminal, and of a scheduler's warning before it kills; not handled where ignored, as under nohup."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
 PATIENCE = 9.0
-"""Seconds for saving, after which the process leaves with what was saved before."""
+"""Seconds allowed for saving, after which the process exits with the earlier checkpoints."""
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, and did. `status` is the exit status: 128 plus the signal's number, as shells have it."""
+    """The run was asked to stop, and did. `status` is the exit status: 128 plus the signal's number, as in shells."""
 
     def __init__(self, number: int, problem: str = ""):
         super().__init__(problem)
@@ -30,11 +29,11 @@ class StoppedError(Exception):
 
 
 class NotBegunError(StoppedError):
-    """The run was asked to stop before it began; `problem` says all there is to say."""
+    """The run was asked to stop before it started; `problem` is the whole message."""
 
 
 class Stop:
-    """Whether, and by which signal, the run was asked to stop."""
+    """Whether the run was asked to stop, and by which signal."""
 
     number: int | None = None
 
@@ -43,17 +42,17 @@ class Stop:
         return self.number is not None
 
     def check(self, problem: str = "") -> None:
-        """Raise `StoppedError`, which tells a problem on the way out, if the run was asked to stop."""
+        """Raise `StoppedError`, with a problem to report, if the run was asked to stop."""
         if self.number is not None:
             raise StoppedError(self.number, problem)
 
 
 @contextmanager
 def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[Stop]:
-    """Turn the signals into a wish, `Stop`, that the loop looks at. For programs, in their main thread.
+    """Turn the signals into a request, `Stop`, that the loop checks. For programs, in their main thread.
 
     Args:
-        say: called with a sentence for the user, in a thread of its own, whatever the main thread is doing.
+        say: called with a sentence for the user, in a separate thread.
     """
     stop = Stop()
     reader, writer = os.pipe()
@@ -79,17 +78,17 @@ def _listen(reader: int, stop: Stop, say: Callable[[str], object]) -> None:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reader], [], [], left)[0] and stop.number is not None:
-            _leave(stop.number, say, "This takes too long; left without saving. What was saved before is kept.")
+            _leave(stop.number, say, "Saving takes too long; exiting without it. Earlier checkpoints are kept.")
         number = os.read(reader, 1)
         if not number:
             return
         if number[0] not in SIGNALS:
             continue
         if stop.number is not None:
-            _leave(stop.number, say, "Left at once. What was saved before is kept.")
+            _leave(stop.number, say, "Exiting at once. Earlier checkpoints are kept.")
         stop.number, deadline = number[0], time.monotonic() + PATIENCE
-        with suppress(Exception):  # the promise is kept, heard or not
-            say("Saving and leaving; once more to leave at once.")
+        with suppress(Exception):  # the deadline holds even if this fails
+            say("Saving, then exiting; once more to exit at once.")
 
 
 def _leave(number: int, say: Callable[[str], object], sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run came to: `RUN/summary.json`."""
+"""The results of a run: `RUN/summary.json`."""
 
 import json
 import math
@@ -17,9 +17,9 @@ FILE = "summary.json"
 
 
 class Summary(NamedTuple):
-    """What a run came to. Losses are nats per character over the whole validation part, by two protocols: disjoint windows,
-    whose targets have 1 … `context` tokens to go by (nanoGPT's protocol), and windows of which the last half is scored, so that
-    each target has at least half a window of history."""
+    """Results of a run. Losses are nats per character over the whole validation part, by two protocols: disjoint windows, whose
+    targets have contexts of 1 … `context` tokens (nanoGPT's protocol), and windows of which only the last half is scored, so
+    that each target has at least half a window of history."""
 
     directory: Path
     step: int
@@ -27,7 +27,7 @@ class Summary(NamedTuple):
     best_step: int
     """Step of the checkpoint of smallest loss among the evaluations."""
     evaluations: int
-    """Evaluations on that same part that the best is the best of."""
+    """Number of evaluations on that part from which the best was selected."""
     nats_per_character: float
     """Loss of the best checkpoint, disjoint windows."""
     nats_per_character_with_history: float
@@ -37,7 +37,7 @@ class Summary(NamedTuple):
     last_nats_per_character_with_history: float
     """Loss of the last step, at least half a window of history."""
     seconds: float
-    """Duration of the session that wrote it, the final validation included."""
+    """Duration of the session that wrote it, including the final validation."""
 
     @property
     def bits_per_character(self) -> float:
@@ -47,11 +47,11 @@ class Summary(NamedTuple):
 def write(
     run: Path, config: Config, corpus: Corpus, step: int, best: int, started: float, progress: scoring.Progress
 ) -> Summary:
-    """Score the best and the last checkpoint over the whole validation part, and write down what the run came to.
+    """Score the best and the last checkpoint over the whole validation part, and write the summary.
 
     Args:
-        started: when the session began, by `time.monotonic`.
-        progress: goes through the windows.
+        started: start of the session, by `time.monotonic`.
+        progress: wraps the iteration over windows.
     """
 
     def losses(params: model.Params) -> tuple[float, float]:
@@ -73,13 +73,13 @@ def write(
 
 
 def of_finished(config: Config) -> Summary | None:
-    """The summary of a run that is finished, from its file; None if there is anything left to do."""
+    """The summary of a finished run, from its file; None if the run is not finished."""
     run = run_folder.existing_folder(config.run.directory)
     if not run_folder.is_finished(run, config):
         return None
     try:
         values = json.loads((run / FILE).read_text(encoding="utf-8"))
         summary = Summary._make(run if name == "directory" else values[name] for name in Summary._fields)
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one, which is written anew
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one, which is rewritten
         return None
     return summary if summary.step == config.training.steps else None

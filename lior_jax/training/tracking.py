@@ -1,7 +1,8 @@
 """Experiment trackers: subscribers that send a run's figures to Weights & Biases, MLflow or Aim (`training.track`).
 
-A tracker is made by a function of the configuration and the run's folder that returns a subscriber; `registry.TRACKERS` names
-them, and users may add their own. If the subscriber has a `close`, it is called at the end of the session, however that ends.
+A tracker is created by a function of the configuration and the run's folder that returns a subscriber; `registry.TRACKERS`
+names them, and users can add their own. If the subscriber has a `close`, it is called at the end of the session, however it
+ends.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +18,16 @@ from lior_jax.settings import Config
 from lior_jax.training import events, metrics
 
 PROJECT = "lior_jax"
-"""Name of the project, or experiment, in which the trackers file runs."""
+"""Name of the project or experiment in the trackers."""
 _PARAMS = 50
-"""Parameters that MLflow is given at once; it takes at most a hundred."""
+"""Number of parameters per call to MLflow, which accepts at most a hundred."""
 
 
 class Tracker:
-    """Subscriber: logs the numbers of every event that has some, until that fails; the failure is raised, once.
+    """Subscriber: logs the numbers of events until that fails; the failure is raised once.
 
     Args:
-        name: by which a failure is reported.
+        name: for reporting failures.
         log: called with values by their tags (`loss/train`), and the step.
         close: called at the end.
     """
@@ -50,10 +51,10 @@ class Tracker:
 
 @contextmanager
 def opened(config: Config, run: Path) -> Iterator[list[events.Subscriber]]:
-    """The trackers of a configuration, closed at the end.
+    """Context manager: the trackers of a configuration, closed at the end.
 
     Raises:
-        UserError: one of them cannot be started.
+        UserError: a tracker cannot be started.
     """
     with ExitStack() as stack:
         trackers = []
@@ -64,23 +65,23 @@ def opened(config: Config, run: Path) -> Iterator[list[events.Subscriber]]:
                 raise UserError(
                     f"training.track: {name} cannot be imported ({problem}); install it, or leave it out."
                 ) from None
-            except Exception as problem:  # whatever the clients raise: no network, no account, no disk
+            except Exception as problem:  # clients raise many types: no network, no account, no disk
                 reason = (str(problem).splitlines() or [""])[0].rstrip(". ") or type(problem).__name__
-                raise UserError(f"training.track: {name} cannot be started ({reason}); mend it, or leave it out.") from None
+                raise UserError(f"training.track: {name} cannot be started ({reason}); fix this, or leave it out.") from None
             stack.callback(_closed, tracker)
             trackers.append(tracker)
         yield trackers
 
 
 def wandb(config: Config, run: Path) -> Tracker:
-    """Weights & Biases; with WANDB_MODE=offline below the run's folder alone."""
+    """Weights & Biases; with WANDB_MODE=offline only in the run's folder."""
     client = import_module("wandb")
     session = client.init(project=PROJECT, name=run.name, dir=str(run), config=config.model_dump())
     return Tracker("wandb", lambda values, step: session.log(values, step=step), session.finish)
 
 
 def mlflow(config: Config, run: Path) -> Tracker:
-    """MLflow; MLFLOW_TRACKING_URI says where."""
+    """MLflow, at MLFLOW_TRACKING_URI."""
     client = import_module("mlflow")
     client.set_experiment(PROJECT)
     client.start_run(run_name=run.name)
@@ -103,6 +104,6 @@ def aim(config: Config, run: Path) -> Tracker:
 
 
 def _closed(tracker: Any) -> None:
-    """The figures are on the disk whatever a tracker does at the end."""
+    """Close a tracker, ignoring failures: the figures are on disk anyway."""
     with suppress(Exception):
         getattr(tracker, "close", lambda: None)()

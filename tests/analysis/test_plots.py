@@ -82,7 +82,7 @@ def test_retrieval_map_names_tokens():
     figure.canvas.draw()  # a dollar is no mathematics
 
 
-@pytest.mark.parametrize("count", [40, 200, 1000])
+@pytest.mark.parametrize("count", [40, 200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_retrieval_maps_stay_legible(count):
     """Letters of at least 9 pixels that do not overlap, each token named as far as there is room."""
     weights = np.random.default_rng(0).random((count, count + 20))

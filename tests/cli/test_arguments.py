@@ -35,9 +35,7 @@ def test_the_name_of_an_option_is_no_value_by_mistake(capsys):
     for words in (["--prompt", "--chat"], ["--prompt", "--seed=3"], ["--prompt", "--"], ["--prompt"]):
         with pytest.raises(SystemExit):
             parse(*words)
-        assert (
-            "expected one argument; a value that is the name of an option is given as --option=value" in capsys.readouterr().err
-        )
+        assert "expected one argument; write a value that is the name of an option as --option=value" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse("--chat", "-x")
 
@@ -57,7 +55,7 @@ def test_a_picture_takes_the_place_of_an_earlier_one_only(tmp_path):
         "letter.txt": lambda path: path.write_text("mine"),
     }.items():
         draw(tmp_path / name)
-        with pytest.raises(UserError, match=f"{name} is there already"):
+        with pytest.raises(UserError, match=f"{name} exists already"):
             overwriting.check_picture(tmp_path / name)
     with pytest.raises(UserError, match="cannot be written"):
         overwriting.check_picture(tmp_path)

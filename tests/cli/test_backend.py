@@ -6,11 +6,11 @@ from tests.cli.test_programs import call
 from tests.runs import TINY
 
 SENTENCES = {
-    "JAX_PLATFORMS=cuda": "JAX_PLATFORMS=cuda may ask for what is not there",
-    "JAX_PLATFORMS=nonsense": "JAX_PLATFORMS=nonsense may ask for what is not there",
+    "JAX_PLATFORMS=cuda": "JAX_PLATFORMS=cuda may request an unavailable platform",
+    "JAX_PLATFORMS=nonsense": "JAX_PLATFORMS=nonsense may request an unavailable platform",
     "JAX_ENABLE_X64=perhaps": "JAX cannot start (",
-    "XLA_FLAGS=--bogus=1": "XLA does not take XLA_FLAGS='--bogus=1' (Unknown flag in XLA_FLAGS: --bogus=1)",
-    "XLA_FLAGS=--xla_backend_optimization_level=high": "XLA does not take XLA_FLAGS=",
+    "XLA_FLAGS=--bogus=1": "XLA does not accept XLA_FLAGS='--bogus=1' (Unknown flag in XLA_FLAGS: --bogus=1)",
+    "XLA_FLAGS=--xla_backend_optimization_level=high": "XLA does not accept XLA_FLAGS=",
 }
 
 

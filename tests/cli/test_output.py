@@ -53,9 +53,10 @@ def test_a_full_standard_output_does_not_end_the_run(command, tmp_path):
     with FULL.open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert_done(done.returncode, done.stderr, tmp_path / "run")
-    assert done.stderr.count("Standard output failed ([Errno 28] No space left on device); training goes on.") == 1
+    assert done.stderr.count("Standard output failed ([Errno 28] No space left on device); training continues.") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 def test_a_full_standard_error_does_not_end_the_run(command, tmp_path):
     with FULL.open("w") as full:
@@ -65,6 +66,7 @@ def test_a_full_standard_error_does_not_end_the_run(command, tmp_path):
     assert "step      4   training" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(command, tmp_path):
     """As `python train.py … | head -1` has it."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -74,7 +76,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(command, tmp_path):
         status = process.wait(300)
     assert "parameters, learning by Hamiltonian echo" in first
     assert_done(status, said, tmp_path / "run")
-    assert said.count("Standard output failed ([Errno 32] Broken pipe); training goes on.") == 1
+    assert said.count("Standard output failed ([Errno 32] Broken pipe); training continues.") == 1
 
 
 def test_closed_streams_do_not_end_the_run(command, tmp_path):
@@ -84,6 +86,7 @@ def test_closed_streams_do_not_end_the_run(command, tmp_path):
     assert_done(done.returncode, "", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_encode_is_escaped(command, tmp_path):
     """A byte model that has learned nothing yet writes U+FFFD."""
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -116,8 +119,8 @@ def test_a_broken_bar_costs_no_sentence(capsys, tiny):
         report(event)
     assert capsys.readouterr().out.splitlines()[1:] == [
         "Compiling ...",
-        "The progress bar failed ([Errno 28] No space left on device); training goes on.",
-        "It failed. Training goes on.",
+        "The progress bar failed ([Errno 28] No space left on device); training continues.",
+        "It failed. Training continues.",
     ]
 
 
@@ -136,7 +139,7 @@ def test_the_bar_shows_loss_speed_and_validation(capsys, tiny):
     ("event", "said"),
     [
         (events.Compiling(), "Compiling ..."),
-        (events.Resumed(3, ("One is damaged.",)), "One is damaged.\nGoing on from step 3."),
+        (events.Resumed(3, ("One is damaged.",)), "One is damaged.\nResuming from step 3."),
         (events.Step(1, 2.0), None),
         (events.Saved(1), None),
         (events.Validated(4, None, float("nan"), float("nan"), float("nan")), "the validation loss is nan"),

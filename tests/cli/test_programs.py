@@ -173,7 +173,7 @@ assert not slow, slow
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--remember", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompt", "-x"], "is not among"),
-        (["--prompt", "1", "--explain", "README.md"], "README.md is there already, and is no picture"),
+        (["--prompt", "1", "--explain", "README.md"], "README.md exists already, and is not a picture"),
         (["--prompt", "1", "--stop", ""], "stop must be a list of strings that are not empty"),
     ],
 )

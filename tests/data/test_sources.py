@@ -77,8 +77,8 @@ def test_a_folder_holds_files_of_all_kinds(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"prose", r'Line 3 of .* is no JSON; write {"text": "..."} on each line'),
-        (b"[" * 100_000, "Line 3 of .* is no JSON"),
+        (b"prose", r'Line 3 of .* is not JSON; write {"text": "..."} on each line'),
+        (b"[" * 100_000, "Line 3 of .* is not JSON"),
         (b'{"txt": "a"}', r'Line 3 of .* has no text "text"; say by data\.field where the text is'),
         (b'["text"]', 'Line 3 of .* has no text "text"'),
         (b'{"text": 3}', 'Line 3 of .* has no text "text"'),

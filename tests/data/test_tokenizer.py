@@ -86,9 +86,9 @@ def test_unknown_characters_are_replaced_and_counted():
     assert tokenizer.encode("adbdX").tolist() == [0, 3, 1, 3, 3]
     assert tokenizer.unknown("adbdX") == {"d": 2, "X": 1}
     assert tokenizers.replaced(tokenizer, {}) is None
-    assert tokenizers.replaced(tokenizer, {"X": 1}) == "1 character that the vocabulary has not ('X') is replaced by '\ufffd'."
+    assert tokenizers.replaced(tokenizer, {"X": 1}) == "1 character outside the vocabulary ('X') is replaced by '\ufffd'."
     said = tokenizers.replaced(tokenizer, tokenizer.unknown("xyzzyvw!?"))
-    assert said == "9 characters that the vocabulary has not ('y', 'z', '!', '?', 'v' and 2 more) are replaced by '\ufffd'."
+    assert said == "9 characters outside the vocabulary ('y', 'z', '!', '?', 'v' and 2 more) are replaced by '\ufffd'."
     copy = tokenizers.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert copy.encode("aX").tolist() == [0, 3]
     with pytest.raises(UserError, match="'X' is not among"):
@@ -142,7 +142,7 @@ def test_a_file_of_the_library_is_a_tokenizer(tmp_path):
 def test_a_file_that_is_no_tokenizer_is_told(tmp_path, content):
     if content is not None:
         (tmp_path / "own.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"^data\.tokenizer: .*own\.json is no tokenizer\.json that can be read") as told:
+    with pytest.raises(UserError, match=r"^data\.tokenizer: .*own\.json is not a readable tokenizer\.json") as told:
         tokenizers.build(str(tmp_path / "own.json"), "", [])
     assert "\n" not in str(told.value)
 

@@ -138,5 +138,5 @@ def test_an_interrupt_within_a_command_stops_it_and_nothing_more(engine, monkeyp
 
 def test_characters_that_are_replaced_are_reported_and_the_talk_goes_on(engine, talk):
     shown, conversation = _talk(engine.with_unknown("replace"), "1 `is`", "2 is")
-    assert "2 characters that the vocabulary has not ('`') are replaced by ' '.\n" in shown
+    assert "2 characters outside the vocabulary ('`') are replaced by ' '.\n" in shown
     assert conversation.turns == 2

@@ -32,6 +32,7 @@ def test_greedy_text_is_the_most_probable_continuation(engine):
     assert np.mean(logits.argmax(-1) == tokens[len(text) :]) > 0.95
 
 
+@pytest.mark.slow
 def test_an_engine_stays_the_same_when_x64_is_switched_on(engine):
     """JAX's mode widens what is made anew, and not what is loaded: an engine goes on in its own type."""
     text = "5 is 0 and 2, 9 is 1 and 1, " * 15

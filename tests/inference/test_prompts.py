@@ -31,13 +31,13 @@ def test_every_line_gets_what_it_gets_alone(engine, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("", "holds no prompts"),
-        ('{"prompt": "1"}\n{"prompt"', "Line 2 of .* is no JSON"),
+        ('{"prompt": "1"}\n{"prompt"', "Line 2 of .* is not JSON"),
         ('["1"]', 'Line 1 of .* has no "prompt"'),
         ('{"prompt": 1}', 'Line 1 of .* has no "prompt"'),
         ('{"prompt": ""}', "Line 1 of .*: The prompt is empty"),
         ('\n{"prompt": "@"}', "Line 2 of .*'@' is not among"),
-        ("[" * 100_000, "Line 1 of .* is no JSON"),
-        ('{"prompt": "1", "n": ' + "9" * 10_000 + "}", "Line 1 of .* is no JSON"),
+        ("[" * 100_000, "Line 1 of .* is not JSON"),
+        ('{"prompt": "1", "n": ' + "9" * 10_000 + "}", "Line 1 of .* is not JSON"),
         ('{"prompt": "1"}\n{"prompt": "1", "completion": "mine"}', 'Line 2 of .* has a "completion" of its own'),
     ],
 )

@@ -62,7 +62,7 @@ def exact(params, batch, config, key=KEY):
 # --- the estimate is the gradient ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", oracles.cases(CONFIGS, "everything, momentum carried, in chunks", "three steps"))
 def test_echo_is_the_gradient_of_the_masked_loss(config):
     """Every leaf, at the tolerance of the echo without masks; and the masked flow is retraced as well as the other."""
     params, batch = trained_looking(config.model), random_batch(config)
@@ -106,7 +106,7 @@ def test_one_sided_echo_is_close():
     assert whole_agreement(estimate, gradient).relative_error < 2e-2
 
 
-@pytest.mark.parametrize("config", RELAXED.values(), ids=RELAXED)
+@pytest.mark.parametrize("config", oracles.cases(RELAXED, "everything"))
 def test_equilibrium_is_the_implicit_gradient_of_the_masked_loss(config):
     """Every leaf, of all parts at once, one sequence at a time; leaves that are a millionth of the whole excepted."""
     params, batch = trained_looking(config.model), random_batch(config)
@@ -260,6 +260,7 @@ def test_each_applied_step_has_masks_of_its_own():
     assert abs(first - other_seed) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_masks(tiny, tmp_path):
     options = ("learning.dropout=0.2", "training.steps=6", "training.save_every=3", "sample.tokens=0")
     training.train(tiny("once", *options))

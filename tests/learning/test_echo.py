@@ -105,9 +105,11 @@ def test_estimate_is_the_gradient(config, length, seed):
 # The products differ only where they live, and blocks of 2 from blocks of 4 only in their planes.
 ALONE = {name: PARTS[name] for name in PARTS if name not in (*PRODUCTS, "blocks_of_4", "derived_blocks")}
 ALONE |= {"retrieval__products": {"retrieval__products": PRODUCTS}}
+# All but these are parts of `EVERYTHING`, too.
+QUICK = {"field", "master", "project", "hopfield", "yoshida4", "curvature"}
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", oracles.cases({name: name for name in ALONE}, *ALONE.keys() - QUICK))
 def test_estimate_is_the_gradient_of_every_part_alone(name):
     config = small_config(**ALONE[name])
     estimate, _, gradient, _ = estimate_and_oracle(trained_looking(config.model), random_batch(config), config)
@@ -172,7 +174,7 @@ WEIGHED = {
 }
 
 
-@pytest.mark.parametrize("changes", WEIGHED.values(), ids=WEIGHED)
+@pytest.mark.parametrize("changes", oracles.cases(WEIGHED, "three steps, constitutive"))
 def test_estimate_with_a_weight_on_the_action_is_the_gradient(changes):
     config = small_config({"action_weight": 0.5}, **changes)
     params, batch = trained_looking(config.model), random_batch(config)
@@ -218,7 +220,9 @@ def test_one_sided_echo_with_a_weight_on_the_action_is_reversible():
 # --- the nudge -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "low", "high"), [("one_sided", 1.7, 2.4), ("centred", 3.4, 4.7)])
+@pytest.mark.parametrize(
+    ("mode", "low", "high"), [pytest.param("one_sided", 1.7, 2.4, marks=pytest.mark.slow), ("centred", 3.4, 4.7)]
+)
 def test_order_of_the_nudge(mode, low, high, float64):
     """Half the nudge: half the error one-sided, a quarter centred. In float64, where rounding hides nothing; with carried
     momentum, where the rebuilt states err too."""
@@ -245,7 +249,7 @@ def test_one_sided_estimate_is_close(config):
 # --- precision and memory --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [PLAIN, *ALL.values()], ids=["plain", *ALL])
+@pytest.mark.parametrize("config", oracles.cases({"plain": PLAIN} | ALL, "rotor_curvature_carry"))
 def test_chunks_change_nothing(config):
     params, batch = trained_looking(config.model), random_batch(config)
     whole, info = oracles.estimate(params, batch, config=config)

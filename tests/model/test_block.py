@@ -72,6 +72,7 @@ def test_kick_adjoint(name):
     check_kick_adjoint((PARTS | EVERYTHING)[name])
 
 
+@pytest.mark.slow
 @settings(max_examples=3)
 @given(changes=model_changes(), length=st.integers(1, 7), seed=st.integers(0, 999))
 @example(changes={"geometry__rank": 0, "geometry__rotor_layers": 0, "convolution__taps": 8, "heads": 1}, length=5, seed=0)

@@ -68,6 +68,7 @@ def test_prepare_adjoint(name):
     check_prepare_adjoint((PARTS | EVERYTHING | RELAXED)[name])
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(changes=model_changes())
 @example(changes={"geometry__rank": 0, "geometry__rotor_layers": 0, "convolution__taps": 8, "heads": 1})

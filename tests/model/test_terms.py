@@ -62,5 +62,5 @@ def test_a_registered_term_is_decoded(float64):
 def test_a_name_is_taken_once():
     with pytest.raises(ValueError, match="There is a score term 'tensor' already"):
         SCORE_TERMS.register("tensor", PARITY)
-    with pytest.raises(UserError, match="'twist' is no score term"):
+    with pytest.raises(UserError, match="'twist' is not a known score term"):
         SCORE_TERMS["twist"]

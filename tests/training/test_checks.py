@@ -25,7 +25,7 @@ def test_the_bias_is_measured_when_it_is_due_and_complained_of_above_its_limit(t
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[0]["nudge_bias"] == pytest.approx(float(first), rel=1e-4)
     assert [event.nudge_bias for event in listener.of(events.Checked)] == [line["nudge_bias"] for line in lines]
-    assert "Step 1: twice the nudge changes the estimate by" in listener.said
+    assert "Step 1: doubling the nudge changes the estimate by" in listener.said
     assert "so it is biased; take a smaller nudge, learning.nudge_size=0.01." in listener.said
     assert [step for step, _ in scalars(tmp_path / "run")["soundness/nudge_bias"]] == [1, 2, 3]
     (left, *_) = plots.health(metrics.read(tmp_path / "run")).axes

@@ -48,7 +48,7 @@ def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tm
     for step in (4, 6, 8):
         assert f"The checkpoint of step {step} could not be saved (" in told
     assert "step 9 could" not in told
-    assert "there is no other yet. Training goes on." in told
+    assert "there is no other yet. Training continues." in told
     assert_same_run(tmp_path / "run", finished_run)
     with checkpoint.open_run(tmp_path / "run") as checkpoints:
         assert checkpoints.steps == [9, 12]
@@ -96,7 +96,7 @@ def test_a_full_or_read_only_disk_loses_the_saves_of_its_time_only(tiny, tmp_pat
     training.train(tiny("run", "sample.tokens=0"), listener)
     told = listener.said
     assert "The checkpoint of step 6 could not be saved ([Errno" in told
-    assert "the newest whole one is that of step 4. Training goes on." in told
+    assert "the newest whole one is that of step 4. Training continues." in told
     with checkpoint.open_run(tmp_path / "run") as checkpoints:
         assert checkpoints.latest == 12
     assert not [path for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir() if path.name.startswith(".")]
@@ -110,7 +110,7 @@ def test_a_last_save_that_fails_ends_the_run_in_a_sentence_and_resuming_makes_up
 
     with monkeypatch.context() as patch:
         at_save({12: lambda: patch.setattr(manifest, "commit", fail)})
-        with pytest.raises(UserError, match=r"step 12 could not be saved .* is that of step 9\. Mend it, and .*--resume"):
+        with pytest.raises(UserError, match=r"step 12 could not be saved .* is that of step 9\. Fix this, and .*--resume"):
             training.train(tiny("run"))
     training.train(training.resume_config(tmp_path / "run"), resume=True)
     assert_same_run(tmp_path / "run", finished_run)

@@ -69,7 +69,7 @@ def kill_again_and_again(run: Path, compiled: Path, kills: int, chance: random.R
         process = Training(["--resume", run], log, compiled)
         moment = kill_within_a_save(run, process, chance)
         hits += [] if moment is None else [moment]
-        assert f"Going on from step {expected}.\n" in process.said, "it began at the last step that was committed"
+        assert f"Resuming from step {expected}.\n" in process.said, "it began at the last step that was committed"
         assert not re.search("Traceback|damaged", process.said), process.said
         steps = committed(run)
         assert steps[-1] >= expected
@@ -79,7 +79,7 @@ def kill_again_and_again(run: Path, compiled: Path, kills: int, chance: random.R
     assert expected < STEPS - 2
     end = Training(["--resume", run], log, compiled)
     assert end.wait() == 0, end.said
-    assert f"Going on from step {expected}.\n" in end.said
+    assert f"Resuming from step {expected}.\n" in end.said
     return hits
 
 

@@ -1,4 +1,4 @@
-"""Runs on a text that is mapped from the cache, and texts with characters that the vocabulary has not."""
+"""Runs on a text that is mapped from the cache, and texts with characters outside the vocabulary."""
 
 import io
 
@@ -48,7 +48,7 @@ def test_preparing_makes_the_tokens_that_a_run_finds(tiny, tmp_path, cached, cap
 def test_a_short_text_needs_no_preparing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LIOR_CACHE", str(tmp_path / "cache"))
     program.prepare(tiny("run"))
-    assert "every run reads them anew in a moment" in capsys.readouterr().out
+    assert "every run tokenises it again in a moment" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 
 
@@ -87,11 +87,11 @@ def test_characters_of_the_validation_part_alone_are_replaced_counted_and_report
     text = (tmp_path / "corpus.txt").read_text()
     (tmp_path / "corpus.txt").write_text(text[:-40] + "```" + text[-37:])
     training.train(config, listener, stop_after=1)
-    assert "3 characters that the vocabulary has not ('`') are replaced by '\ufffd'." in listener.said
+    assert "3 characters outside the vocabulary ('`') are replaced by '\ufffd'." in listener.said
     engine = Engine.from_checkpoint(tmp_path / "run")
     assert "`" not in engine.tokenizer.alphabet
     assert engine.score("1 is `").nats_per_token == engine.score("1 is \ufffd").nats_per_token
-    assert engine.replaced("1 is `") == "1 character that the vocabulary has not ('`') is replaced by '\ufffd'."
+    assert engine.replaced("1 is `") == "1 character outside the vocabulary ('`') is replaced by '\ufffd'."
 
 
 def test_one_unknown_character_refuses_a_text_unless_it_is_replaced(finished_run):
@@ -102,6 +102,6 @@ def test_one_unknown_character_refuses_a_text_unless_it_is_replaced(finished_run
             use(text)
     lenient = engine.with_unknown("replace")
     assert lenient.score(text) == engine.score(text.replace("`", " "))
-    assert lenient.replaced(text).startswith("30 characters that the vocabulary has not ('`') are replaced by ' '")
+    assert lenient.replaced(text).startswith("30 characters outside the vocabulary ('`') are replaced by ' '")
     assert lenient.generate("1 `", max_tokens=5) == engine.generate("1  ", max_tokens=5)
     assert lenient.remember(text).memory.bank.present == engine.remember(text.replace("`", " ")).memory.bank.present

@@ -149,6 +149,7 @@ def test_a_short_run_beats_unigrams_and_bigrams(tmp_path):
     assert reached < bigram < unigram
 
 
+@pytest.mark.slow
 def test_equilibrium_beats_bigrams_and_its_checkpoint_relaxes(tiny, tmp_path):
     """On a tiny corpus, with every step settled; and what is loaded from the folder scores what training measured."""
     config = tiny(
@@ -227,7 +228,7 @@ def test_a_finished_or_foreign_folder_is_not_overwritten(finished_run, tiny, tmp
         training.train(config)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"letters holds a\.txt, which no run has left there"):
+    with pytest.raises(UserError, match=r"letters contains a\.txt, not written by a run"):
         training.train(tiny("letters"))
     assert (finished_run / "metrics.jsonl").read_bytes() == before
     assert (tmp_path / "letters" / "a.txt").read_text() == "mine"

@@ -65,7 +65,7 @@ def test_a_run_says_where_its_first_weights_are_from_and_goes_on_without_them(el
     assert first["loss"] == pytest.approx(float(model.loss(engine.params, tokens, targets, engine.config)), rel=1e-5)
     assert first["learning_rate"] == 0  # the schedule begins with its warm-up
     said = f"{source}, step {origin.read(source).step}"
-    assert f"Beginning with the weights and the tokenizer of {said}; the optimiser begins anew." in listener.said
+    assert f"Starting from the weights and the tokenizer of {said}, with a new optimiser state." in listener.said
     recorded = training.resume_config(run)
     assert (recorded.run.init_from, recorded.data.tokenizer) == (str(source), "char")
     shutil.rmtree(source)
@@ -85,7 +85,7 @@ def origin_step(said):
     [
         (["model.width=32"], r"run\.init_from: .* has another model \(model\.width is 16 there and 32 here\); give the model"),
         (["model.width=32", "model.heads=4"], r"model\.width is 16 there and 32 here; model\.heads is 2 there and 4 here"),
-        (["learning.rule=equilibrium"], "learning.rule: equilibrium is of dissipative dynamics, which it has not"),
+        (["learning.rule=equilibrium"], "learning.rule: equilibrium needs dissipative dynamics, unlike the model"),
         (["model.vocab_size=3"], r"model\.vocab_size is \d+ there and 3 here"),
         (["run.init_from=nowhere"], "There is no run at nowhere"),
     ],
@@ -121,4 +121,4 @@ def test_without_a_configuration_the_run_s_own_serves_in_another_folder(finished
     monkeypatch.setattr(sys, "argv", ["train.py", "--init-from", str(finished_run), "--resume", str(finished_run)])
     with pytest.raises(SystemExit):
         program.main()
-    assert "--init-from begins a new run, and --resume goes on with one" in capsys.readouterr().err
+    assert "--init-from starts a new run, and --resume continues one" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_the_command_that_uses_it_is_printed(tiny, tmp_path, monkeypatch, capsys
     (tmp_path / "run-rate.png").write_bytes(b"mine")
     with pytest.raises(SystemExit):
         program.main()
-    assert "is no picture that this program drew" in capsys.readouterr().err
+    assert "is not a picture drawn by this program" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*words, "--find-rate", "--stop-after", "3"])
     with pytest.raises(SystemExit):
         program.main()

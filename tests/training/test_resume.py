@@ -41,6 +41,7 @@ def record(run):
     return yaml.safe_load((run / run_folder.RECORD).read_text())
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_step_are_changed_without_force_and_stay_changed(tiny, tmp_path):
     training.train(tiny("run"), stop_after=3)
     run = tmp_path / "run"
@@ -113,7 +114,7 @@ def test_nothing_of_a_finished_run_is_written_again(copy):
         **{name: json.loads((copy / "summary.json").read_text())[name] for name in summary._fields},
         "directory": None,
     }
-    assert "is finished, at step 12; nothing was changed. Train it further with --set training.steps=N." in listener.said
+    assert "is finished at step 12; nothing was changed. To train further, use --set training.steps=N." in listener.said
     # Without its summary there is something to do.
     (copy / "summary.json").unlink()
     assert training.train(training.resume_config(copy), resume=True).nats_per_character == summary.nats_per_character
@@ -142,7 +143,7 @@ def test_a_changed_run_is_stopped_with_its_keys_and_goes_on_by_force(tiny, tmp_p
 
 
 def test_not_even_force_changes_the_shapes(copy):
-    with pytest.raises(UserError, match=r"Not even --force .*model\.width: 16 → 32.*start a new run"):
+    with pytest.raises(UserError, match=r"Even with --force .*model\.width: 16 → 32.*start a new run"):
         training.train(training.resume_config(copy, ["model.width=32"]), resume=True, force=True)
     assert record(copy)["model"]["width"] == 16
 
@@ -241,7 +242,7 @@ def test_nothing_that_is_worth_keeping_is_in_a_vacant_folder(tiny, tmp_path, kep
     file.write_text("mine: {}")
     if kept != "metrics.jsonl":
         (tmp_path / "run" / lock.FILE).touch()
-    said = "already holds a run" if "checkpoints" in kept else f"run holds {kept}, which no run has left there"
+    said = "already holds a run" if "checkpoints" in kept else f"run contains {kept}, not written by a run"
     with pytest.raises(UserError, match=re.escape(said)):
         training.train(tiny("run"))
     assert file.read_text() == "mine: {}"

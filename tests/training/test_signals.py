@@ -87,7 +87,7 @@ def test_a_signal_saves_and_leaves_within_ten_seconds(tmp_path, number, status):
     os.kill(process.pid, number)
     assert process.wait() == status
     assert time.monotonic() < begin + 10
-    assert f"Saved; go on with --resume {tmp_path}/run." in process.said
+    assert f"Saved; continue with --resume {tmp_path}/run." in process.said
     assert "Traceback" not in process.said
     step, _ = saved_leaves(tmp_path / "run")
     assert 10 <= step <= figures(tmp_path / "run")[-1]["step"] + 10
@@ -120,13 +120,13 @@ def hang_with_little_patience():
 def test_a_second_signal_leaves_at_once(tmp_path):
     process = start(tmp_path, hang)
     os.kill(process.pid, signal.SIGTERM)
-    wait_for(process, lambda: "once more to leave at once" in process.said)
+    wait_for(process, lambda: "once more to exit at once" in process.said)
     time.sleep(0.5)
     begin = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 143
     assert time.monotonic() < begin + 1
-    assert "Left at once." in process.said
+    assert "Exiting at once." in process.said
 
 
 def test_a_save_that_takes_too_long_is_left(tmp_path):
@@ -136,7 +136,7 @@ def test_a_save_that_takes_too_long_is_left(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 143
     assert 1 <= time.monotonic() - begin < 3
-    assert re.search("left without saving", process.said)
+    assert re.search("exiting without it", process.said)
 
 
 def test_outside_of_the_watch_signals_are_as_they_were():

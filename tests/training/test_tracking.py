@@ -107,7 +107,7 @@ def test_a_whole_run_is_tracked_as_it_is_written_down_and_goes_on_when_the_track
     assert max(calls) == 5  # and no more
     (failed,) = listener.of(events.SubscriberFailed)
     assert (failed.subscriber, failed.problem) == ("mine", "no network")
-    assert "mine failed (no network); training goes on." in listener.said
+    assert "mine failed (no network); training continues." in listener.said
 
 
 def test_what_cannot_be_started_is_refused_before_training(tiny, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_what_cannot_be_started_is_refused_before_training(tiny, tmp_path, monke
     monkeypatch.setitem(sys.modules, "aim", SimpleNamespace(Run=lambda experiment: 1 / 0))
     with pytest.raises(UserError, match=r"aim cannot be started \(division by zero\)"):
         training.train(tiny("run", "training.track=aim"))
-    with pytest.raises(UserError, match="'comet' is no tracker; there are wandb, mlflow, aim"):
+    with pytest.raises(UserError, match="'comet' is not a known tracker; choose one of wandb, mlflow, aim"):
         tiny("run", "training.track=comet")
 
 

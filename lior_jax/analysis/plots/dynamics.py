@@ -20,7 +20,7 @@ def phase_portrait(
 
     Args:
         paths: by name, `s` and `p` `[T + 1]`; a dot marks where each begins.
-        energy: grid `[x]` of states, grid `[y]` of momenta, and `H` `[y, x]`, drawn as level lines.
+        energy: grid `[x]` of states, grid `[y]` of momenta, and `H` `[y, x]`, drawn as contours.
     """
     with sheet(width=6.4, height=4.4, title=title) as (figure, ((axes,),)):
         if energy is not None:
@@ -35,7 +35,7 @@ def phase_portrait(
 
 
 def gradient_error(nudges: np.ndarray, errors: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Error of the echo's gradient against the size of the nudge, both logarithmic, beside the slopes 1 and 2."""
+    """Error of the echo's gradient against the size of the nudge, on logarithmic axes, with slopes 1 and 2 for reference."""
     nudges = np.asarray(nudges)
     with sheet(title=title, width=6.4, height=4) as (figure, ((axes,),)):
         for (name, error), colour in zip(errors.items(), SEVERAL, strict=False):
@@ -53,7 +53,7 @@ def gradient_error(nudges: np.ndarray, errors: Mapping[str, np.ndarray], title: 
 
 
 def conserved(time: np.ndarray, panels: Mapping[str, Mapping[str, np.ndarray]], title: str = "") -> Figure:
-    """Quantities that should stand still, relative to where they start, one panel each.
+    """Quantities that should be conserved, relative to their initial values, one panel each.
 
     Args:
         time: `[T]`.
@@ -73,7 +73,7 @@ def conserved(time: np.ndarray, panels: Mapping[str, Mapping[str, np.ndarray]], 
 
 
 def energies(energy: np.ndarray, title: str = "") -> Figure:
-    """Energy along the flow of each block: the mean over positions, and the band that holds half of them.
+    """Energy along the flow of each block: the mean over positions, and the interquartile band.
 
     Args:
         energy: `[N, T + 1, P]`, of `P` positions.
@@ -99,7 +99,7 @@ def energies(energy: np.ndarray, title: str = "") -> Figure:
 
 
 def field_maps(maps: Mapping[str, np.ndarray], label: str, title: str = "", cmap: str = "viridis") -> Figure:
-    """Maps `[Nx, Ny]` of a field on its grid, side by side, in the same colours."""
+    """Maps `[Nx, Ny]` of a field on its grid, side by side, with a common colour scale."""
     highest = max(float(np.max(image)) for image in maps.values())
     lowest = min(0.0, *(float(np.min(image)) for image in maps.values()))
     with sheet(1, len(maps), 2.9 * len(maps) + 0.6, 3.2, title) as (figure, (axes,)):

@@ -17,15 +17,15 @@ def retrieval_map(
     names: tuple[str, str] = ("generated token", "past token"),
     memory_share: np.ndarray | None = None,
 ) -> Figure:
-    """What each token drew on. The figure grows with the tokens, to be scrolled: their names stay legible up to about 250.
+    """The sources of each token. The figure's height grows with the tokens, whose names stay legible up to about 250.
 
     Args:
-        weights: `[T, S]`, share of each past token in each row's retrieval.
+        weights: `[T, S]`, weight of each past token in each row's retrieval.
         rows: the `T` generated tokens.
         columns: the `S` past tokens.
         title: stands above the axes.
-        names: of what the rows and the columns are.
-        memory_share: `[T]`, how much of each row's probability a memory gives; drawn as bars beside the rows.
+        names: axis labels of rows and columns.
+        memory_share: `[T]`, a memory's share of each row's probability; drawn as bars next to the rows.
     """
     weights = np.asarray(weights)
     width, height = (float(np.clip(0.15 * count + 2, 4, 40)) for count in reversed(weights.shape))
@@ -51,7 +51,7 @@ def cost_maps(
     title: str = "",
     limits: tuple[float | None, float | None] = (None, None),
 ) -> Figure:
-    """Heat maps of a sentence with itself, side by side; what lies above the diagonal, in the future, is left blank.
+    """Heat maps of a sentence with itself, side by side; the future, above the diagonal, is blank.
 
     Args:
         maps: by name, `[L, L]` of queries (rows) and keys (columns).
@@ -105,7 +105,7 @@ def metric_ellipses(metrics: np.ndarray, title: str = "") -> Figure:
 
 
 def frame_of_keys(covariance: np.ndarray, axes: np.ndarray, title: str = "") -> Figure:
-    """What a head's frame does: correlations of its keys in the chart's coordinates, the frame, and their correlations in it.
+    """A head's frame: correlations of its keys in the chart's coordinates, the frame, and the correlations in the frame.
 
     Args:
         covariance: `[n, n]`, `E[zzᵀ]` of the head's keys in the chart's coordinates.
@@ -134,7 +134,7 @@ def _correlation(covariance: np.ndarray) -> np.ndarray:
 
 
 def pair_maps(maps: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "") -> Figure:
-    """Something of every pair of tokens, side by side, around zero; white where nothing is known.
+    """Maps of a quantity of token pairs, side by side, centred on zero; white for missing values.
 
     Args:
         maps: by name, `[A, A]` of query tokens (rows) and key tokens.
@@ -174,12 +174,12 @@ def lag_priors(log_priors: np.ndarray, title: str = "", names: list[str] | None 
 
 
 def by_token(values: dict[str, np.ndarray], tokens: list[str], label: str, title: str = "", axis: str = "token") -> Figure:
-    """Something of every token of a sentence, or of other things in a row.
+    """Quantities of every token of a sentence, or of other items in a row.
 
     Args:
         values: by name, `[L]`.
         tokens: the `L` tokens.
-        label: of what is drawn.
+        label: of the quantity.
         axis: what the tokens are.
     """
     with sheet(width=8, height=3.2, title=title) as (figure, ((axes,),)):

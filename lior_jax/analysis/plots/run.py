@@ -61,8 +61,7 @@ def learning_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, 
 
 
 def health(metrics: Lines, title: str = "", residual: str = "residual") -> Figure:
-    """Residual of the learning rule with the bias of its nudge, strength of its nudges, and norm of its estimate, against the
-    step.
+    """Residual of the learning rule and its nudge bias, strength of its nudges, and norm of its estimate, against the step.
 
     Args:
         metrics: lines of the run's metrics.
@@ -108,7 +107,7 @@ def action_over_training(metrics: Lines, title: str = "") -> Figure:
 
 
 def action_by_depth(action: np.ndarray, title: str = "") -> Figure:
-    """LIoR action of the flow along the depth.
+    """LIoR action of the flow by depth.
 
     Args:
         action: `[N, H]`, of each block and head.
@@ -129,7 +128,7 @@ def spectra(values: Mapping[str, Sequence[np.ndarray]], title: str = "") -> Figu
     """Singular values of matrices, relative to the largest.
 
     Args:
-        values: by name, one falling series for each block; one panel a name.
+        values: by name, one decreasing series per block; one panel per name.
     """
     columns = min(3, len(values))
     rows = -(-len(values) // columns)

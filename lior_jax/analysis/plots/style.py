@@ -1,4 +1,4 @@
-"""What all figures share: colours, fonts, and how axes are laid out."""
+"""Shared style of figures: colours, fonts, and layout of axes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, PALE, ACCENT = "#1b3a5c", "#b7c7d9", "#d1495b"
 SEVERAL = (INK, ACCENT, "#e0a030", "#2a9d8f", "#8d6a9f", "#7a8b99", "#5a7d2a", "#a0522d")
-"""One colour each for up to eight things side by side."""
+"""Colours of up to eight categories."""
 LINES = ("-", "--", ":", "-.")
-"""One style each for lines that may lie on each other."""
+"""Styles of lines that may overlap."""
 _LEAST_FONT = 5.5
-"""Size in points of the smallest letters; 9 pixels."""
+"""Smallest font size in points; 9 pixels."""
 HEAT, DIVERGING = "magma_r", "RdBu_r"
 
 
@@ -57,8 +57,8 @@ def heat(axes: Axes, image: np.ndarray, label: str, cmap: str = HEAT, **options)
 
 
 def name_tokens(axes: Axes, rows: list[str], columns: list[str]) -> None:
-    """Tokens beside the rows and under the columns of a heat map, white space made visible; where there are more than can be
-    read, every second one, or fewer."""
+    """Tokens as labels of the rows and columns of a heat map, with visible whitespace; if there are too many to read, every
+    second one, or fewer."""
     figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None
     assert place is not None
@@ -77,5 +77,5 @@ def name_tokens(axes: Axes, rows: list[str], columns: list[str]) -> None:
 
 
 def visible(token: str) -> str:
-    """A token as a label: white space as a mark, and `$`, which would start mathematics, escaped."""
+    """A token as a label: whitespace as a mark, and `$`, which would start mathematics, escaped."""
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")

@@ -1,10 +1,10 @@
-"""Potentials `V(s)` of a block: values that flows and relaxations are given.
+"""Potentials `V(s)` of a block, passed as values to flows and relaxations.
 
-`gated` and `hopfield` are two; another is one more record (`registry.POTENTIALS.register`). Each is
+`gated` and `hopfield` are built in; others are added as records (`registry.POTENTIALS.register`). Both have the form
 
     V(s) = ½ κ ‖s‖² + U(ŝ),   ŝ = s / sqrt(mean(s²) + softness),
 
-for which `direction` has what both share, but nothing else relies on that form. Source: docs/design.md section 2.6.
+whose shared part is in `direction`; nothing else depends on it. Source: docs/design.md section 2.6.
 """
 
 from collections.abc import Callable

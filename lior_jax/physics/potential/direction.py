@@ -1,6 +1,6 @@
-"""What potentials `V(s) = ½ κ ‖s‖² + U(ŝ)` share: the way from a function of the direction `ŝ` to one of the state.
+"""The shared part of potentials `V(s) = ½ κ ‖s‖² + U(ŝ)`: from a function of the direction `ŝ` to a function of the state.
 
-A potential that sees the state itself, not its direction, explodes within a few hundred steps of training.
+A potential of the state itself, instead of its direction, diverges within a few hundred steps of training.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,5 @@
-"""Gated units: `V(s) = ½ κ ‖s‖² − Σ_m gelu(w_m·ŝ + b_m) (u_m·ŝ)`. Source: docs/design.md section 2.6."""
+"""Gated units: `V(s) = ½ κ ‖s‖² − Σ_m gelu(w_m·ŝ + b_m) (u_m·ŝ)`. The units are those of GEGLU (Shazeer 2020), summed to an
+energy. Source: docs/design.md section 2.6."""
 
 from typing import NamedTuple
 

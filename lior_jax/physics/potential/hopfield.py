@@ -1,7 +1,7 @@
-"""Modern Hopfield energy: `V(s) = ½ κ ‖s‖² − (1/β) log Σ_m exp(β w_m·ŝ)`, whose force draws the direction to the patterns that
-it resembles. Source: Ramsauer et al. (2020), "Hopfield Networks is All You Need"; docs/design.md section 2.6.
+"""Modern Hopfield energy: `V(s) = ½ κ ‖s‖² − (1/β) log Σ_m exp(β w_m·ŝ)`, whose force pulls the direction to similar
+patterns (Ramsauer et al. 2021). Source: docs/design.md section 2.6.
 
-With a mask each pattern's term in the sum is multiplied by its element of it; where all are masked there is no sum.
+A mask multiplies each pattern's term in the sum by its element; where all terms are masked the sum is left out.
 """
 
 from typing import NamedTuple

@@ -55,7 +55,40 @@ RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibri
 KERNELS = "kernels/test_retrieval.py -k plain_form"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
+DEVICES, ACCUMULATION, HLO = "parallel/test_devices.py", "learning/test_accumulation.py", "parallel/test_hlo.py"
+
 MUTATIONS = [
+    # --- devices -----------------------------------------------------------------------------------------------------
+    Mutation("parallel/shardings.py", "axes[max(free, key=", "axes[min(free, key=", DEVICES),
+    Mutation("parallel/shardings.py", "range(int(stacked), len(shape))", "range(len(shape))", DEVICES),
+    Mutation("parallel/devices.py", "data = max(count for count", "data = min(count for count", DEVICES),
+    Mutation(
+        "parallel/pieces.py",
+        "return x.reshape(count, x.shape[0] // count, *rest)",
+        "return x.reshape(-1, count, *rest)",
+        DEVICES,
+    ),
+    Mutation("learning/chunks.py", "own // count <= chunk", "own // count < chunk", DEVICES),
+    Mutation(
+        "parallel/hlo.py",
+        '"all-reduce": lambda size, n: 2 * (n - 1) / n * size',
+        '"all-reduce": lambda size, n: (n - 1) / n * size',
+        HLO,
+    ),
+    Mutation("parallel/hlo.py", "count * (int(trips[1]) if trips else 1)", "count", HLO),
+    # --- micro-batches -----------------------------------------------------------------------------------------------
+    Mutation("learning/accumulation.py", "lambda x: x / pieces, total", "lambda x: x, total", f"{ACCUMULATION} -k add_up"),
+    Mutation(
+        "learning/accumulation.py", "nudge=pieces * mean(infos.nudge)", "nudge=mean(infos.nudge)", f"{ACCUMULATION} -k add_up"
+    ),
+    Mutation("learning/accumulation.py", "own.T if own is not None else", "", f"{ACCUMULATION} -k add_up"),
+    Mutation(
+        "learning/accumulation.py",
+        "residual=largest(infos.residual)",
+        "residual=mean(infos.residual)",
+        f"{ACCUMULATION} -k worst",
+    ),
+    Mutation("learning/accumulation.py", "jax.random.fold_in(key, place)", "key", f"{ACCUMULATION} -k anew"),
     # --- kernels -----------------------------------------------------------------------------------------------------
     Mutation("kernels/tiles.py", "jnp.where(lag >= 0, score, HIDDEN)", "jnp.where(lag > 0, score, HIDDEN)", KERNELS),
     Mutation("kernels/tiles.py", "- 2.0 * product", "- product", KERNELS),

@@ -37,6 +37,14 @@ def start() -> None:
         raise UserError(f"JAX cannot start ({reason}): {mend}.") from None
 
 
+def pretend(devices: int) -> None:
+    """Have JAX start, on this machine's processor, with so many devices that are not there: programs can be compiled for them,
+    and with little effort, since none is to run."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), flags]))
+
+
 def _check_flags() -> None:
     """XLA aborts the process at an unknown flag, so the flags are first parsed in a subprocess."""
     flags = os.environ.get("XLA_FLAGS")

@@ -13,7 +13,7 @@ def sentence(event: events.Event) -> str | None:
             training, title = config.training, RULES[config.learning.rule].title
             batch = f"{training.steps:,} steps of {training.batch_size} x {config.model.context} tokens"
             return f"{directory.name}: {parameters:,} parameters, learning by {title}, {batch}."
-        case events.Replaced(said):
+        case events.Replaced(said) | events.Spread(said):
             return said
         case events.Initialised(source, step):
             which = "" if step is None else f", step {step:,}"

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from lior_jax.cli import arguments as reading
 from lior_jax.cli import backend, calling, output, pages
 
+MOST_DEVICES = 4096
+"""Devices that this machine can pretend to have."""
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the program with the given words, by default those of the command line."""
@@ -48,6 +51,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="report size, memory and tokens per epoch, without training or writing anything"
     )
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="with --dry-run: compile a step for that many devices, which need not be there, and report what each would hold, "
+        "compute and send",
+    )
+    parser.add_argument(
+        "--peak", metavar="FLOP/S", type=float, help="with --devices: floating-point operations a second of each"
+    )
+    parser.add_argument("--bandwidth", metavar="BYTES/S", type=float, help="with --devices: bytes a second that each can send")
     parser.add_argument(
         "--find-rate",
         metavar="STEPS",
@@ -90,7 +104,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--prepare goes with --config, --init-from and --set alone")
     if arguments.force and not arguments.resume:
         parser.error("--force goes with --resume")
-    for option, least in (("stop_after", 1), ("profile", 1), ("find_rate", 20)):
+    if arguments.devices is not None and not (arguments.dry_run and not arguments.resume):
+        parser.error("--devices goes with --dry-run and --config")
+    if (arguments.peak is not None or arguments.bandwidth is not None) and arguments.devices is None:
+        parser.error("--peak and --bandwidth go with --devices")
+    for option in ("peak", "bandwidth"):
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{option} is {value:g}, but must be a number above 0")
+    if arguments.devices is not None and arguments.devices > MOST_DEVICES:
+        parser.error(f"--devices is {arguments.devices}, but must be {MOST_DEVICES:,} or fewer")
+    for option, least in (("stop_after", 1), ("profile", 1), ("find_rate", 20), ("devices", 1)):
         value = getattr(arguments, option)
         if value is not None and value < least:
             parser.error(f"--{option.replace('_', '-')} is {value}, but must be {least} or more")
@@ -119,6 +143,8 @@ def _run(arguments: argparse.Namespace) -> None:
     config = configuration.load(arguments.config, arguments.set) if arguments.config else None
 
     # JAX starts only now, so that a mistake in the configuration is reported immediately.
+    if arguments.devices:
+        backend.pretend(arguments.devices)
     backend.start()
     from lior_jax import training
     from lior_jax.cli import progress
@@ -134,6 +160,10 @@ def _run(arguments: argparse.Namespace) -> None:
         config = configuration.replace(config, "run", directory=resumes_from)
     if arguments.prepare:
         prepare(config)
+    elif arguments.devices:
+        from lior_jax.training import plan
+
+        print(plan.report(config, arguments.peak or plan.PEAK, arguments.bandwidth or plan.BANDWIDTH), flush=True)
     elif arguments.dry_run:
         with progress.reading() as reading:
             print(dry_run.report(config, reading), flush=True)

@@ -1,5 +1,6 @@
 """Learning without back-propagation: contrastive gradient estimates, and the optimiser that applies them."""
 
+from lior_jax.learning.accumulation import accumulated
 from lior_jax.learning.info import Info
 from lior_jax.learning.optimizer import make_optimizer
 from lior_jax.learning.rule import estimate
@@ -7,6 +8,7 @@ from lior_jax.learning.systems import echo_gradient, energy_landscape, equilibri
 
 __all__ = [
     "Info",
+    "accumulated",
     "echo_gradient",
     "energy_landscape",
     "equilibrium_gradient",

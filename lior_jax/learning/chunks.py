@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lior_jax import parallel
+
 
 def in_chunks(run: Callable[..., tuple[Any, Any, Any]], chunk: int | None, *states: Any) -> tuple[Any, Any, Any]:
-    """`run(*states)` for `chunk` sequences at a time, or for all at once.
+    """`run(*states)` for at most `chunk` sequences of each device at a time, or for all at once.
 
     Args:
         run: gives what it made of the states, `[B, …]`; a gradient, which adds up over sequences; and health.
@@ -26,7 +28,13 @@ def in_chunks(run: Callable[..., tuple[Any, Any, Any]], chunk: int | None, *stat
         start, local, health = run(*piece)
         return jax.tree.map(jnp.add, gradient, local), (start, health)
 
-    pieces = jax.tree.map(lambda x: x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]), states)
+    pieces = parallel.in_pieces(states, _count(jax.tree.leaves(states)[0].shape[0], chunk))
     shapes = jax.eval_shape(run, *jax.tree.map(lambda x: x[0], pieces))[1]
     gradient, (start, health) = lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), start), gradient, health
+    return parallel.joined(start), gradient, health
+
+
+def _count(sequences: int, chunk: int) -> int:
+    """The fewest pieces with the same number of sequences, at most `chunk`, of each device."""
+    own = sequences // parallel.shares()
+    return next(count for count in range(1, own + 1) if own % count == 0 and own // count <= chunk)

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from lior_jax import parallel
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
-from lior_jax.learning.info import Info
+from lior_jax.learning.info import Info, Observed
 from lior_jax.model import block, dropout, network
 from lior_jax.model.dropout import BlockMasks
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
@@ -73,6 +74,7 @@ def estimate(
 
     def back(end: PhasePoint, scanned):
         operators, stored, keys = scanned
+        operators, end = parallel.gathered(operators), parallel.by_sequence(end)
         if stored.s_in is not None:
             end = end._replace(p=stored.p_out, c_p=jnp.zeros_like(end.p))
         run = partial(echo_block, operators, c_action=c_action, model=model, learning=learning)
@@ -99,6 +101,7 @@ def estimate(
         gradient_norm=optax.tree.norm(gradient),
         action=jnp.sum(observed.action, -1),
         carried=carry(params, observed.action, observed.moment, model),
+        observed=Observed(observed.action, observed.moment),
     )
     return gradient, info
 
@@ -196,6 +199,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
 
     def step(state, scanned):
         operators, keys = scanned
+        operators, state = parallel.gathered(operators), parallel.by_sequence(state)
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         after, observed, stored = apply_and_keep(operators, state[0], state[1], masks, model, learning)
         return after, (stored, observed)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from lior_jax import parallel
 from lior_jax.learning import nudge
 from lior_jax.learning.chunks import in_chunks
-from lior_jax.learning.info import Info
+from lior_jax.learning.info import Info, Observed
 from lior_jax.model import block, dropout, network
 from lior_jax.model.operators import Operators, carry, prepare, prepare_adjoint
 from lior_jax.model.parameters import Block, Params
@@ -77,6 +78,7 @@ def estimate(
 
     def nudge_block(end: End, scanned):
         operators, stored, keys = scanned
+        operators, end = parallel.gathered(operators), parallel.by_sequence(end)
         c_s, gradient, health = in_chunks(partial(run, operators), learning.chunk, end, stored, keys, sides)
         return End(stored.s_in, c_s, None), (gradient, Health(jnp.max(health.residual), jnp.mean(health.nudge)))
 
@@ -110,6 +112,7 @@ def estimate(
         gradient_norm=optax.tree.norm(gradient),
         action=jnp.sum(observed.action, -1),
         carried=params.carried if learning.pull == "off" else carry(params, observed.action, observed.moment, model),
+        observed=None if learning.pull == "off" else Observed(observed.action, observed.moment),
     )
     return gradient, info
 
@@ -184,6 +187,7 @@ def _free_phase(operators: Operators, s: Array, keys: Array | None, model: Model
 
     def step(s, scanned):
         operators, keys = scanned
+        operators, s = parallel.gathered(operators), parallel.by_sequence(s)
         masks = dropout.block_masks(keys, s.shape[1], learning.dropout, model)
         kicked, moment = block.kick(operators, s, model, masks)
         relaxed, _, moved = block.move(operators, s, jnp.zeros_like(s), kicked, model, masks)

@@ -7,6 +7,17 @@ from jax import Array
 from lior_jax.model.parameters import Carried
 
 
+class Observed(NamedTuple):
+    """What the free phase shows of a batch, and `Info.carried` follows from; means over sequences.
+
+    `action` `[N, H]`, mean LIoR action of each block's flow; `moment` `[N, H, n, n]`, `E[xxᵀ]` of its keys in whitened
+    coordinates, where the frame is derived from it.
+    """
+
+    action: Array
+    moment: Array | None
+
+
 class Info(NamedTuple):
     """Diagnostics of one estimate."""
 
@@ -26,3 +37,5 @@ class Info(NamedTuple):
     """`[N]`, mean LIoR action of each block: metric length of a chart point's path, summed over heads."""
     carried: Carried
     """Running statistics for the next step."""
+    observed: Observed | None = None
+    """What `carried` was computed from; None if from nothing, or from nothing that micro-batches could be averaged over."""

@@ -48,20 +48,26 @@ NO_KEYS = Keys()
 
 
 def keys(rate: float, key: Array | None, blocks: int, sequences: int) -> Keys:
-    """Keys of all masks of a step, from one key; None for a rate of zero.
+    """Keys of all masks of a step, from one key or from those of `split`; None for a rate of zero.
 
     Raises:
         UserError: dropout is on, but no key is given.
     """
+    below = split(rate, key, blocks, sequences)
+    return NO_KEYS if below is None else Keys(below[0], below[1:])
+
+
+def split(rate: float, key: Array | None, blocks: int, sequences: int) -> Array | None:
+    """A key for the embedding and for each block of each sequence, `[1 + N, B]`, by the sequence's place in the whole batch;
+    such keys are given back. None for a rate of zero. Raises as `keys` does."""
     if not rate:
-        return NO_KEYS
+        return None
     if key is None:
         raise UserError(
             f"learning.dropout: {rate} draws its masks from a key; give `learning.estimate` one, such as "
             "key=jax.random.key(step), or set learning.dropout: 0."
         )
-    below = jax.random.split(key, (1 + blocks, sequences))
-    return Keys(below[0], below[1:])
+    return key if key.ndim == 2 else jax.random.split(key, (1 + blocks, sequences))
 
 
 def embedding_mask(keys: Array | None, length: int, rate: float, config: ModelConfig) -> Array | None:

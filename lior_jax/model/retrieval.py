@@ -4,13 +4,17 @@ The choice is made at trace time, from the configuration and JAX's default backe
 lowering, but traces both: automatic differentiation, the oracle of the tests, fails on a kernel even where none would run.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax import Array
+from jax import Array, lax
+from jax.sharding import PartitionSpec
 
+from lior_jax import parallel
 from lior_jax.model.charts import Points
+from lior_jax.parallel import DATA, MODEL
 from lior_jax.physics import retrieval
 from lior_jax.physics.retrieval import Couplings
 from lior_jax.settings import ModelConfig
@@ -23,6 +27,10 @@ LARGEST = 128
 
 OLDEST = 8.0
 """Smallest NVIDIA compute capability for the kernels: it has products in TF32 and bfloat16."""
+
+
+BY_SEQUENCE, BY_HEAD = PartitionSpec(DATA, None, MODEL), PartitionSpec(MODEL)
+"""Where arrays `[B, L, H, …]` and `[H, …]` lie on a mesh."""
 
 
 class Choice(NamedTuple):
@@ -82,7 +90,10 @@ def retrieve(points: Points, couplings: Couplings, config: ModelConfig) -> Array
         return retrieval.retrieve(*points, couplings, config.precision, tile(config, points[0].shape[1]))
     from lior_jax.kernels import retrieval as fused  # imports Pallas
 
-    return fused.retrieve(*points, couplings, config.precision, chosen.interpret)
+    def own(points: Points, couplings: Couplings) -> Array:
+        return fused.retrieve(*points, couplings, config.precision, chosen.interpret)
+
+    return _by_device(own, 0, BY_SEQUENCE)(points, couplings)
 
 
 def retrieve_and_adjoint(
@@ -94,4 +105,19 @@ def retrieve_and_adjoint(
         return retrieval.retrieve_and_adjoint(*points, couplings, cotangent, config.precision, tile(config, cotangent.shape[1]))
     from lior_jax.kernels import retrieval as fused
 
-    return fused.retrieve_and_adjoint(*points, couplings, cotangent, config.precision, chosen.interpret)
+    def own(points: Points, couplings: Couplings, cotangent: Array):
+        retrieved, (*c_points, c_couplings) = fused.retrieve_and_adjoint(
+            *points, couplings, cotangent, config.precision, chosen.interpret
+        )
+        return retrieved, (*c_points, lax.psum(c_couplings, DATA) if parallel.is_active() else c_couplings)
+
+    return _by_device(own, 1, (BY_SEQUENCE, (*[BY_SEQUENCE] * 4, BY_HEAD)))(points, couplings, cotangent)
+
+
+def _by_device(run: Callable[..., Any], cotangents: int, outputs: Any) -> Callable[..., Any]:
+    """`run(points, couplings, *cotangents)` on a mesh: on each device for its own sequences and heads. The compiler, which cuts
+    everything else, cannot cut a kernel."""
+    if not parallel.is_active():
+        return run
+    inputs = BY_SEQUENCE, BY_HEAD, *[BY_SEQUENCE] * cotangents
+    return jax.shard_map(run, in_specs=inputs, out_specs=outputs, check_vma=False)

@@ -18,7 +18,15 @@ from lior_jax.settings.model import (
     RelaxationConfig,
     RetrievalConfig,
 )
-from lior_jax.settings.run import DataConfig, LearningConfig, OptimizerConfig, RunConfig, SampleConfig, TrainingConfig
+from lior_jax.settings.run import (
+    DataConfig,
+    LearningConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    SampleConfig,
+    TrainingConfig,
+)
 from lior_jax.settings.sections import REQUIRED, Section, is_text
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "LearningConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ParallelConfig",
     "RelaxationConfig",
     "RetrievalConfig",
     "RunConfig",
@@ -53,6 +62,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     training: TrainingConfig = TrainingConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -104,8 +114,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_fit(self):
         chunk = self.learning.chunk
-        if chunk is not None and self.training.batch_size % chunk:
-            raise ValueError(f"learning.chunk: {chunk} does not divide training.batch_size, {self.training.batch_size}")
+        batch, parts = self.training.batch_size, self.training.accumulate
+        if batch % parts:
+            raise ValueError(f"training.accumulate: {parts} does not divide training.batch_size, {batch}")
+        if chunk is not None and batch // parts % chunk:
+            part = f"a part of a batch, {batch} / {parts} = {batch // parts}" if parts > 1 else f"training.batch_size, {batch}"
+            raise ValueError(f"learning.chunk: {chunk} does not divide {part}")
         stride = self.training.eval_stride
         if stride is not None and stride > self.model.context:
             raise ValueError(f"training.eval_stride: {stride} is longer than a window, model.context = {self.model.context}")
@@ -114,4 +128,16 @@ class Config(Section):
                 f"optimizer.warmup_steps: {self.optimizer.warmup_steps} steps of warm-up must be fewer than "
                 f"training.steps, {self.training.steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_fit(self):
+        data, model = self.parallel.data, self.parallel.model
+        batch, parts = self.training.batch_size, self.training.accumulate
+        if data != "auto" and batch // parts % data:
+            part = f"a part of a batch, {batch} / {parts} = {batch // parts}" if parts > 1 else f"training.batch_size, {batch}"
+            raise ValueError(f"parallel.data: {data} does not divide {part}; give a divisor, or auto")
+        for key, count in (("model.heads", self.model.heads), ("model.flow.units", self.model.flow.units)):
+            if count % model:
+                raise ValueError(f"parallel.model: {model} does not divide {key}, {count}; give a number that divides it")
         return self

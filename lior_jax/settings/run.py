@@ -1,7 +1,7 @@
 """The sections beside the model's: run, data, learning, optimiser, samples, training."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -175,6 +175,9 @@ class TrainingConfig(Section):
     """Optimiser steps."""
     batch_size: int = Field(16, ge=1, le=2**16)
     """Windows per step."""
+    accumulate: int = Field(1, ge=1, le=2**16)
+    """Parts that each batch is gone through in, one after another, each of `batch_size` / `accumulate` windows: the same step
+    in less memory. `learning.chunk`, of each part, is for the nudged runs alone."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations."""
     eval_windows: int | None = Field(64, ge=1)
@@ -193,3 +196,22 @@ class TrainingConfig(Section):
     """Number of consecutive bad steps (not finite, or above the residual limit; none is applied) after which the run stops."""
     track: Annotated[tuple[str, ...], TRACKERS] = ()
     """Experiment trackers, in addition to the run's folder: `wandb`, `mlflow`, `aim`, or registered ones."""
+
+
+def _shares(value: Any) -> Any:
+    """One sentence for what is no number of devices, where a union would complain once for each of its types."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"{value!r} is neither a number of devices nor auto")
+
+
+class ParallelConfig(Section):
+    """How training is spread over devices (docs/scaling.md). The estimate is that of the whole batch, however it is."""
+
+    data: Annotated[int | Literal["auto"], BeforeValidator(_shares)] = "auto"
+    """Devices, or groups of `model` of them, that share each batch; `auto` for as many of those there are as divide its
+    sequences."""
+    model: int = Field(1, ge=1, le=2**12)
+    """Devices that share the heads and the potential's units, both of which it must divide."""
+    shard_parameters: bool = False
+    """Cut parameters and the optimiser's state over `data`, too: less memory for more communication."""

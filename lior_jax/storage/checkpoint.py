@@ -218,11 +218,16 @@ def open_run(run: str | Path) -> Checkpoints:
     return checkpoints
 
 
-def abstract(function: Callable[..., Any], *args: Any) -> Any:
-    """Shapes and types of what a function would return, on the default device, for restoring onto."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def abstract(function: Callable[..., Any], *args: Any, place: Callable[[Any], Any] | None = None) -> Any:
+    """Shapes and types of what a function would return, for restoring onto.
+
+    Args:
+        place: the shardings of a tree of shapes; by default everything is on the default device.
+    """
     shapes = jax.eval_shape(function, *args)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = place(shapes) if place else jax.tree.map(lambda _: default, shapes)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
 
 
 def _one_line(problem: BaseException) -> str:

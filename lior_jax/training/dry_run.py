@@ -1,15 +1,15 @@
 """Resource requirements of a run, without running it."""
 
 import jax
-import jax.numpy as jnp
 
-from lior_jax import data, model
+from lior_jax import data, model, parallel
 from lior_jax.data.corpus import check_sample
 from lior_jax.data.sources import Report, unreported
 from lior_jax.model.retrieval import choice
+from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.training import memory, origin
-from lior_jax.training.step import State, initial_state, train_step
+from lior_jax.training.step import State, compiled, initial_state
 
 
 def report(config: Config, reading: Report = unreported) -> str:
@@ -29,26 +29,27 @@ def report(config: Config, reading: Report = unreported) -> str:
     state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
     per_epoch = data.windows_per_epoch(corpus.train, context) * context
     read = training.steps * training.batch_size * context
+    devices = parallel.chosen(config)
     rows = {
+        **({"devices": devices.sentence} if devices.sentence else {}),
         "parameters": f"{model.count(state.params):,}",
         "vocabulary": f"{config.model.vocab_size:,} tokens",
         "tokens per epoch": f"{per_epoch:,} in windows of {context}; {len(corpus.validation):,} more for validation",
         "tokens read": f"{read:,} in {training.steps:,} steps, {read / per_epoch:.1f} epochs",
         "retrieval": choice(config.model).sentence,
-        "memory of a step": _memory(state, config),
+        "memory of a step": _memory(state, config, devices),
         "a checkpoint": _mebibytes(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
     }
     return "\n".join(f"{name:18}{value}" for name, value in rows.items())
 
 
-def _memory(state: State, config: Config) -> str:
+def _memory(state: State, config: Config, devices: Devices) -> str:
     """What a step takes, as it is compiled, beside what there is; compiling what cannot fit would take minutes for nothing."""
     limit, least = memory.there(), memory.least(config)
     if limit is not None and least > limit:
         return f"more than {memory.size(least)}; there are {memory.size(limit)}: {memory.advice(config)}"
-    window = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context), jnp.int32)
     with memory.explained(config):
-        needs = train_step.lower(state, (window, window), config, True).compile().memory_analysis()
+        needs = compiled(config, devices, state).memory_analysis()
     if needs is None:
         return "not known to this backend"
     # The new state lies where the old one was (`alias`), and the program's own code is beside both.

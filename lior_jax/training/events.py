@@ -37,6 +37,13 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Spread(Event):
+    """How the run uses the devices that there are, where there are several."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Tokenising(Event):
     """A long text is being tokenised into the cache, before the run starts."""
 

@@ -12,6 +12,7 @@ from lior_jax import data
 from lior_jax.data.corpus import Corpus
 from lior_jax.learning import soundness
 from lior_jax.learning.bias import nudge_bias
+from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint
 from lior_jax.training import events
@@ -19,14 +20,23 @@ from lior_jax.training.bad_steps import BadSteps
 from lior_jax.training.evaluation import Evaluation
 from lior_jax.training.reporting import Reporter, watched_pass
 from lior_jax.training.signals import Stop, StoppedError
-from lior_jax.training.step import Report, State, step_key, train_step
+from lior_jax.training.step import Report, State, step_key, step_on, train_step
 
 
 class Loop:
     """The training loop and its collaborators."""
 
-    def __init__(self, config: Config, corpus: Corpus, checkpoints: checkpoint.Checkpoints, reporter: Reporter, stop: Stop):
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        checkpoints: checkpoint.Checkpoints,
+        reporter: Reporter,
+        stop: Stop,
+        devices: Devices,
+    ):
         self.config, self.corpus, self.checkpoints, self.reporter, self.stop = config, corpus, checkpoints, reporter, stop
+        self.devices = devices
         self.progress = partial(watched_pass, report=reporter.report, stop=stop)
         self.evaluation = Evaluation(config, corpus, self.progress, stop.check)
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
@@ -50,12 +60,14 @@ class Loop:
         """
         training = self.config.training
         # Committed to devices from the first step on: mixing committed and uncommitted arrays would compile a second program.
-        state, yes = jax.device_put((state, True), jax.devices()[0])
+        state, yes = jax.device_put((state, True), (self.devices.of_state(state), self.devices.everywhere))
+        run = train_step if self.devices.mesh is None else step_on(self.devices, state)
         running, proceed = None, yes
         leaving = self.stop.requested
         while step < last_step and not leaving:
             self._check(state, step)
-            state, report = train_step(state, self._batch(step), self.config, proceed)
+            with self.devices.active():
+                state, report = run(state, self._placed(step), self.config, proceed)
             self.report_saves()
             if running is not None and not self._read(step, running, state):
                 running, proceed = None, yes
@@ -107,10 +119,11 @@ class Loop:
 
     def _evaluate(self, state: State, step: int) -> float | None:
         """Validation loss, in nats per token, and sample; None for a loss that is not finite."""
-        validated = self.evaluation.validate(state.weights, step, self.loss)
+        weights = self.devices.on_first(state.weights)
+        validated = self.evaluation.validate(weights, step, self.loss)
         self.reporter.note(validated)
         if self.config.sample.tokens:
-            self.reporter.note(self.evaluation.sample(state.weights, step))
+            self.reporter.note(self.evaluation.sample(weights, step))
         return validated.nats_per_token if math.isfinite(validated.nats_per_token) else None
 
     def _check(self, state: State, step: int) -> None:
@@ -118,11 +131,19 @@ class Loop:
         every = self.config.learning.check_every
         if every and (step + 1) % every == 0:
             config, key = self.config, step_key(state.step, self.config)
-            self.biases[step + 1] = nudge_bias(state.params, self._batch(step), config.model, config.learning, key)
+            with self.devices.active():
+                self.biases[step + 1] = nudge_bias(
+                    state.params, self._placed(step), config.model, config.learning, key, config.training.accumulate
+                )
 
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         return data.batch_at(self.corpus.train, config.run.seed, step, config.training.batch_size, config.model.context)
+
+    def _placed(self, step: int) -> tuple[np.ndarray, np.ndarray] | tuple[jax.Array, jax.Array]:
+        """The batch, each device's share where it is needed; where there is but one, it is left to the step."""
+        batch = self._batch(step)
+        return batch if self.devices.mesh is None else jax.device_put(batch, self.devices.batch)
 
     def _read(self, step: int, report: Report, state: State) -> bool:
         """Wait for a step and record it; returns whether it was sound.
@@ -160,7 +181,9 @@ class Loop:
 def _figures(report: Report, speed: float | None) -> dict[str, Any]:
     """The logged values of a step: numbers, and arrays by block."""
     info = report.info
-    values: dict[str, Any] = {name: np.asarray(value) for name, value in info._asdict().items() if name != "carried"}
+    own = info._asdict()
+    del own["carried"], own["observed"]
+    values: dict[str, Any] = {name: np.asarray(value) for name, value in own.items()}
     if info.carried.action is not None:
         values["fractional_order"] = np.asarray(info.carried.action.order).mean(-1)
     values["learning_rate"] = np.asarray(report.learning_rate)

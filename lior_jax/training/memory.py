@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from lior_jax import config as configuration
-from lior_jax import model
+from lior_jax import model, parallel
 from lior_jax.errors import UserError
 from lior_jax.model import block, retrieval
 from lior_jax.settings import Config
@@ -36,10 +36,11 @@ def _of_the_host() -> int | None:
 
 
 def least(config: Config) -> int:
-    """Bytes that a step cannot do without: parameters, their gradient, two moments and average, and of the activations the
-    states between blocks, what is kept of their units, and one block's units, scores and logits of the sequences that are
-    nudged at once."""
-    shapes, batch = config.model, config.training.batch_size
+    """Lower bound in bytes of a step's memory: parameters, gradient, two moments and average; and of the activations, the
+    states between blocks, what is kept of their units, and one block's units, scores and logits, for the sequences that are
+    nudged at once. Those of each device, or, on a CPU, of all devices, which share its memory."""
+    devices = parallel.chosen(config)
+    shapes, batch = config.model, config.training.batch_size // config.training.accumulate // devices.data
     if shapes.vocab_size is None:
         shapes = configuration.replace(config, "model", vocab_size=2).model
     params = jax.eval_shape(lambda key: model.init(key, shapes), jax.random.key(0))
@@ -48,14 +49,15 @@ def least(config: Config) -> int:
     kept = 0 if shapes.flow.carry_momentum else shapes.blocks
     position = (kept + 2) * shapes.width
     if config.learning.keep == "units":
-        position += kept * len(block.schedule(shapes).kicks) * (units + shapes.width)
+        position += kept * len(block.schedule(shapes).kicks) * (units // devices.model + shapes.width)
     tile = retrieval.tile(shapes, shapes.context) or shapes.context
-    nudged = units + shapes.heads * min(tile, shapes.context)
+    nudged = (units + shapes.heads * min(tile, shapes.context)) // devices.model
     nudged += shapes.vocabulary
     copies = 4 if config.optimizer.average is None else 5
-    nudged_at_once = (config.learning.chunk or batch) * shapes.context
-    numbers = copies * model.count(params) + batch * shapes.context * position + nudged_at_once * nudged
-    return 4 * numbers
+    nudged_at_once = min(config.learning.chunk or batch, batch) * shapes.context
+    cut = devices.model * (devices.data if devices.shard_parameters else 1)
+    numbers = copies * model.count(params) // cut + batch * shapes.context * position + nudged_at_once * nudged
+    return 4 * numbers * (devices.count if jax.default_backend() == "cpu" else 1)
 
 
 def check(config: Config) -> None:
@@ -70,6 +72,8 @@ def advice(config: Config) -> str:
     batch, limit = config.training.batch_size, there() or 0
     while batch > 1:
         batch //= 2
+        if batch % config.training.accumulate or (config.parallel.data != "auto" and batch % config.parallel.data):
+            continue
         # The chunk as well: it must divide the batch.
         changed = configuration.replace(config, "learning", chunk=None)
         if _MARGIN * least(configuration.replace(changed, "training", batch_size=batch)) <= limit:

@@ -1,5 +1,6 @@
 """The initial state of a new run: parameters drawn from its seed, or those of a trained model (`run.init_from`)."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from lior_jax.data.corpus import Corpus, with_vocabulary
 from lior_jax.data.sources import Report, unreported
 from lior_jax.errors import UserError
 from lior_jax.inference import Engine, export
+from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint
 from lior_jax.training.run_folder import RECORD
@@ -63,12 +65,12 @@ def begin(config: Config, report: Report = unreported) -> Beginning:
     return Beginning(with_vocabulary(configuration.replace(config, "data", tokenizer=named), corpus), corpus, origin)
 
 
-def state(beginning: Beginning) -> State:
-    """The state of step 0, on the device, with a new optimiser state."""
+def state(beginning: Beginning, devices: Devices | None = None) -> State:
+    """The state of step 0, on the devices (by default the first one), with a new optimiser state."""
     config, origin = beginning.config, beginning.origin
-    if origin is None:
-        return jax.jit(initial_state, static_argnums=1)(jax.random.key(config.run.seed), config)
-    return jax.jit(state_of, static_argnums=1)(origin.engine.params, config)
+    make, given = (initial_state, jax.random.key(config.run.seed)) if origin is None else (state_of, origin.engine.params)
+    places = None if devices is None else devices.of_state(jax.eval_shape(partial(make, config=config), given))
+    return jax.jit(make, static_argnums=1, out_shardings=places)(given, config)
 
 
 def read(path: str | Path) -> Origin:

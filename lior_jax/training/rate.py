@@ -113,7 +113,8 @@ def _state(beginning: origin.Beginning, factor: float) -> State:
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
 def _step(state: State, batch: tuple[jax.Array, jax.Array], config: Config) -> tuple[State, jax.Array, jax.Array]:
     """The state after an update, the loss before it, and whether the estimate is sound."""
-    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
+    key, pieces = step_key(state.step, config), config.training.accumulate
+    gradient, info = learning.accumulated(state.params, batch, config.model, config.learning, key, pieces)
     state = state.apply_gradients(grads=gradient)
     return (
         state.replace(params=state.params._replace(carried=info.carried)),

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lior_jax import data, model
+from lior_jax import data, model, parallel
 from lior_jax.data.corpus import check_sample, with_vocabulary
 from lior_jax.data.sources import Report
 from lior_jax.data.tokenizer import replaced
 from lior_jax.errors import UserError
 from lior_jax.learning.optimizer import make_schedule
 from lior_jax.model import retrieval
+from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, lock
 from lior_jax.training import environment, events, origin, run_folder, summaries, tracking
@@ -38,6 +39,7 @@ class _Session(NamedTuple):
     stop_after: int | None
     stop: Stop
     report: events.Several
+    devices: Devices
 
 
 def train(
@@ -60,11 +62,12 @@ def train(
         stop: checked after every step; asks to save and return.
 
     Raises:
-        UserError: an unusable corpus, a run folder in use, one that belongs to another configuration, too many bad
-            steps in a row, or a last checkpoint that could not be saved.
+        UserError: devices that are not present, an unusable corpus, a run folder in use, one that belongs to another
+            configuration, too many bad steps in a row, or a last checkpoint that could not be saved.
         StoppedError: requested by `stop`, after saving (`NotBegunError`: before the first step).
     """
     started, report, stop = time.monotonic(), events.as_one(on_event), stop or Stop()
+    devices = parallel.chosen(config)
     finished = summaries.of_finished(config) if resume else None
     if finished:
         report(events.AlreadyFinished(finished.directory, finished.step))
@@ -88,7 +91,7 @@ def train(
             run_folder.write_record(run, config)
         trackers = stack.enter_context(tracking.opened(config, run))
         report = events.as_one([report, *trackers])
-        session = _Session(run, beginning, saved, stop_after, stop, report)
+        session = _Session(run, beginning, saved, stop_after, stop, report, devices)
         step, best = _train(session)
         progress = partial(watched_pass, report=report, stop=session.stop)
         summary = summaries.write(run, config, corpus, step, best, started, progress)
@@ -98,15 +101,17 @@ def train(
 
 def _train(session: _Session) -> tuple[int, int]:
     """Run the steps; returns the step reached, and that of the best checkpoint."""
-    run, (config, corpus, begun_with), saved, stop_after, stop, report = session
+    run, (config, corpus, begun_with), saved, stop_after, stop, report, devices = session
     training = config.training
     last_step = min(training.steps, stop_after or training.steps)
     report(events.Started(run, config, _size(config)))
+    if devices.sentence:
+        report(events.Spread(devices.sentence))
     if begun_with:
         report(events.Initialised(begun_with.path, begun_with.step))
     with ExitStack() as stack:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(run, training.keep, training.keep_every))
-        state, step = _restore(checkpoints, session) if saved else (origin.state(session.beginning), 0)
+        state, step = _restore(checkpoints, session) if saved else (origin.state(session.beginning, devices), 0)
 
         def reached(begin: int = step) -> int:
             return begin if checkpoints.latest is None else checkpoints.latest
@@ -121,7 +126,7 @@ def _train(session: _Session) -> tuple[int, int]:
         stack.enter_context(environment.recorded(run, step, reached, complain, more))
         owes_evaluation = saved is not None and _owes_evaluation(checkpoints, step, training.steps)
         with closing(Metrics(run, step, owes_evaluation)) as metrics:
-            loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop)
+            loop = Loop(config, corpus, checkpoints, Reporter(metrics, report), stop, devices)
             if saved:
                 if saved.forced or saved.metadata.corpus != corpus.fingerprint:
                     # The folder belongs to this run from here on, even before the next save.
@@ -162,7 +167,8 @@ def _restore(checkpoints: checkpoint.Checkpoints, session: _Session) -> tuple[St
     config, saved = session.beginning.config, session.saved
     assert saved is not None  # there is a checkpoint
     like, before = (
-        checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0)) for given in (config, saved.config)
+        checkpoint.abstract(partial(initial_state, config=given), jax.random.key(0), place=session.devices.of_state)
+        for given in (config, saved.config)
     )
     if (like.params, like.optimizer) != (before.params, before.optimizer):
         raise UserError(f"Even with --force the saved parameters do not fit ({'; '.join(saved.forced)}); start a new run.")

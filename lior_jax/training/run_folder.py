@@ -27,10 +27,12 @@ FREE = frozenset(
         *("training.log_every", "training.save_every", "training.keep", "training.keep_every", "training.patience"),
         *("training.eval_every", "sample.prompt", "sample.tokens", "sample.temperature"),
         *("learning.check_every", "learning.nudge_bias_limit", "training.track", "data.path"),
+        *("training.accumulate", "parallel.data", "parallel.model", "parallel.shard_parameters"),
     }
 )
 """Keys that a resume may change without `--force`: no parameter or figure of any step depends on them, only which of them are
-logged and kept. (A corpus is identified by its text, not its path.)"""
+logged and kept. (A corpus is identified by its text, not its path; sums are rounded
+differently for other parts of a batch and on other devices.)"""
 
 
 LENGTH = "training.steps"

@@ -1,5 +1,6 @@
 """One step of training: an estimate, and the optimiser's update if the estimate is sound."""
 
+import inspect
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import optax
 from flax.training import train_state
 from jax import Array
 
-from lior_jax import learning, model
+from lior_jax import learning, model, parallel
 from lior_jax.learning import soundness
 from lior_jax.learning.optimizer import averaged, make_schedule
 from lior_jax.model import Params
+from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 
 _DRAWS = 0xD809
@@ -64,7 +66,10 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
         proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
             know yet, it keeps the state of a bad step for the host to look at.
     """
-    gradient, info = learning.estimate(state.params, batch, config.model, config.learning, step_key(state.step, config))
+    key, pieces = step_key(state.step, config), config.training.accumulate
+    ends = parallel.gathered({"embedding": state.params.embedding, "readout": state.params.readout})
+    gradient, info = learning.accumulated(state.params._replace(**ends), batch, config.model, config.learning, key, pieces)
+    gradient = parallel.kept_sharded(gradient, config.parallel.shard_parameters)
     stepped = state.apply_gradients(grads=gradient)
     stepped = stepped.replace(params=stepped.params._replace(carried=info.carried))
     if state.average is not None and config.optimizer.average is not None:
@@ -74,7 +79,38 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
     applied = sound & proceed
     learning_rate = make_schedule(config.optimizer, config.training.steps)(state.step)
     state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
-    return state, Report(info, sound, jnp.asarray(learning_rate))
+    return state, Report(info._replace(observed=None), sound, jnp.asarray(learning_rate))
+
+
+def step_on(devices: Devices, state: State) -> jax.stages.Wrapped:
+    """`train_step` on several devices: state and batch lie as `Devices` says, and so does the new state.
+
+    All between is left to the compiler, which cuts one program of the whole batch, so that means, maxima and verdicts are
+    those of the whole batch. Call it, or lower it, where the devices are active.
+
+    Args:
+        state: arrays or their shapes.
+    """
+    places = devices.of_state(state)
+    return jax.jit(
+        inspect.unwrap(train_step),
+        static_argnums=2,
+        donate_argnums=0,
+        in_shardings=(places, devices.batch, devices.everywhere),
+        out_shardings=(places, devices.everywhere),
+    )
+
+
+def compiled(config: Config, devices: Devices, state: State) -> jax.stages.Compiled:
+    """The step's program for batches of the configuration, compiled and not run.
+
+    Args:
+        state: shapes.
+    """
+    window = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context), jnp.int32)
+    run: Any = train_step if devices.mesh is None else step_on(devices, state)
+    with devices.active():
+        return run.lower(state, (window, window), config, jax.ShapeDtypeStruct((), bool)).compile()
 
 
 def step_key(step: Array, config: Config) -> Array:

@@ -1,0 +1,19 @@
+"""Many devices: one mesh with the axes `data` and `model`, and where on it parameters, optimiser state and batches lie."""
+
+from lior_jax.parallel.devices import Devices, chosen
+from lior_jax.parallel.pieces import in_pieces, joined, shares
+from lior_jax.parallel.shardings import DATA, MODEL, by_sequence, gathered, is_active, kept_sharded
+
+__all__ = [
+    "DATA",
+    "MODEL",
+    "Devices",
+    "by_sequence",
+    "chosen",
+    "gathered",
+    "in_pieces",
+    "is_active",
+    "joined",
+    "kept_sharded",
+    "shares",
+]

@@ -1,0 +1,131 @@
+"""Which devices a run takes, and where on them its arrays lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lior_jax import config as configuration
+from lior_jax import parallel
+from lior_jax.errors import UserError
+from lior_jax.learning.chunks import _count
+from lior_jax.parallel.shardings import spec_of
+from lior_jax.training.step import initial_state
+
+EIGHT = ["device"] * 8
+"""No more is asked of a device than that it is there."""
+
+
+def config_of(*overrides: str):
+    sizes = ["model.vocab_size=64", "model.width=64", "model.heads=4", "model.flow.units=128", "model.blocks=8"]
+    return configuration.parse("{}", "x", [*sizes, "training.batch_size=16", *overrides])
+
+
+def test_one_device_is_no_mesh():
+    devices = parallel.chosen(config_of())
+    assert devices.mesh is None
+    assert devices.sentence is None
+    assert devices.batch == jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "data", "said"),
+    [
+        ((), 8, 8, "8 of 8 devices: 8 share each batch."),
+        (("parallel.model=2",), 8, 4, "8 of 8 devices: 4 share each batch x 2 the heads."),
+        (("parallel.model=4",), 6, 1, "4 of 6 devices: 4 the heads; the other 2 would need a"),
+        (("training.batch_size=6",), 8, 6, "6 of 8 devices: 6 share each batch; the other 2 would need a"),
+        (("training.batch_size=1",), 8, 1, "1 of 8 devices; the other 7 would need a"),
+        (("parallel.data=2", "parallel.shard_parameters=true"), 2, 2, "parameters and optimiser state are cut."),
+    ],
+)
+def test_a_batch_is_shared_by_as_many_as_divide_it(overrides, there, data, said):
+    devices = parallel.chosen(config_of(*overrides), EIGHT[:there])
+    assert devices.data == data
+    assert said in devices.sentence
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"parallel: data: 4 and model: 4 ask for 16 devices, and there are 8; give smaller"):
+        parallel.chosen(config_of("parallel.data=4", "parallel.model=4"), EIGHT)
+    with pytest.raises(UserError, match=r"parallel: data: auto and model: 2 ask for 2 devices, and there is one;"):
+        parallel.chosen(config_of("parallel.model=2"), EIGHT[:1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["parallel.data=3"], "parallel.data: 3 does not divide training.batch_size, 16"),
+        (["parallel.data=32"], "parallel.data: 32 does not divide training.batch_size, 16"),
+        (["parallel.model=3"], "parallel.model: 3 does not divide model.heads, 4"),
+        (["parallel.model=4", "model.flow.units=6"], "parallel.model: 4 does not divide model.flow.units, 6"),
+        (["parallel.data=0"], "parallel.data: 0 is neither a number of devices nor auto"),
+        (["parallel.data=all"], "parallel.data: 'all' is neither a number of devices nor auto"),
+    ],
+)
+def test_what_does_not_divide_is_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        config_of(*overrides)
+
+
+def specs(shard_parameters: bool, *overrides: str):
+    config = config_of(
+        "model.field.evolution=master", "model.geometry.frame=derived", "model.convolution.long=true", *overrides
+    )
+    state = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
+    mesh = {"data": 4, "model": 2}
+    return state, jax.tree.map_with_path(lambda path, x: spec_of(path, x.shape, mesh, shard_parameters), state)
+
+
+def axes(spec: PartitionSpec) -> tuple:
+    return tuple(spec)
+
+
+def test_heads_and_units_lie_on_model():
+    state, found = specs(False)
+    blocks = found.params.blocks
+    for part in (blocks.query, blocks.output, blocks.metric.stiffness, blocks.inverse_temperature, blocks.field.evidence.pull):
+        assert axes(part)[1] == "model"
+    assert axes(blocks.long_convolution.kernel.order) == (None, "model")
+    assert axes(blocks.long_convolution.gain) == (None, None)
+    assert axes(blocks.hamiltonian.potential.features) == (None, "model", None)
+    assert axes(blocks.hamiltonian.potential.bias) == (None, "model")
+    assert axes(blocks.hamiltonian.inverse_mass) == (None, None)
+    assert axes(found.params.carried.frame.axes)[:2] == (None, "model")
+    assert not any(axes(found.params.embedding))
+    assert "data" not in {axis for spec in jax.tree.leaves(found) for axis in axes(spec)}
+    by_head = [x for x in jax.tree.leaves(state.params) if x.shape[:2] == (8, 4)]
+    assert len(by_head) > 20
+    for x, spec in zip(jax.tree.leaves(state.params), jax.tree.leaves(found.params), strict=True):
+        assert ("model" in axes(spec)) == (x.shape[:2] in ((8, 4), (8, 128))), (x.shape, spec)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sharded_arrays_are_cut_along_their_longest_axis_but_for_the_blocks(optimizer):
+    state, found = specs(True, f"optimizer.name={optimizer}", "optimizer.average=0.9")
+    assert axes(found.params.embedding) == ("data", None)
+    assert axes(found.params.blocks.query) == (None, "model", None, "data")
+    assert axes(found.params.blocks.hamiltonian.potential.features) == (None, "model", "data")
+    assert not any(axes(found.params.blocks.inverse_temperature)[::2])  # too small to be worth it
+    assert found.average == found.params
+    large = [
+        (x, spec)
+        for (path, x), spec in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(found), strict=True)
+        if x.size >= 2**12 and "carried" not in jax.tree_util.keystr(path)
+    ]
+    assert "data" not in {axis for spec in jax.tree.leaves(found.params.carried) for axis in axes(spec)}
+    assert len(large) > 10
+    assert all("data" in axes(spec) and (x.ndim < 3 or axes(spec)[0] is None) for x, spec in large)
+
+
+def test_pieces_of_one_device_are_consecutive_and_join_again():
+    x = jnp.arange(24).reshape(12, 2)
+    pieces = parallel.in_pieces(x, 3)
+    np.testing.assert_array_equal(pieces[1], x[4:8])
+    np.testing.assert_array_equal(parallel.joined(pieces), x)
+
+
+@pytest.mark.parametrize(("sequences", "chunk", "count"), [(16, 4, 4), (16, 16, 1), (16, 100, 1), (12, 5, 3), (7, 2, 7)])
+def test_a_chunk_is_the_most_that_divides_what_a_device_has(sequences, chunk, count):
+    assert _count(sequences, chunk) == count

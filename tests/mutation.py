@@ -773,7 +773,9 @@ MUTATIONS = [
     Mutation("training/run_folder.py", "if _saves(run):", "if False:", f"{RESUME} -k worth_keeping"),
     Mutation("training/run_folder.py", "lock.FILE not in names or ", "", f"{RESUME} -k worth_keeping"),
     Mutation("training/signals.py", "signal.getsignal(number) != signal.SIG_IGN", "True", f"{SIGNALS} -k nohup"),
-    Mutation("training/memory.py", "copies * model.count(params) + batch", "batch", "training/test_memory.py -k do_without"),
+    Mutation(
+        "training/memory.py", "copies * model.count(params) // cut + batch", "batch", "training/test_memory.py -k do_without"
+    ),
     Mutation("training/memory.py", "return 4 * numbers", "return 16 * numbers", "training/test_memory.py -k do_without"),
     Mutation("data/batches.py", "        if place < count:", "        if place <= count:", f"{CORPUS} -k permutation"),
     Mutation("data/batches.py", "_mixed(low ^ key)", "_mixed(key)", f"{CORPUS} -k as_good"),

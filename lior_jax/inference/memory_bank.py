@@ -1,6 +1,6 @@
-"""The memory: a ring of points on the learned manifold and of the tokens that followed them.
+"""The memory: a ring buffer of points on the learned manifold and the tokens that followed them.
 
-Tokens that followed nearby points are likely to follow again:
+It predicts the tokens that followed nearby points:
 
     p_memory(v | x) = Σ_{j: token_j = v} exp(−β sqrt(g(x − x_j, x − x_j) + ε)) / Σ_j exp(−β sqrt(g(x − x_j, x − x_j) + ε))
 
@@ -32,8 +32,8 @@ MAX_CAPACITY = 2**24
 
 
 class MemoryBank(NamedTuple):
-    """Slots for `N` points, in the layout of `physics.bank`, and `tokens` `[N]`, the oldest entry being overwritten first;
-    `written` `[]`, the number of entries ever written: the next one goes to `written mod N`."""
+    """Slots for `N` points, in the layout of `physics.bank`, and `tokens` `[N]`; the oldest entry is overwritten first.
+    `written` `[]` is the number of entries ever written: the next one goes to `written mod N`."""
 
     points: TiledKeys
     tokens: Array
@@ -55,9 +55,10 @@ class MemoryBank(NamedTuple):
 
 
 class Recalled(NamedTuple):
-    """The entries nearest to queries, nearest first, each `[Q, k]`; past the last entry −1, ∞, 0 and −1.
+    """The entries nearest to each query, nearest first, each `[Q, k]`: `place` in the ring, geodesic `cost`, Boltzmann `weight`
+    among all entries, and the `token` that followed.
 
-    `place` in the ring, geodesic `cost`, Boltzmann `weight` among all entries, and the `token` that followed.
+    Missing entries are −1, ∞, 0 and −1.
     """
 
     place: Array
@@ -75,8 +76,8 @@ def observe(params: Params, tokens: Array, config: ModelConfig) -> tuple[Array, 
 def coordinates(params: Params, tokens: Array, config: ModelConfig) -> Array:
     """The geometric point of every position, `[B, L, m]`, in which squared Euclidean distance is the learned metric.
 
-    It is the whitened query point of the last block, concatenated over heads. Measured on a text unknown to the model, it
-    predicts better than the direction of the final state, the logits, or the retrieval's kick.
+    It is the whitened query point of the last block, concatenated over heads. On a text unseen in training it predicts better
+    than the direction of the final state, the logits, or the retrieval's kick.
     """
     return observe(params, tokens, config)[1]
 
@@ -95,12 +96,12 @@ def empty(capacity: int, config: ModelConfig) -> MemoryBank:
 
 
 def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = None) -> MemoryBank:
-    """Write entries `[K, m]` and `[K]` in order, those selected by `keep` `[K]`; by default all."""
+    """Write points `[K, m]` and tokens `[K]` in order, only those selected by `keep` `[K]`; all by default."""
     if not len(tokens):
         return bank
     keep = jnp.ones(tokens.shape, bool) if keep is None else keep
     order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
-    # Of more entries than the capacity only the last are kept; the others get an index past the end, where they are dropped.
+    # Of more entries than the capacity, only the last are kept; the others are dropped by an index past the end.
     stays = keep & (order >= count - bank.capacity)
     place = jnp.where(stays, (bank.written + order) % bank.capacity, 2 * MAX_CAPACITY)
     origin = jnp.where(bank.written == 0, points[jnp.argmax(keep)][None], bank.points.origin)
@@ -112,14 +113,14 @@ def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = N
 
 
 def read(bank: MemoryBank, queries: Array, inverse_temperature: Array | float, vocab_size: int) -> Array:
-    """Log probabilities of the next token by the memory, exact over all entries.
+    """Log probabilities of the next token from the memory, exact over all entries.
 
     Args:
-        queries: `[Q, m]`, by `coordinates`.
+        queries: `[Q, m]`, from `coordinates`.
         inverse_temperature: `[]`, β.
 
     Returns:
-        `[Q, V]`, −∞ for tokens without entries; for an empty memory the uniform distribution.
+        `[Q, V]`, −∞ for tokens without entries; the uniform distribution for an empty memory.
     """
     log_p, _ = physics.retrieve_labels(queries, bank.points, bank.tokens, inverse_temperature, vocab_size, bank.present)
     return jnp.where(bank.present > 0, log_p, -math.log(vocab_size))
@@ -129,7 +130,7 @@ def recall(bank: MemoryBank, queries: Array, inverse_temperature: Array | float,
     """The `count` entries nearest to each of `queries` `[Q, m]`, and their weights in `read`."""
     found = min(count, bank.capacity)
     place, cost = physics.nearest(queries, bank.points, found, bank.present)
-    one = jnp.zeros_like(bank.tokens)  # one label for all: only the partition function is needed
+    one = jnp.zeros_like(bank.tokens)  # a single label: only the partition function is needed
     _, log_total = physics.retrieve_labels(queries, bank.points, one, inverse_temperature, 1, bank.present)
     known = place >= 0
     weight = jnp.where(known, jnp.exp(-inverse_temperature * cost - log_total[:, None]), 0)
@@ -148,7 +149,7 @@ class Mixture(NamedTuple):
 
 
 def mix(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array | float) -> Array:
-    """`ln((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape; for an empty memory the model's."""
+    """`ln((1 − λ) p_model + λ p_memory)` from log probabilities of equal shape; the model's for an empty memory."""
     weight = jnp.where(bank.present > 0, weight, 0)
     return jnp.logaddexp(jnp.log1p(-weight) + log_model, jnp.log(weight) + log_memory)
 
@@ -161,7 +162,7 @@ def share(bank: MemoryBank, log_model: Array, log_memory: Array, weight: Array |
 
 
 def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -> None:
-    """Write a memory, its mixture, and the fingerprint of the model that filled it. Raises `UserError` as `arrays.write`."""
+    """Write a memory, its mixture, and the fingerprint of the model that filled it. Raises `UserError` like `arrays.write`."""
     present = int(bank.present)
     relative = bank.points._replace(origin=jnp.zeros_like(bank.points.origin)).rows[:present]
     entries = {"coordinates": np.asarray(relative), "tokens": np.asarray(bank.tokens[:present])}
@@ -175,15 +176,15 @@ def save(path: str | Path, bank: MemoryBank, params: Params, mixture: Mixture) -
 
 
 def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryBank, Mixture]:
-    """A saved memory, and its mixture.
+    """Read a saved memory and its mixture.
 
     Raises:
-        UserError: no such file, a damaged one, or a memory of another model.
+        UserError: the file is missing or damaged, or holds the memory of another model.
     """
     saved, about = arrays.read(path)
     if about.get("model") != arrays.digest(arrays.named(params)):
         raise UserError(
-            f"{path} is the memory of another model, or of this one before it was trained on; move or delete that file, and "
+            f"{path} is the memory of another model, or of this one before further training; move or delete that file, and "
             "let the model read its texts again."
         )
     bank = _fill(empty(int(saved["capacity"]), config), saved["coordinates"], saved["tokens"])
@@ -195,6 +196,6 @@ def load(path: str | Path, params: Params, config: ModelConfig) -> tuple[MemoryB
 
 @partial(jax.jit, donate_argnums=0)
 def _fill(bank: MemoryBank, relative: Array, tokens: Array) -> MemoryBank:
-    """Fill an empty memory with points relative to their origin, which remains zero until set."""
+    """Fill an empty memory with points relative to their origin, which the caller sets."""
     places = jnp.arange(len(tokens))
     return bank._replace(points=physics.put(bank.points, places, relative), tokens=bank.tokens.at[places].set(tokens))

@@ -1,4 +1,4 @@
-"""The estimate of a batch from those of its micro-batches, one after another: less memory, the same step."""
+"""Gradient accumulation: the estimate of a batch from its micro-batches, processed in sequence. Less memory, the same step."""
 
 from functools import partial
 
@@ -24,14 +24,15 @@ def accumulated(
     key: Array | None = None,
     pieces: int = 1,
 ) -> tuple[Params, Info]:
-    """`learning.estimate` of a batch `[B, L]`, of `pieces` micro-batches of `B / pieces` sequences each.
+    """`learning.estimate` of a batch `[B, L]`, computed in `pieces` micro-batches of `B / pieces` sequences each.
 
-    Gradient, loss, and what is carried on are those of the whole batch, masks of dropout included, since all of them are, or
-    follow from, means over sequences. Residuals are the largest of any micro-batch.
+    Gradient, loss and running statistics equal those of the whole batch, with the same dropout masks, since all of them are
+    means over sequences or functions of such means. Residuals are maxima over the micro-batches.
 
     Args:
-        params, batch, model, learning, key: as of `learning.estimate`.
-        pieces: must divide `B`. `learning.chunk`, which divides the nudged runs alone, is of each piece.
+        params, batch, model, learning, key: as for `learning.estimate`.
+        pieces: number of micro-batches; must divide `B`. `learning.chunk`, which splits the nudged runs only, applies to each
+            micro-batch.
     """
     if pieces == 1:
         return estimate(params, batch, model, learning, key)
@@ -52,7 +53,7 @@ def accumulated(
 
 
 def _of_all(infos: Info, pieces: int, gradient: Params, params: Params, model: ModelConfig) -> Info:
-    """Diagnostics of a batch from those of its pieces, stacked."""
+    """Diagnostics of a batch from the stacked ones of its micro-batches."""
     mean, largest = partial(jax.tree.map, lambda x: jnp.mean(x, 0)), partial(jnp.max, axis=0)
     observed: Observed | None = mean(infos.observed)
     if observed is None:
@@ -63,7 +64,7 @@ def _of_all(infos: Info, pieces: int, gradient: Params, params: Params, model: M
         loss=mean(infos.loss),
         reversibility=largest(infos.reversibility),
         residual=largest(infos.residual),
-        nudge=pieces * mean(infos.nudge),  # a loss that is a mean of fewer targets pulls more at each
+        nudge=pieces * mean(infos.nudge),  # a mean over fewer targets has larger cotangents, hence a smaller ε
         gradient_norm=optax.tree.norm(gradient),
         action=mean(infos.action),
         carried=carried,

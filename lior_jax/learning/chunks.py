@@ -1,4 +1,4 @@
-"""Running a block's nudged phases in chunks of the batch."""
+"""Running the nudged phases of a block in chunks of the batch, which reduces memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from lior_jax import parallel
 
 
 def in_chunks(run: Callable[..., tuple[Any, Any, Any]], chunk: int | None, *states: Any) -> tuple[Any, Any, Any]:
-    """`run(*states)` for at most `chunk` sequences of each device at a time, or for all at once.
+    """`run(*states)` on at most `chunk` sequences per device at a time, or on all at once.
 
     Args:
-        run: gives what it made of the states, `[B, …]`; a gradient, which adds up over sequences; and health.
+        run: returns new states, `[B, …]`; a gradient, which is summed over sequences; and diagnostics.
         states: trees of `[B, …]`.
 
     Returns:
-        As `run`, but with the health of every chunk, stacked.
+        The results of `run`, with the diagnostics of all chunks stacked.
     """
     if chunk is None:
         start, gradient, health = run(*states)
@@ -35,6 +35,6 @@ def in_chunks(run: Callable[..., tuple[Any, Any, Any]], chunk: int | None, *stat
 
 
 def _count(sequences: int, chunk: int) -> int:
-    """The fewest pieces with the same number of sequences, at most `chunk`, of each device."""
+    """The smallest number of equal pieces with at most `chunk` sequences per device."""
     own = sequences // parallel.shares()
     return next(count for count in range(1, own + 1) if own % count == 0 and own // count <= chunk)

@@ -30,9 +30,9 @@ from lior_jax.settings import LearningConfig, ModelConfig
 
 
 class Stored(NamedTuple):
-    """What the free phase keeps of a block: the size of its input (`nudge.mean_square`), `[B, L, 1]`; if its momentum starts
-    from zero, its input and its last momentum, `[B, L, d]` each; and, with `learning.keep: units`, what its kicks kept of the
-    potential's units, a tree of `[B, kicks, L, ...]`."""
+    """Data of a block that the free phase stores: the size of its input (`nudge.mean_square`), `[B, L, 1]`; if its momentum
+    starts at zero, its input and its final momentum, `[B, L, d]` each; and, with `learning.keep: units`, the potential's units
+    at every kick, a tree of `[B, kicks, L, ...]`."""
 
     size: Array
     s_in: Array | None = None
@@ -56,7 +56,7 @@ def estimate(
         params: from `model.init`.
         batch: tokens and targets, each `[B, L]` integers.
         model, learning: static.
-        key: of the dropout's masks; needed only with dropout.
+        key: PRNG key of the dropout masks; required only with dropout.
 
     Returns:
         An estimate in the structure of `params`, and diagnostics.
@@ -116,7 +116,7 @@ class PhasePoint(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Health of one block's echo: relative distance of the rebuilt input, and mean strength of the push; `[]` each."""
+    """Health of one block's echo: relative distance of the reconstructed input, and mean strength of the nudge; `[]` each."""
 
     reversibility: Array
     nudge: Array
@@ -131,11 +131,11 @@ def echo_block(
     model: ModelConfig,
     learning: LearningConfig,
 ) -> tuple[PhasePoint, Operators, Health]:
-    """Run the nudged pair back through one block: from its end to its start, and the gradient of its operators.
+    """Run the nudged pair backwards through one block; returns its start, the gradient of its operators, and its health.
 
     Args:
-        stored: of the free phase; without the block's input, that and the first momentum are rebuilt.
-        keys: of the block's dropout masks, one per sequence.
+        stored: from the free phase; if it lacks the block's input, input and initial momentum are reconstructed.
+        keys: PRNG keys of the block's dropout masks, one per sequence.
         c_action: cotangent of the block's actions, summed over positions.
     """
     masks = dropout.block_masks(keys, end.s.shape[1], learning.dropout, model)
@@ -143,7 +143,7 @@ def echo_block(
     system = block.system(operators, model, masks)
     pulls = [end.c_s, end.c_p]
     if c_action:
-        # The path's own pushes: every drift's about as strong as the last one's.
+        # Nudges along the path: those of every drift are about as strong as those of the last one.
         before = end.s - model.flow.step_size * system.velocity(end.p)
         *_, c_after = block.action_adjoint(operators, before, end.s, c_action * model.flow.steps, model)
         pulls.append(c_after)
@@ -170,7 +170,7 @@ def echo_block(
     rebuilt = nudge.without_nudge(s_pair, epsilon, sides)
     s = rebuilt if stored.s_in is None else stored.s_in
     kicked, (gradient, c_s_by_kick) = block.kick_and_adjoint(operators, s, c_p, model, masks)
-    # A momentum that started from zero need not be rebuilt, and half of the last forces need not be computed.
+    # A momentum that started at zero need not be reconstructed, which saves half of the last forces.
     p = nudge.without_nudge(p_pair, epsilon, sides) - kicked if stored.s_in is None else jnp.zeros_like(s)
     health = Health(_rms(rebuilt - s) / _rms(s), jnp.mean(epsilon))
     gradient = gradient._replace(hamiltonian=Hamiltonian(*contrast))
@@ -183,19 +183,19 @@ def echo_block(
 def apply_and_keep(
     operators: Operators, s: Array, p: Array, masks: BlockMasks, model: ModelConfig, learning: LearningConfig
 ) -> tuple[tuple[Array, Array], block.Observation, Stored]:
-    """`block.apply`, and what is kept of the block for its echo."""
+    """`block.apply`, and the data that the block's echo needs."""
     after, observed, units = block.apply_keeping(operators, s, p, model, masks, learning.keep == "units")
     size = nudge.mean_square(s)
     return after, observed, Stored(size) if model.flow.carry_momentum else Stored(size, s, after[1], _swapped(units))
 
 
 def _swapped(tree: Any) -> Any:
-    """`[kicks, B, …]` as `[B, kicks, …]`, or back: sequences come first in what is kept."""
+    """`[kicks, B, …]` as `[B, kicks, …]`, or back: stored units have sequences as their first axis."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def _free_phase(operators: Operators, s: Array, keys: Array | None, model: ModelConfig, learning: LearningConfig):
-    """Run all blocks; keep what the echoes need, and what was observed of each block."""
+    """Run all blocks; returns the data that the echoes need, and the observations of each block."""
 
     def step(state, scanned):
         operators, keys = scanned

@@ -1,7 +1,7 @@
 """One block: a kick by retrieval from the context, followed by a Hamiltonian flow or a relaxation.
 
 `operators` prepares the applied operators from the parameters. `kick` and its adjoint are the non-Hamiltonian part; `action`
-measures the flow. The block of a transformer (Vaswani et al. 2017) has attention and a feed-forward layer in these places.
+measures the flow. In the block of a transformer (Vaswani et al. 2017), attention and a feed-forward layer take these roles.
 """
 
 from typing import Any, NamedTuple
@@ -24,9 +24,8 @@ from lior_jax.settings import ModelConfig
 
 
 class Motion(NamedTuple):
-    """How the states moved: `action` `[H]`, mean over sequences and positions of that along the way; `residual` `[]`, of the
-    relaxation before its last step, if the dynamics is dissipative; `kept`, of the units, if that was asked for: a tree of
-    `[kicks, ...]`."""
+    """Measurements of a flow or relaxation: `action` `[H]` of the path, averaged over sequences and positions; `residual` `[]`
+    of a relaxation before its last step, None for a flow; `kept`, stored units if requested, a tree of `[kicks, ...]`."""
 
     action: Array
     residual: Array | None
@@ -43,7 +42,7 @@ class Observation(NamedTuple):
 
 
 def schedule(config: ModelConfig) -> integrators.Schedule:
-    """Kicks and drifts of a block; the last kick is left out if the momentum is discarded."""
+    """Kicks and drifts of a block; the final kick is omitted if the momentum is discarded."""
     own = config.flow
     return integrators.schedule(INTEGRATORS[own.integrator], own.steps, own.step_size, final_kick=own.carry_momentum)
 
@@ -64,7 +63,7 @@ def landscape(
 def apply(
     operators: Operators, s: Array, p: Array, config: ModelConfig, masks: BlockMasks = KEEP_BLOCK
 ) -> tuple[tuple[Array, Array], Observation]:
-    """Send `(s, p)`, each `[B, L, d]`, through one block."""
+    """Apply one block to `(s, p)`, each `[B, L, d]`."""
     after, observed, _ = apply_keeping(operators, s, p, config, masks, keep=False)
     return after, observed
 
@@ -72,7 +71,7 @@ def apply(
 def apply_keeping(
     operators: Operators, s: Array, p: Array, config: ModelConfig, masks: BlockMasks, keep: bool
 ) -> tuple[tuple[Array, Array], Observation, Any]:
-    """`apply`, and `Motion.kept`."""
+    """`apply`, with `Motion.kept` as a third result."""
     kicked, moment = kick(operators, s, config, masks)
     s, p, moved = move(operators, s, p, kicked, config, masks, keep)
     return (s, p), Observation(moved.action, moved.residual, moment), moved.kept
@@ -92,7 +91,7 @@ def move(
     Args:
         s, p: `[..., d]`, state and momentum at the block's start.
         kicked: `[..., d]`, the kick.
-        keep: what the echo of every kick needs of the potential's units; not with carried momentum.
+        keep: store the potential's units at every kick for the echo; not supported with carried momentum.
     """
     positions = tuple(range(s.ndim - 1))
 

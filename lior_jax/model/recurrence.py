@@ -4,7 +4,7 @@ The carried state consists of the last few directions for the taps, the poles of
 and a ring buffer of the last `context` keys and values for retrieval. Up to `context` positions the states are those of
 `network.run`; beyond, retrieval reaches back `context` positions, while the poles cover the whole history.
 
-Shapes: `B` sequences, `C` positions of a chunk, `L` slots of the ring (`config.context`), the rest as in `parameters`.
+Shapes: `B` sequences, `C` positions in a chunk, `L` slots of the ring (`config.context`), others as in `parameters`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from lior_jax.settings import ModelConfig
 
 
 class Layer(NamedTuple):
-    """What a block applies, and the poles of its recurrent parts; None for what is left out. Stacked `[N, …]`."""
+    """A block's operators, and the poles of its recurrent parts, None for absent ones. Stacked `[N, …]`."""
 
     operators: Operators
     long_convolution: Poles | None
@@ -37,36 +37,36 @@ class Layer(NamedTuple):
 
 
 class BlockHistory(NamedTuple):
-    """What one block knows of the positions before. Stacked `[N, …]`."""
+    """The recurrent state of one block. Stacked `[N, …]`."""
 
     directions: Array
-    """`[B, τ − 1, d]`, the latest last."""
+    """`[B, τ − 1, d]`, the most recent last."""
     keys: Array
-    """`[B, H, L, m]`, a ring."""
+    """`[B, H, L, m]`, a ring buffer."""
     values: Array
-    """`[B, H, L, v]`, a ring."""
+    """`[B, H, L, v]`, a ring buffer."""
     long_convolution: Charge | None
-    """What its poles hold, `[B, H, P, v]`."""
+    """The charges of its poles, `[B, H, P, v]`."""
     field: field_recurrence.Held | None
 
 
 class History(NamedTuple):
-    """What the network knows of the positions before."""
+    """The recurrent state of the network after the positions read so far."""
 
     blocks: BlockHistory
     count: Array
     """`[B]`, positions read."""
     slot: Array
-    """`[]`, the place of the rings that the next position takes, the same for all sequences."""
+    """`[]`, the ring slot of the next position, shared by all sequences."""
     last: Array
     """`[B, d]`, the state of the last position after the last block."""
     query: Array
-    """`[B, H, m]`, the whitened point from which the last position queried in the last block."""
+    """`[B, H, m]`, the whitened query point of the last position in the last block."""
 
 
 class Attention(NamedTuple):
-    """What the last position of each sequence retrieved from in every block and head, by lag: `weight` and geodesic `cost`
-    `[N, B, H, L]`, where lags beyond the history weigh nothing; its `resilience` `[N, B, H]`."""
+    """Retrieval by the last position of each sequence in every block and head, by lag: `weight` and geodesic `cost`
+    `[N, B, H, L]`, with weight 0 at lags beyond the history; and its `resilience` `[N, B, H]`."""
 
     weight: Array
     cost: Array
@@ -74,14 +74,14 @@ class Attention(NamedTuple):
 
 
 def layers(params: Params, config: ModelConfig) -> Layer:
-    """What the recurrence applies: once for all positions."""
+    """The operators of the recurrence, computed once for all positions."""
     blocks = params.blocks
     long = None if blocks.long_convolution is None else jax.vmap(kernel.poles)(blocks.long_convolution.kernel)
     return Layer(prepare(params, config.context, config), long, field_recurrence.systems(blocks.field, config))
 
 
 def empty(params: Params, batch: int, config: ModelConfig) -> History:
-    """The history of `batch` sequences of which nothing has been read."""
+    """The history of `batch` sequences before the first position."""
     heads, n = config.heads, config.blocks
     m, v = config.geometry.whitened_dim, config.width // config.heads
     ring, zeros = (n, batch, heads, config.context), partial(jnp.zeros, dtype=params.embedding.dtype)
@@ -102,15 +102,16 @@ def empty(params: Params, batch: int, config: ModelConfig) -> History:
 def extend(
     params: Params, applied: Layer, history: History, tokens: Array, lengths: Array, config: ModelConfig
 ) -> tuple[History, Array]:
-    """Read a chunk of further positions, all at once.
+    """Continue by a chunk of positions, processed in parallel.
 
     Args:
         applied: from `layers`.
         tokens: `[B, C]`, `C ≤ config.context`.
-        lengths: `[B]`, from 0 to `C`: how many of them each sequence has. The others leave no trace.
+        lengths: `[B]`, from 0 to `C`: how many of the chunk's positions each sequence has; the rest is padding and has no
+            effect.
 
     Returns:
-        The history, and the states after the last block `[B, C, d]`, meaningless past a sequence's length.
+        The history, and the states after the last block `[B, C, d]`, undefined past a sequence's length.
     """
     ring, chunk = config.context, tokens.shape[1]
     place = jnp.arange(ring + chunk)[None]
@@ -122,7 +123,7 @@ def extend(
         layer, known = scanned
 
         def window(key, value):
-            # The ring in the order of time, and the chunk behind it.
+            # The ring in temporal order, followed by the chunk.
             keys, values = (
                 jnp.concatenate([jnp.roll(heads_first(x), -history.slot, axis=1), new], 1)
                 for x, new in ((known.keys, key), (known.values, value))
@@ -146,7 +147,7 @@ def extend(
 
 
 def advance(params: Params, applied: Layer, history: History, tokens: Array, config: ModelConfig) -> tuple[History, Attention]:
-    """Read one further token `[B]` of every sequence; returns the history, and the position's attention."""
+    """Continue by one token `[B]` of every sequence; returns the history, and the attention of that position."""
     ring, slot = config.context, history.slot
     lag = (slot - jnp.arange(ring)) % ring
     visible = lag[None] <= history.count[:, None]
@@ -164,14 +165,14 @@ def advance(params: Params, applied: Layer, history: History, tokens: Array, con
 
     s = network.embed(params.embedding, tokens[:, None])
     (s, _), (blocks, found) = lax.scan(step, (s, jnp.zeros_like(s)), (applied, history.blocks))
-    # From the places of the ring to lags, by the same reflection as back.
+    # From ring slots to lags; the map is its own inverse.
     weight, cost = (x[..., 0, lag] for x in (found.retrieved.weight, found.retrieved.cost))
     history = History(blocks, history.count + 1, (slot + 1) % ring, s[:, 0], found.query[-1, :, 0])
     return history, Attention(weight, cost, found.resilience[:, :, 0])
 
 
 class _Found(NamedTuple):
-    """What a block retrieved, the points it queried from `[B, C, H, m]`, and their resilience `[B, C, H]`."""
+    """A block's retrieval, its query points `[B, C, H, m]`, and their resilience `[B, C, H]`."""
 
     retrieved: Retrieved
     query: Array
@@ -188,10 +189,10 @@ def _block(
     lengths: Array | None,
     config: ModelConfig,
 ) -> tuple[BlockHistory, tuple[Array, Array], _Found]:
-    """One block for the phase-space points `(s, p)` of a chunk; without `lengths`, of a single position.
+    """Apply one block to the phase-space points `(s, p)` of a chunk; without `lengths`, of a single position.
 
     Args:
-        window: from the chunk's keys and values to those that are retrieved from, and to the rings that are kept.
+        window: maps the chunk's keys and values to those of the retrieval window, and to the new ring buffers.
     """
     s, p = phase
     operators = layer.operators
@@ -209,7 +210,7 @@ def _block(
 def _gather(
     layer: Layer, known: BlockHistory, lengths: Array | None, operators: Operators, direction: Array, config: ModelConfig
 ) -> tuple[Array, tuple[Array, Charge | None]]:
-    """The context of positions that go on from a history; keeps their last directions and the poles' charges."""
+    """The context of positions that continue a history, with their last directions and the charges of the poles."""
     along, delays = jnp.concatenate([known.directions, direction], 1), known.directions.shape[1]
     directions = along[:, 1:] if lengths is None else _last(along, lengths, delays)
     context, charge = taps(operators.taps, along)[:, delays:], known.long_convolution
@@ -227,6 +228,6 @@ def _gather(
 
 
 def _last(x: Array, lengths: Array, count: int) -> Array:
-    """The last `count` rows of each sequence's part of `x` `[B, count + C, …]`, which ends `lengths` `[B]` behind `count`."""
+    """The last `count` valid rows of each sequence in `x` `[B, count + C, …]`, of which `count + lengths` `[B]` are valid."""
     rows = lengths[:, None] + jnp.arange(count)[None]
     return jnp.take_along_axis(x, rows.reshape(*rows.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -1,4 +1,4 @@
-"""Many devices: one mesh with the axes `data` and `model`, and where on it parameters, optimiser state and batches lie."""
+"""Several devices: one mesh with the axes `data` and `model`, and the shardings of parameters, optimiser state and batches."""
 
 from lior_jax.parallel.devices import Devices, chosen
 from lior_jax.parallel.pieces import in_pieces, joined, shares

@@ -1,4 +1,4 @@
-"""The devices that a run uses, and where on them its arrays lie."""
+"""The devices of a run, and the placement of its arrays on them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ class Devices:
     """A mesh of `data` times `model` devices, or one device without a mesh.
 
     Args:
-        data: shares of each batch.
-        model: shares of heads and potential units.
-        shard_parameters: whether parameters and optimiser state are cut over `data`, too.
-        among: devices to take the first ones of; all by default.
+        data: number of parts that each batch is split into.
+        model: number of parts that heads and potential units are split into.
+        shard_parameters: whether parameters and optimiser state are sharded over `data`, too.
+        among: available devices, of which the first ones are used; all of JAX's by default.
     """
 
     def __init__(self, data: int = 1, model: int = 1, shard_parameters: bool = False, among: list[jax.Device] | None = None):
@@ -30,7 +30,7 @@ class Devices:
 
     @property
     def count(self) -> int:
-        """Devices that are used."""
+        """Number of devices in use."""
         return self.data * self.model
 
     @cached_property
@@ -43,7 +43,7 @@ class Devices:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """What is traced and run inside sees the mesh (`shardings.kept_sharded`, `pieces.shares`)."""
+        """Context manager: set the mesh for code that is traced and run inside (`shardings.kept_sharded`, `pieces.shares`)."""
         if self.mesh is None:
             yield
         else:
@@ -52,26 +52,26 @@ class Devices:
 
     @property
     def everywhere(self) -> Sharding:
-        """Of what every device has a copy of."""
+        """Sharding of replicated arrays."""
         return self._sharding(PartitionSpec())
 
     @property
     def batch(self) -> Sharding:
-        """Of arrays `[B, …]`, a share of whose sequences lies on each device."""
+        """Sharding of arrays `[B, …]` whose sequences are split over the devices."""
         return self._sharding(PartitionSpec(DATA))
 
     def of_state(self, tree: Any) -> Any:
-        """Shardings of parameters, or of trees that are made like them, such as an optimiser's state.
+        """Shardings of parameters, or of trees with the paths of parameters, such as an optimiser's state.
 
         Args:
-            tree: of arrays or their shapes.
+            tree: arrays or their shapes.
         """
         shape = {DATA: self.data, MODEL: self.model}
         specs = jax.tree.map_with_path(lambda path, x: spec_of(path, x.shape, shape, self.shard_parameters), tree)
         return jax.tree.map(self._sharding, specs)
 
     def on_first(self, tree: Any) -> Any:
-        """A tree of arrays, whole, on the first of the devices, where inference runs."""
+        """A tree of unsharded arrays on the first device, which runs inference."""
         return tree if self.mesh is None else jax.device_put(tree, self.among[0])
 
     def _sharding(self, spec: PartitionSpec) -> Sharding:
@@ -79,25 +79,26 @@ class Devices:
 
     @property
     def sentence(self) -> str | None:
-        """How the devices are used, where there are several."""
+        """Description of the use of several devices; None if only one is available."""
         if len(self.among) == 1:
             return None
-        axes = [f"{self.data} share each batch" if self.data > 1 else "", f"{self.model} the heads" if self.model > 1 else ""]
+        axes = [f"batch split over {self.data}" if self.data > 1 else "", f"heads over {self.model}" if self.model > 1 else ""]
         how = f": {' x '.join(filter(None, axes))}" if self.count > 1 else ""
-        cut = ", parameters and optimiser state are cut" if self.shard_parameters and self.data > 1 else ""
+        cut = ", parameters and optimiser state sharded" if self.shard_parameters and self.data > 1 else ""
         idle = len(self.among) - self.count
-        rest = f"; the other {idle} would need a training.batch_size that they divide" if idle else ""
+        rest = f"; the other {idle} would need a training.batch_size divisible by more devices" if idle else ""
         return f"{self.count} of {len(self.among)} devices{how}{cut}{rest}."
 
 
 def chosen(config: Config, among: list[jax.Device] | None = None) -> Devices:
-    """The devices that a configuration asks for. `parallel.data: auto` takes as many as divide the sequences of a step.
+    """The devices that a configuration requests. `parallel.data: auto` takes the largest number that divides the sequences
+    processed at a time, `training.batch_size / training.accumulate`.
 
     Args:
-        among: devices that there are; all of JAX's by default.
+        among: available devices; all of JAX's by default.
 
     Raises:
-        UserError: it asks for more than there are.
+        UserError: more devices are requested than available.
     """
     among = jax.devices() if among is None else among
     asked, together = config.parallel, config.training.batch_size // config.training.accumulate

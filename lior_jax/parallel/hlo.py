@@ -1,6 +1,6 @@
-"""What a compiled program does on each device: floating-point operations of its matrix products, and bytes that it sends.
+"""Work of a compiled program per device: floating-point operations of its matrix products, and bytes that it sends.
 
-They are read from the program's text (HLO), in which a loop stands once: what is in it counts as often as it is gone through.
+Both are read from the program's text (HLO). The body of a loop occurs there once and is counted with its number of iterations.
 """
 
 import math
@@ -38,18 +38,18 @@ SENT = {
     "all-to-all": lambda size, n: (n - 1) / n * size,
     "collective-permute": lambda size, n: size,
 }
-"""Bytes that each of `n` devices sends for a collective of a result of `size` bytes, by the algorithms of a ring."""
+"""Bytes that each of `n` devices sends in a collective with a result of `size` bytes, by ring algorithms."""
 
 
 class Work(NamedTuple):
-    """What a program does on each device."""
+    """Work of a program, per device."""
 
     flops: float
-    """Of matrix products; a multiplication and an addition are two."""
+    """Operations of matrix products; a multiplication and an addition count as two."""
     calls: Mapping[str, int]
-    """Collectives by kind."""
+    """Number of collectives by kind."""
     sent: Mapping[str, float]
-    """Bytes that each device sends, by kind (`SENT`)."""
+    """Bytes sent by kind (`SENT`)."""
 
 
 def work(text: str, devices: int) -> Work:
@@ -57,7 +57,7 @@ def work(text: str, devices: int) -> Work:
 
     Args:
         text: `compiled.as_text()`.
-        devices: for how many it was compiled.
+        devices: number of devices it was compiled for.
     """
     bodies, entry = _computations(text)
     times = _times(bodies, entry)
@@ -74,11 +74,11 @@ def work(text: str, devices: int) -> Work:
 
 
 _Lines = list[tuple[str, str, str, str]]
-"""Name, type, operation and the rest of each line of a computation."""
+"""Name, type, operation and remainder of each line of a computation."""
 
 
 def _computations(text: str) -> tuple[dict[str, _Lines], str]:
-    """Lines of every computation by its name, and the name of the one that the program begins with."""
+    """Lines of every computation by its name, and the name of the entry computation."""
     bodies: dict[str, _Lines] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -91,7 +91,7 @@ def _computations(text: str) -> tuple[dict[str, _Lines], str]:
 
 
 def _times(bodies: dict[str, _Lines], entry: str) -> Counter:
-    """How often each computation is gone through."""
+    """How often each computation is executed."""
     times: Counter = Counter()
 
     def go(name: str, count: int) -> None:
@@ -107,7 +107,7 @@ def _times(bodies: dict[str, _Lines], entry: str) -> Counter:
 
 
 def _products(kind: str, rest: str, shapes: dict[str, str]) -> float:
-    """Operations of a `dot`: two for each element of its result and of the axes that are summed over."""
+    """Operations of a `dot`: two per element of its result and index of the contracted axes."""
     left = re.match(r"\s*(?:[^%]*)%([\w.\-]+)", rest)
     summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
     assert left is not None
@@ -127,7 +127,7 @@ def _size(kind: str) -> int:
 
 
 def _group(rest: str, devices: int) -> int:
-    """How many devices exchange with each other: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or `mesh['a'=2,'b'=4] {'b'}`."""
+    """Number of devices in a replica group: `{{0,1},{2,3}}`, `[2,4]<=[8]`, or `mesh['a'=2,'b'=4] {'b'}`."""
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(iota[1])
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):

@@ -1,4 +1,4 @@
-"""Cutting a batch into pieces that are gone through one after another, each with its share of every device."""
+"""Splitting a batch into pieces that are processed in sequence, each of them spread over all devices."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from lior_jax.parallel.shardings import DATA
 
 
 def shares() -> int:
-    """Devices that share a batch, on the mesh of the surrounding context; 1 without one."""
+    """Number of devices that share a batch, from the mesh of the surrounding context; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(DATA, 1)
 
 
 def in_pieces(tree: Any, count: int) -> Any:
-    """Trees of arrays `[B, …]` as `[count, B / count, …]`: a piece takes `B / count / shares()` sequences of each device.
+    """Reshape trees of arrays `[B, …]` to `[count, B / count, …]`: a piece has `B / count / shares()` sequences of each device.
 
-    On one device the pieces are consecutive sequences. `joined` undoes it.
+    On one device a piece consists of consecutive sequences. `joined` is the inverse.
     """
     devices = shares()
 
@@ -32,7 +32,7 @@ def in_pieces(tree: Any, count: int) -> Any:
 
 
 def joined(tree: Any) -> Any:
-    """Trees of arrays `[count, B / count, …]`, as `in_pieces` gives them, as `[B, …]`."""
+    """Reshape the result of `in_pieces`, trees of arrays `[count, B / count, …]`, to `[B, …]`."""
     devices = shares()
 
     def join(x: Array) -> Array:

@@ -1,9 +1,8 @@
-"""Which axis of a parameter lies on which axis of the mesh, by the parameter's path.
+"""Shardings of parameters: the mesh axis of each array axis, by the parameter's path.
 
-Heads, and the units of a potential, lie on `model`. Where parameters are sharded (ZeRO: Rajbhandari et al. 2020, arXiv
-1910.02054), the largest other axis that can be cut lies on `data`, but for the axis of the blocks, which are gone through one
-after another, and for the statistics that are carried on, which are small. An optimiser's state has parameters' paths at the
-ends of its own, so it lies like them.
+Heads and the units of a potential are sharded over `model`. If parameters are sharded (ZeRO, Rajbhandari et al. 2020), the
+largest other divisible axis is sharded over `data`, except the axis of the blocks, which are processed in sequence, and except
+the running statistics, which are small. Paths in an optimiser's state end in those of the parameters, so it is sharded alike.
 """
 
 import math
@@ -15,26 +14,26 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 DATA, MODEL = "data", "model"
-"""Axes of the mesh: shares of each batch, and shares of heads and units."""
+"""Axes of the mesh: over sequences of a batch, and over heads and units."""
 
 SMALLEST = 2**12
-"""Elements of an array from which on it is worth cutting over `data`."""
+"""Smallest number of elements for which an array is sharded over `data`."""
 
 _BY_HEAD = {
     *("query", "key", "value", "output", "metric", "inverse_temperature", "field", "scores", "resilience"),
     *("couplings", "evidence", "projector"),
 }
-"""Parts of a block whose arrays are `[N, H, …]`, of its parameters and of what is made of them (`model.operators`)."""
+"""Parts of a block with arrays `[N, H, …]`, among its parameters and its operators (`model.operators`)."""
 
 
 def spec_of(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mapping[str, int], shard_parameters: bool) -> PartitionSpec:
-    """The axes of the mesh that the axes of an array lie on.
+    """The mesh axis of each axis of an array.
 
     Args:
-        path: as `jax.tree.map_with_path` gives it; of a parameter, or of what ends like one.
-        shape: of the array.
+        path: from `jax.tree.map_with_path`; that of a parameter, or one that ends in it.
+        shape: shape of the array.
         mesh: sizes of `data` and `model`.
-        shard_parameters: whether arrays are cut over `data`, too.
+        shard_parameters: whether arrays are sharded over `data`, too.
     """
     names = [_name(key) for key in path]
     stacked = "blocks" in names or "carried" in names
@@ -54,8 +53,8 @@ def is_active() -> bool:
 
 
 def kept_sharded(tree: Any, shard_parameters: bool) -> Any:
-    """A tree of parameters, or one like it, that lies as `spec_of` says on the mesh of the surrounding context; as it is where
-    there is none."""
+    """Constrain a tree of parameters, or one with their paths, to the shardings of `spec_of` on the mesh of the surrounding
+    context; without a mesh the tree is returned unchanged."""
     if not is_active():
         return tree
     mesh = dict(jax.sharding.get_abstract_mesh().shape)
@@ -67,8 +66,8 @@ def kept_sharded(tree: Any, shard_parameters: bool) -> Any:
 
 
 def gathered(operators: Any) -> Any:
-    """What one block applies, `[H, …]` and so on, whole on each of the devices that share a batch: of parameters that are cut
-    over `data`, only those of the block at hand are ever whole. As it is where there is no mesh."""
+    """Gather the operators of one block, `[H, …]` and so on, on all devices along `data`; of sharded parameters, only those of
+    the current block are ever gathered. Without a mesh they are returned unchanged."""
     if not is_active():
         return operators
     size = dict(jax.sharding.get_abstract_mesh().shape)[MODEL]
@@ -81,8 +80,8 @@ def gathered(operators: Any) -> Any:
 
 
 def by_sequence(tree: Any) -> Any:
-    """Arrays `[B, …]`, each device's share of the sequences on it; where parameters are cut, the compiler would sooner cut
-    along the same axes. As it is where there is no mesh."""
+    """Constrain arrays `[B, …]` to be sharded by sequence; with sharded parameters, the compiler would otherwise tend to shard
+    activations along the parameters' axes. Without a mesh the tree is returned unchanged."""
     if not is_active():
         return tree
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, PartitionSpec(DATA)), tree)
@@ -95,7 +94,7 @@ def _lies_on_model(names: list[str]) -> bool:
 
 
 def _is_cut(names: list[str]) -> bool:
-    """Whether an array of a block, by its path from there on, has an axis of heads or units."""
+    """Whether an array of a block, given its path within the block, has an axis of heads or units."""
     inner = ("long_convolution", "kernel"), ("long_convolution", "by_lag"), ("hamiltonian", "potential")
     return names[0] in _BY_HEAD or tuple(names[:2]) in inner
 

@@ -25,11 +25,11 @@ _QUERIES_AT_ONCE = 64
 
 
 class TiledKeys(NamedTuple):
-    """Keys laid out for a single pass: each coordinate of a tile's keys is contiguous, and squared norms are precomputed. The
-    last tile may be partly empty."""
+    """Keys in a layout for a single pass: each coordinate of a tile's keys is contiguous, and squared norms are precomputed.
+    The last tile may be partly empty."""
 
     origin: Array
-    """`[1, m]`, to which keys are relative: far from it, the expanded square of a distance would cancel."""
+    """`[1, m]`, subtracted from all keys: the expanded square of a distance would cancel far from the origin."""
     tiles: Array
     """`[T, m, b]`."""
     squares: Array
@@ -37,7 +37,7 @@ class TiledKeys(NamedTuple):
 
     @property
     def rows(self) -> Array:
-        """The keys as given, and `origin` in empty slots: `[T b, m]`."""
+        """The original keys, and `origin` in empty slots: `[T b, m]`."""
         return self.tiles.transpose(0, 2, 1).reshape(-1, self.origin.shape[1]) + self.origin
 
 
@@ -50,7 +50,7 @@ def room(size: int, dimension: int, tile: int = TILE, dtype: Any = jnp.float32) 
 
 
 def arrange(keys: Array, tile: int = TILE) -> TiledKeys:
-    """Lay out keys `[K, m]`, with the first one as origin."""
+    """Tile keys `[K, m]`, with the first one as origin."""
     empty = room(keys.shape[0], keys.shape[1], tile, keys.dtype)
     return put(empty._replace(origin=keys[:1]), jnp.arange(len(keys)), keys)
 
@@ -174,8 +174,8 @@ def _stream(
     width: int,
     precision: Precision,
 ) -> tuple[Array, Array]:
-    """The mean of `gather(weight [b, Q], payload of a tile) → [width, Q]` over the first `present` keys, and `ln` of the sum of
-    all weights: `[Q, width]` and `[Q]`."""
+    """The weighted mean of the payload of the first `present` keys, `[Q, width]`, and `ln` of the sum of the weights, `[Q]`;
+    `gather` maps weights `[b, Q]` and the payload of a tile to their sum of products `[width, Q]`."""
     tiles, _, tile = keys.tiles.shape
     spare = ((0, tiles * tile - len(payload)),) + ((0, 0),) * (payload.ndim - 1)
     payload = jnp.pad(payload, spare).reshape(tiles, tile, *payload.shape[1:])

@@ -20,25 +20,25 @@ State = Any
 """An array or a tree of arrays; state, momentum, force and velocity all have one structure."""
 
 Contrast = Callable[[Pair, Array], tuple[Pair, Any]]
-"""From a nudged pair and its span to the pair of what a function makes of it, and the local statistic: the difference of the
-Hamiltonian's derivatives by its parameters, divided by the span."""
+"""Maps a nudged pair and its span to the pair of a function's values, and the local statistic: the difference of the
+Hamiltonian's derivatives with respect to its parameters, divided by the span."""
 
 
 class Keeping(NamedTuple):
-    """A system's kicks where the free run keeps what the echo of each would have to compute again: `force` of a state, and
-    what is kept; `kick_contrast` of a nudged pair, its span, what was kept, and by how many pushes the pair's mean is away
-    from the run that it was kept of."""
+    """A system's kicks, with intermediate results of the free run stored so that the echo need not recompute them: `force`
+    maps a state to the force and the stored data; `kick_contrast` takes a nudged pair, its span, the stored data, and the
+    nudge of the pair's mean relative to the free run."""
 
     force: Callable[[State], tuple[State, Any]]
     kick_contrast: Callable[[Pair, Array, Any, Array | float], tuple[Pair, Any]]
 
 
 class System(NamedTuple):
-    """A separable Hamiltonian `H(s, p) = V(s) + K(p)` as a flow sees it.
+    """A separable Hamiltonian `H(s, p) = V(s) + K(p)`, as the functions that a flow needs.
 
     `force`: `−∂V/∂s` of a state. `velocity`: `∂K/∂p` of a momentum. `kick_contrast`: the forces on a nudged pair, and
     `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span`. `drift_contrast`: the pair of velocities, and `[∂K/∂θ(p₊) − ∂K/∂θ(p₋)] / span`.
-    `keeping`: the same kicks, if they can keep something.
+    `keeping`: the same kicks with stored intermediate results; None if unsupported.
     """
 
     force: Callable[[State], State]
@@ -49,12 +49,12 @@ class System(NamedTuple):
 
 
 Observe = Callable[..., Any]
-"""From the states before and after a drift, and the drift's own entries of what lies along the path, a tree of what is summed
-over all drifts."""
+"""Maps the states before and after a drift, and the drift's entries of the arrays along the path, to a tree that is summed over
+all drifts."""
 
 Source = Callable[..., tuple[State, State, Any]]
-"""A cost's part in one drift: from what `Observe` gets, the cotangents of both states, and a tree of others that is summed
-over all drifts."""
+"""The contribution of one drift to a cost along the path: maps the arguments of `Observe` to the cotangents of both states, and
+a tree of other cotangents that is summed over all drifts."""
 
 
 def flow(
@@ -65,10 +65,10 @@ def flow(
     observe: Observe = lambda before, after, *along: None,
     along: tuple[Any, ...] = (),
 ) -> tuple[State, State, Any]:
-    """Follow the Hamiltonian flow from `(s, p)`.
+    """Integrate the Hamiltonian flow from `(s, p)`.
 
     Args:
-        along: trees of arrays `[drifts, ...]`, of which `observe` gets every drift's own entries.
+        along: trees of arrays `[drifts, ...]`; `observe` receives the entries of each drift.
 
     Returns:
         State and momentum at the end, and the sum of what `observe` returned.
@@ -82,14 +82,15 @@ def flow(
 def flow_keeping(
     system: System, s: State, p: State, times: Schedule, observe: Observe = lambda before, after: None
 ) -> tuple[State, State, Any, Any]:
-    """`flow` of a system with `keeping`, by times without a final kick, and what the kicks kept `[kicks, ...]`, for `echo`."""
+    """`flow` of a system with `keeping` and a schedule without a final kick; also returns the data stored by the kicks,
+    `[kicks, ...]`, for `echo`."""
     assert system.keeping is not None
     assert not times.final_kick
     return _follow(system, system.keeping.force, s, p, times, observe, ())
 
 
 def _follow(system: System, force: Callable[[State], tuple[State, Any]], s, p, times: Schedule, observe: Observe, along):
-    """All but the final kick, by a force that keeps something."""
+    """All but the final kick, with a force that also returns data to store."""
 
     def step(state, scanned):
         s, p = state
@@ -118,12 +119,12 @@ def echo(
 
     Args:
         s, p: the pair at the end.
-        span: the distance of the two nudges, `slope` being the difference divided by it; it broadcasts to every array.
+        span: difference of the two nudges, by which `slope` is divided; it broadcasts to every array.
         times: as given to `flow`.
         source: a cost along the path; it nudges the pair again before and after every drift.
-        middle: the nudge of the pair's mean, like `span`; 0 if the two runs are pushed to opposite sides.
+        middle: the nudge of the pair's mean, shaped like `span`; 0 for two-sided nudging.
         along: as given to `flow`, for the source.
-        kept: of the free run, by `flow_keeping`; None if that kept nothing.
+        kept: data stored by `flow_keeping` in the free run; None to recompute it.
 
     Returns:
         The pair at the start; `Σ length × [∂H/∂θ(+) − ∂H/∂θ(−)] / span` over all kicks, and over all drifts; and the sum of
@@ -169,7 +170,7 @@ def echo(
 
 
 def _move(x: Any, length: Any, by: Any) -> Any:
-    """`x + length × by`, for trees alike."""
+    """`x + length × by`, for trees of the same structure."""
     return jax.tree.map(lambda x, y: x + length * y, x, by)
 
 

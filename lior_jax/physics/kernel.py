@@ -1,4 +1,4 @@
-"""The LIoR kernel, a decaying function of the lag with three modes: by lag, as a convolution, and as an O(1) recurrence.
+"""The LIoR kernel, a decaying function of the lag with three modes: its values, its convolution, and an O(1) recurrence.
 
     K(Δ) = a₀ e^{−βΔ} − a₁ Δ^{−δ} e^{−ξΔ} + a₂ cos(ωΔ + φ) e^{−ζΔ}   for Δ ≥ 0,   0 for Δ < 0
 
@@ -24,9 +24,9 @@ from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
 from lior_jax.physics.tiling import Tile, in_tiles
 
 NODES = np.arange(-10.5, 3.0, 1.0)
-"""`y = ln u` of the power law's poles."""
+"""Quadrature nodes `y = ln u` of the power law."""
 _TAIL = float(NODES[0]) - 0.5
-"""The slow pole carries everything below."""
+"""Upper limit of the tail in `y`, which the slow pole replaces."""
 _SLOWEST = math.exp(_TAIL)
 
 
@@ -73,7 +73,8 @@ def poles(kernel: Kernel) -> Poles:
 
 
 def split(system: Poles) -> tuple[Poles, Poles]:
-    """The poles of `poles` apart: the real ones as real numbers, `P − 1`, and the wave's. Their sums add up."""
+    """Split the result of `poles` into its `P − 1` real poles, as real numbers, and the wave's complex pole; `K` is the sum of
+    both parts."""
     real, wave = (jax.tree.map(lambda x, part=part: x[:, part], system) for part in (slice(-1), slice(-1, None)))
     return jax.tree.map(jnp.real, real), wave
 
@@ -102,7 +103,8 @@ def values_adjoint(kernel: Kernel, cotangent: Array) -> Kernel:
 
 
 def _modes(kernel: Kernel, length: int) -> tuple[Array, tuple[Array, Array]]:
-    """The modes of unit amplitude `[H, 3, L]`; the power mode's slope by δ, and the wave's by its angle, `[H, L]` each."""
+    """The modes at unit amplitude, `[H, 3, L]`; and the derivatives of the power mode with respect to δ and of the wave with
+    respect to its angle, `[H, L]` each."""
     lag = jnp.arange(length, dtype=kernel.order.dtype)[None]
     decay = jnp.exp(-jax.nn.softplus(kernel.rate)[..., None] * lag[None])
     delta = jax.nn.sigmoid(kernel.order)[:, None]
@@ -117,22 +119,22 @@ def _modes(kernel: Kernel, length: int) -> tuple[Array, tuple[Array, Array]]:
     return modes, (by_order, -jnp.sin(angle) * decay[:, 2])
 
 
-# --- the kernel as a prior of the lag --------------------------------------------------------------------------------
+# --- the kernel as a prior over lags ---------------------------------------------------------------------------------
 
 
 def log_prior(kernel: Kernel, shift: Array, length: int) -> Array:
     """`ln K₊(Δ)` of the positive kernel `e^{a₀ − βΔ} + e^{a₁ − ξΔ} (1 + Δ)^{−δ} + e^{a₂ − ζΔ} (1 + ½ cos(ωΔ + φ))`: `[H, L]`.
 
-    A probability needs a positive weight, so the amplitudes are logarithms here and the wave rides on its envelope.
+    A prior must be positive, so the amplitudes are logarithms here, and the wave modulates its envelope.
 
     Args:
-        shift: `[H]`, added to the raw order: `ln(α / (1 − α))` of a fractional order α; 0 leaves δ as learned.
+        shift: `[H]`, added to the raw order: `ln(α / (1 − α))` for a fractional order α; 0 for the learned δ.
     """
     return jax.nn.logsumexp(_log_modes(kernel, shift, length), axis=1)
 
 
 def log_prior_adjoint(kernel: Kernel, shift: Array, cotangent: Array) -> Kernel:
-    """Adjoint of `log_prior` to the kernel, for a cotangent `[H, L]`."""
+    """Adjoint of `log_prior` with respect to the kernel, for a cotangent `[H, L]`."""
     length = cotangent.shape[-1]
     lag = jnp.arange(length, dtype=cotangent.dtype)[None]
     c_modes = cotangent[:, None] * jax.nn.softmax(_log_modes(kernel, shift, length), axis=1)
@@ -160,14 +162,14 @@ def _log_modes(kernel: Kernel, shift: Array, length: int) -> Array:
 
 
 def spread(by_lag: Array, rows: int | None = None) -> Array:
-    """The causal matrix with `by_lag[:, i − j]` at `(i, j)` for `j ≤ i`, and 0 above the diagonal, of `by_lag` `[H, L]`: its
-    last `rows` rows, by default all, `[H, rows, L]`."""
+    """The last `rows` rows, by default all, of the causal Toeplitz matrix of `by_lag` `[H, L]`: `by_lag[:, i − j]` at `(i, j)`
+    for `j ≤ i`, 0 above the diagonal; `[H, rows, L]`."""
     heads, length = by_lag.shape
     rows = length if rows is None else rows
     power = _power_of_two(rows)
     table = jnp.concatenate([by_lag[:, ::-1], jnp.zeros((heads, power - 1), by_lag.dtype)], -1)[:, None]
-    # The rows are one row, each shifted by one more lag. Doubled, they are plain copies of memory: an index that is worked out
-    # element by element would be, again, in every loop that reads it.
+    # Every row is the one before it, shifted by one lag. Doubling the table takes contiguous copies only; a gather would be
+    # fused into every loop that reads the matrix, which would recompute the indices.
     while (made := table.shape[1]) < power:
         table = jnp.concatenate([table[..., made:], table[..., :-made]], 1)
     return table[:, power - rows :]
@@ -184,14 +186,14 @@ def sum_by_lag(pairs: Array) -> Array:
 
 
 def delay(by_lag: Array, first: Array, rows: int, length: int) -> Array:
-    """What `spread` makes rows from number `first` on of, with `length` columns, of `by_lag` `[H, N]` with `N ≥ length`, in the
-    place of its last ones: `[H, length]`, 0 where a lag would be negative."""
+    """Shift `by_lag` `[H, N]`, `N ≥ length`, such that the last `rows` rows of `spread` become rows `first` to
+    `first + rows − 1` of the causal matrix with `length` columns: `[H, length]`, 0 where a lag would be negative."""
     ahead = length - rows
     return lax.dynamic_slice_in_dim(jnp.pad(by_lag[:, :length], ((0, 0), (ahead, 0))), first, length, 1)
 
 
 def delay_adjoint(cotangent: Array, first: Array, rows: int) -> Array:
-    """Adjoint of `delay` for a cotangent `[H, length]`, to the first `length` lags."""
+    """Adjoint of `delay` for a cotangent `[H, length]`: the cotangent of the first `length` lags."""
     heads, length = cotangent.shape
     ahead = length - rows
     padded = jnp.zeros((heads, ahead + length), cotangent.dtype)
@@ -206,11 +208,11 @@ def _power_of_two(least: int) -> int:
 
 
 TILE = 128
-"""Positions that are convolved at a time."""
+"""Positions per tile of the convolution."""
 
 
 def convolve(by_lag: Array, x: Array, precision: Precision = "float32", tile: int | None = TILE) -> Array:
-    """`y_t = Σ_{s≤t} K_h(t − s) x_s`, as matrix products of a `tile` of positions and those before it (`tiling`).
+    """`y_t = Σ_{s≤t} K_h(t − s) x_s`, by matrix products, one `tile` of positions at a time (`tiling`).
 
     Args:
         by_lag: `[H, L]`, from `values`.
@@ -247,7 +249,7 @@ def _matrix(by_lag: Array, tile: Tile) -> Array:
 
 
 def convolve_scan(system: Poles, x: Array) -> Array:
-    """`convolve` as an associative scan over positions: `O(log L)` deep, `O(P L)` work (tool). `x` `[B, L, H, v]`."""
+    """`convolve` as an associative scan over positions, in depth `O(log L)` and work `O(P L)` (tool). `x` `[B, L, H, v]`."""
 
     def join(early, late):
         return late[0] * early[0], late[0] * early[1] + late[1]
@@ -259,10 +261,10 @@ def convolve_scan(system: Poles, x: Array) -> Array:
 
 
 def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]:
-    """One position of `convolve` at a cost that does not grow with the history.
+    """One position of `convolve`, at a cost independent of the length of the history.
 
     Args:
-        charge: `[B, H, P, v]`, complex if the poles are: what each holds after the step before; zero before the first.
+        charge: `[B, H, P, v]`, complex if the poles are: the state of each pole after the previous step; zero at first.
         x: `[B, H, v]`.
 
     Returns:
@@ -275,19 +277,19 @@ def convolve_step(system: Poles, charge: Array, x: Array) -> tuple[Array, Array]
 def convolve_more(
     system: Poles, charge: Array, x: Array, lengths: Array, precision: Precision = "float32"
 ) -> tuple[Array, Array]:
-    """A chunk of `C` further positions of `convolve`.
+    """Continue `convolve` by a chunk of `C` positions.
 
     Args:
-        charge: `[B, H, P, v]`, of the positions before the chunk.
+        charge: `[B, H, P, v]`, the state before the chunk.
         x: `[B, C, H, v]`.
-        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest leaves no trace.
+        lengths: `[B]`, how many of the chunk's positions each sequence has; the rest is padding and has no effect.
 
     Returns:
         The charge after each sequence's last position, and `y` `[B, C, H, v]`.
     """
     decay = decay_by_lag(system, x.shape[1])
     own = convolve(jnp.sum(jnp.real(system.weight[None] * decay), -1).T, x, precision)
-    # A position is one step further from the charge than from the chunk's first input.
+    # The charge belongs to the position before the chunk: one step further back than the chunk's first input.
     earlier = jnp.einsum("ihp,bhpv->bihv", (system.weight * jnp.exp(-system.rate))[None] * decay, charge)
     kept, written = fade(system, x.shape[1], lengths)
     charge = kept[..., None] * charge + jnp.einsum("bjhp,bjhv->bhpv", written, x.astype(written.dtype))
@@ -300,8 +302,8 @@ def decay_by_lag(system: Poles, length: int) -> Array:
 
 
 def fade(system: Poles, length: int, lengths: Array) -> tuple[Array, Array]:
-    """What is left at each sequence's last position of what was there before a chunk, `e^{−s_p n}` `[B, H, P]`, and of what
-    each of its `length` positions writes, `[B, length, H, P]`; nothing of positions past the sequence's `lengths` `[B]`."""
+    """Decay factors up to the last position of each sequence: of the state before a chunk, `e^{−s_p n}` `[B, H, P]` with `n` of
+    `lengths` `[B]`, and of the inputs at its `length` positions, `[B, length, H, P]`, 0 past a sequence's length."""
     real = jnp.real(system.rate).dtype
     age = (lengths[:, None] - 1 - jnp.arange(length)[None])[..., None, None]
     written = jnp.where(age >= 0, jnp.exp(-system.rate[None, None] * jnp.maximum(age, 0).astype(real)), 0)

@@ -7,7 +7,7 @@ from jax import Array
 
 
 class Pair(NamedTuple):
-    """Two nudged runs, kept as `mean = (x₊ + x₋) / 2` and `slope = (x₊ − x₋) / span`: arrays, or trees of them.
+    """Two nudged runs, stored as `mean = (x₊ + x₋) / 2` and `slope = (x₊ − x₋) / span`: arrays, or trees of them.
 
     Linear maps act on mean and slope separately, so nothing cancels, for any size of the nudge and any precision of the
     matrix products; only elementwise nonlinear functions form `x₊` and `x₋`.
@@ -23,7 +23,8 @@ class Pair(NamedTuple):
 
 
 def beside(free: Any, slope: Any, middle: Array | float) -> Pair:
-    """The `Pair` of a slope and the value of the run without a push, from which the mean is `middle` pushes away."""
+    """The `Pair` with the given slope and the mean `free + middle × slope`: `free` is the value in the free run, and `middle`
+    the nudge of the mean."""
     return Pair(jax.tree.map(lambda x, y: x + middle * y, free, slope), slope)
 
 

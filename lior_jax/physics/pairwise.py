@@ -1,15 +1,15 @@
-"""Quantities of query-key pairs that distance and score terms are functions of, each computed once, on first use.
+"""Pairwise quantities of queries and keys, the inputs of distance and score terms; each is computed once, on first use.
 
     product  G_ij = ⟨q_i, k_j⟩      q_squared ‖q_i‖²      k_squared ‖k_j‖²      squared  g_ij = ‖q_i − k_j‖²
-    places   the lag of every pair, and which keys a query sees
+    places   the lag of every pair, and the keys visible to each query
 
-All of them follow from one matrix product, of the points relative to a nearby origin: about a distant one,
-`q² + k² − 2 q·k` would cancel for points close to each other. Every quantity has an adjoint, which returns a `PairCotangent`.
-These add up, so the adjoint of the matrix product is computed once for all users of the pairs.
+All are computed from one matrix product, of the points relative to a nearby origin: with a distant one,
+`q² + k² − 2 q·k` would cancel for points close to each other. The adjoint of every quantity returns a `PairCotangent`.
+Their sum is passed to the adjoint of the matrix product, which is computed once for all users of the pairs.
 
 Shapes: `B` sequences, `T` queries, `L` keys, `H` heads, `m` whitened chart dimensions; a quantity of all pairs is
-`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`. Points have their heads first too, so that
-no product has to transpose them.
+`[B, H, T, L]`, of queries `[B, H, T, 1]`, of keys `[B, H, 1, L]`. Points are stored heads first too, so that
+no product transposes them.
 """
 
 from collections.abc import Iterable
@@ -36,10 +36,10 @@ class PairCotangent(NamedTuple):
 
 @dataclass(frozen=True)
 class Causal:
-    """Queries of `rows` of `length` positions: each sees its own key and those before.
+    """Queries at `rows` of `length` positions; each sees its own key and the earlier ones.
 
-    `longest` is the largest `length` of all tiles of a sequence, whose tables by lag they share. The rows are the last ones,
-    or, in a loop over tiles, those from number `first` on.
+    `longest` is the largest `length` of all tiles of a sequence, which share their tables by lag. The rows are the last ones,
+    or, in a loop over tiles, those starting at `first`.
     """
 
     rows: int
@@ -56,14 +56,14 @@ class Causal:
         return jnp.tril(jnp.ones((self.rows, self.length), bool), self.length - self.rows)[None]
 
     def by_lag(self, values: Array) -> Array:
-        """`values[:, i − j]` of the pair `(i, j)`, 0 where it is not seen, of `[H, N]` with `N ≥ L`: `[1, H, T, L]`."""
+        """`values[:, i − j]` for every pair `(i, j)`, 0 for masked ones; `values` `[H, N]`, `N ≥ L`: `[1, H, T, L]`."""
         if self.first is not None:
             return spread(delay(values, self.first, self.rows, self.length), self.rows)[None]
         return spread(values[:, : self.longest], self.rows)[None, :, :, self.longest - self.length :]
 
     def by_lag_adjoint(self, values: Array, cotangent: Array) -> Array:
         """Adjoint of `by_lag` for a cotangent `[B, H, T, L]`: `[H, N]`."""
-        # As a product: XLA's sum over a leading axis takes fifty times as long on a CPU.
+        # As a matrix product: on a CPU, XLA's sum over a leading axis takes fifty times as long.
         of_all = contract("b,bhij->hij", jnp.ones(len(cotangent), cotangent.dtype), cotangent, "float32")
         c_values = sum_by_lag(of_all)
         if self.first is not None:
@@ -79,14 +79,14 @@ class Window:
     visible: Array
 
     def by_lag(self, values: Array) -> Array:
-        """`values[:, lag]` of every visible pair, for `[H, N]`: `[1, H, T, L]`."""
+        """`values[:, lag]` for every visible pair; `values` `[H, N]`: `[1, H, T, L]`."""
         return values[:, jnp.clip(self.lag, 0, values.shape[1] - 1)][None]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Whitened `queries` `[B, H, T, m]` and `keys` `[B, H, L, m]`, relative to `origin` `[B, H, 1, m]` where products must
-    not cancel. It caches values of one trace: do not carry it into a loop or a map."""
+    """Whitened `queries` `[B, H, T, m]` and `keys` `[B, H, L, m]`, taken relative to `origin` `[B, H, 1, m]` where products
+    would cancel. Instances cache values of one trace: do not pass one into a loop or a map."""
 
     queries: Array
     keys: Array
@@ -96,7 +96,7 @@ class Pairs:
 
     @property
     def sequence(self) -> Causal:
-        """The places, if they are those of a sequence; a window, used for decoding, has no adjoints."""
+        """The places as `Causal`, which the adjoints require; a `Window`, used for decoding, has no adjoints."""
         assert isinstance(self.places, Causal)
         return self.places
 
@@ -141,7 +141,7 @@ class Pairs:
         return columns(_squares(self.keys))
 
     def products_adjoint(self, c_product: Array, c_q_squared: Array, c_k_squared: Array) -> PairCotangent:
-        """Adjoint of product and squared norms together."""
+        """Joint adjoint of product and squared norms."""
         product, queries, keys = self.product_adjoint(c_product)
         queries = queries + 2 * c_q_squared * self.queries
         return PairCotangent(product, queries, keys + 2 * rows(c_k_squared[:, :, 0]) * self.keys)
@@ -152,7 +152,7 @@ class Pairs:
         total = reduce(lambda x, y: PairCotangent(*(a + b for a, b in zip(x, y, strict=True))), cotangents)
         product, queries, keys = jnp.asarray(total.product), jnp.asarray(total.queries), jnp.asarray(total.keys)
         queries = queries + contract("bhij,bhjm->bhim", product, self.near_keys, self.precision)
-        # With positions last, a CPU would first transpose the matrix of all pairs.
+        # With positions as the last axis, the CPU backend would first transpose the matrix of all pairs.
         by_product = contract("bhim,bhij->bjhm", self.near_queries, product, self.precision)
         return heads_first(queries), heads_first(keys) + by_product
 
@@ -160,21 +160,21 @@ class Pairs:
 def of_sequence(
     queries: Array, keys: Array, precision: Precision, longest: int | None = None, first: int | Array | None = None
 ) -> Pairs:
-    """Pairs of the last `T` positions of a sequence, or of those from number `first` on, with all `L`, for points
+    """Pairs of the last `T` positions of a sequence, or of those starting at `first`, with all `L`, for points
     `[B, H, T, m]` and `[B, H, L, m]`.
 
-    The origin is the first key. It is visible to every query, so causality holds exactly, to the last bit.
+    The origin is the first key. It is visible to every query, so causality is exact, bit by bit.
 
     Args:
-        longest: the largest `L` of all tiles of the sequence (`Causal`); by default this one's.
-        first: number of the first query; counts where it is traced, and says nothing new otherwise.
+        longest: the largest `L` of all tiles of the sequence (`Causal`); by default that of this tile.
+        first: position of the first query, used only if traced; otherwise it follows from the shapes.
     """
     length, first = keys.shape[2], None if isinstance(first, int) else first
     return Pairs(queries, keys, keys[:, :, :1], Causal(queries.shape[2], length, longest or length, first), precision)
 
 
 def of_window(queries: Array, keys: Array, lag: Array, visible: Array, precision: Precision) -> Pairs:
-    """Pairs of a sequence's last positions with a window of keys, as in `Window`; the first query is the origin."""
+    """Pairs of the last positions of a sequence with a window of keys (`Window`); the first query is the origin."""
     return Pairs(queries, keys, queries[:, :, :1], Window(lag, visible), precision)
 
 
@@ -184,12 +184,12 @@ def weights(scores: Array, visible: Array) -> Array:
 
 
 def rows(x: Array) -> Array:
-    """`[B, H, T]` as a quantity of pairs, or as a factor of points `[B, H, T, m]`."""
+    """`[B, H, T]` shaped to broadcast over pairs, or over points `[B, H, T, m]`."""
     return x[..., None]
 
 
 def columns(x: Array) -> Array:
-    """`[B, H, L]` as a quantity of pairs."""
+    """`[B, H, L]` shaped to broadcast over pairs."""
     return x[:, :, None]
 
 

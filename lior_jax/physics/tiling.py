@@ -1,8 +1,8 @@
-"""Positions of a sequence taken a few at a time, each with those up to its own: memory linear in the length, forward and back.
+"""Causal computations over a sequence in tiles of positions: memory linear in the length, in both passes.
 
-Up to `MOST` tiles are compiled one by one, each against exactly the positions up to its end. More of them go through `LOOPS`
-loops, each over the tiles of a part of the sequence and against the positions up to that part's end, so that neither the
-program nor what it keeps grows with their number, and a quarter more pairs are looked at than there are.
+Up to `MOST` tiles are unrolled, each with exactly the positions up to its end. Longer sequences are processed by `LOOPS` loops,
+each over the tiles of one part of the sequence and with the positions up to that part's end. Then neither the program nor the
+data kept between tiles grows with their number; the cost is a quarter more pairs than the causal mask needs.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 MOST = 8
-"""Tiles of a sequence that are compiled one by one."""
+"""Largest number of tiles to unroll."""
 LOOPS = 4
-"""Loops that more of them go through: twice as many look at an eighth more pairs, but take twice as long to compile."""
+"""Loops for sequences of more tiles: twice as many would compute only an eighth more pairs than needed, but take twice as long
+to compile."""
 
 
 class Tile(NamedTuple):
-    """`rows` positions from number `first` on, which see at most the first `stop` positions. In a loop `first` is traced."""
+    """`rows` positions starting at `first`, to which at most the first `stop` positions are visible. In a loop `first` is
+    traced."""
 
     first: int | Array
     rows: int
@@ -28,37 +30,38 @@ class Tile(NamedTuple):
 
     @property
     def last(self) -> bool:
-        """Whether it is known to be the last that sees the same positions."""
+        """Whether its rows are the last of the `stop` positions; false in a loop, where that is unknown."""
         return isinstance(self.first, int)
 
     def own(self, x: Array, axis: int) -> Array:
-        """The tile's part of `x`, whose `axis` is positions."""
+        """The tile's slice of `x` along the position `axis`."""
         if isinstance(self.first, int):
             return lax.slice_in_dim(x, self.first, self.first + self.rows, axis=axis)
         return lax.dynamic_slice_in_dim(x, self.first, self.rows, axis)
 
 
 Run = Callable[[Tile], tuple[Any, Any, Any]]
-"""What a tile comes to: a tree of results of its own positions; a tree of `[B, stop, …]`, its part in results of all positions;
-and a tree of its part in sums over the sequence."""
+"""Maps a tile to a tree of results for its own positions; a tree of `[B, stop, …]`, its contributions to results for all
+positions; and a tree of its contributions to sums over the sequence."""
 
 
 def in_tiles(run: Run, length: int, tile: int | None, axis: int = 1) -> tuple[Any, Any, Any]:
-    """`run` for all tiles of `length` positions: what they return, put together along `axis`, and added up.
+    """`run` on all tiles of `length` positions; returns the concatenation of their own results along `axis`, and the sums of
+    their contributions.
 
     Args:
-        tile: positions in a tile; None for all.
+        tile: positions in a tile; None for a single tile.
     """
     parts = [_loop(run, part, axis) for part in _parts(length, tile or length)]
     own, of_all, sums = zip(*parts, strict=True)
     own = jax.tree.map(lambda *x: jnp.concatenate(x, axis), *own)
-    # The last part reaches all positions; the others add to a part of what it gives.
+    # The contributions of the last part cover all positions, those of the others the first ones only.
     of_all = jax.tree.map(lambda *x: reduce(_add_start, reversed(x)), *of_all)
     return own, of_all, jax.tree.map(lambda *x: reduce(jnp.add, x), *sums)
 
 
 class _Part(NamedTuple):
-    """`count` tiles of `rows` positions from number `begin` on."""
+    """`count` tiles of `rows` positions, starting at `begin`."""
 
     begin: int
     rows: int
@@ -95,5 +98,5 @@ def _joined(x: Array, axis: int) -> Array:
 
 
 def _add_start(whole: Array, start: Array) -> Array:
-    """Add to what `start` `[B, T, …]` covers of `whole` `[B, L, …]`."""
+    """Add `start` `[B, T, …]` to the first `T` positions of `whole` `[B, L, …]`."""
     return whole.at[:, : start.shape[1]].add(start)

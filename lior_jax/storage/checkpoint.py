@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest few, every N-th and the best, each with everything needed for resuming and inference.
+"""Checkpoints of a run: the latest few, every N-th and the best, each complete for resuming and inference.
 
 A checkpoint contains the parameters, the optimiser's state, and as JSON the configuration, the tokenizer and other metadata of
 the run. There is no random state: data and samples are pure functions of the seed and the step. Saving runs concurrently with
@@ -17,11 +17,11 @@ from lior_jax.storage import files, snapshot
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"
-"""Begins the name of a damaged checkpoint that a resumed run has put aside."""
+"""Prefix of the names of damaged checkpoints that a resumed run has set aside."""
 
 
 class Metadata(NamedTuple):
-    """What describes a run, as plain values."""
+    """Description of a run, as plain values."""
 
     config: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -30,7 +30,7 @@ class Metadata(NamedTuple):
 
 
 class DamageError(UserError):
-    """A checkpoint that cannot be used; `reason` says why, without the rest of the sentence."""
+    """A checkpoint that cannot be used; `reason` is the cause alone, the message a whole sentence."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -42,8 +42,8 @@ class Checkpoints:
 
     Args:
         run: the run's folder.
-        keep: latest checkpoints to keep, beside the best; None to open a run for reading only.
-        keep_every: keep every checkpoint of a step that this divides, too.
+        keep: number of latest checkpoints to keep, in addition to the best; None to open a run for reading only.
+        keep_every: also keep the checkpoints of all steps that are multiples of this.
     """
 
     def __init__(self, run: str | Path, keep: int | None = None, keep_every: int | None = None):
@@ -53,7 +53,7 @@ class Checkpoints:
         self._saving: tuple[int, Future] | None = None
         self._complaints: list[str] = []
         self._whole: set[int] = set()
-        """Steps whose manifest was verified."""
+        """Steps whose manifests have been verified."""
         if keep is not None:
             files.tidy(self.folder)
 
@@ -93,11 +93,11 @@ class Checkpoints:
         validation_loss: float | None,
         owes_evaluation: bool = False,
     ) -> None:
-        """Start saving a step, in the place of a checkpoint of it that may be there; waits for an earlier save to finish.
+        """Start saving a step, replacing any checkpoint of the same step; waits for an earlier save to finish.
 
         Args:
-            validation_loss: by which the best is chosen; None if the step was not evaluated.
-            owes_evaluation: the run was stopped where an evaluation was due, so a resumed run begins with it.
+            validation_loss: determines the best checkpoint; None if the step was not evaluated.
+            owes_evaluation: the run was stopped before an evaluation that was due; a resumed run starts with it.
         """
         self.wait()
         trees = snapshot.to_host({"params": params, "optimizer": optimizer_state})
@@ -113,20 +113,20 @@ class Checkpoints:
         self._saving = None
         problem = future.exception()
         if problem is not None:
-            newest = f"the newest whole one is that of step {self.latest}" if self.steps else "there is no other yet"
+            newest = f"the newest intact one is that of step {self.latest}" if self.steps else "there is no other yet"
             self._complaints.append(f"The checkpoint of step {step} could not be saved ({_one_line(problem)}); {newest}.")
 
     def complaints(self) -> list[str]:
-        """What went wrong with saves that are finished and was not told yet, a sentence each."""
+        """Errors of finished saves that have not been reported yet, one sentence each."""
         if self._saving is not None and self._saving[1].done():
             self.wait()
         told, self._complaints = self._complaints, []
         return told
 
     def first_whole(self, steps: Iterable[int], read: Callable[[int], Any]) -> tuple[int, Any, list[str]] | None:
-        """The first of some steps that `read` can read, what it reads, and a sentence for each that was passed over.
+        """The first of `steps` that `read` succeeds on, its result, and a sentence for each damaged step before it.
 
-        Returns None without steps. Raises `UserError` if all are damaged.
+        Returns None if `steps` is empty. Raises `UserError` if all are damaged.
         """
         passed: list[tuple[int, DamageError]] = []
         for step in steps:
@@ -142,11 +142,11 @@ class Checkpoints:
         return None
 
     def newest(self, read: Callable[[int], Any]) -> tuple[int, Any, list[str]] | None:
-        """`first_whole`, from the newest on."""
+        """`first_whole`, starting from the newest checkpoint."""
         return self.first_whole(reversed(self.steps), read)
 
     def set_aside(self, after: int) -> None:
-        """Rename the checkpoints after a step: the run goes on from there, and they are no longer part of it."""
+        """Rename the checkpoints after a step: the run continues from that step, and they are no longer part of it."""
         for step in self.steps:
             if step > after:
                 aside = self.folder / f"{ASIDE}{step}"
@@ -155,7 +155,7 @@ class Checkpoints:
                 (self.folder / str(step)).rename(aside)
 
     def validation_loss(self, step: int) -> float | None:
-        """Nats per token of a step, None if it was not evaluated, or cannot be read."""
+        """Validation loss of a step in nats per token; None if the step was not evaluated or its record cannot be read."""
         try:
             loss = snapshot.read_record(self.folder / str(step)).get("validation_loss")
         except snapshot.SnapshotError:
@@ -163,23 +163,23 @@ class Checkpoints:
         return loss if isinstance(loss, float) else None
 
     def metadata(self, step: int) -> Metadata:
-        """What describes the run."""
+        """The description of the run stored with a step. Raises `DamageError`."""
         return self._read(step, lambda folder: Metadata(*(snapshot.read_record(folder)[name] for name in Metadata._fields)))
 
     def owes_evaluation(self, step: int) -> bool:
-        """Whether the run was stopped at a step before the evaluation that was due there."""
+        """Whether the run was stopped before an evaluation that was due at this step."""
         return bool(self._read(step, snapshot.read_record).get("owes_evaluation"))
 
     def params(self, step: int, like: Any) -> Any:
-        """Parameters, in the structure and types of the abstract tree `like`."""
+        """Parameters, with the structure and types of the abstract tree `like`."""
         return self._read(step, lambda folder: snapshot.read_tree(folder, "params", like))
 
     def optimizer(self, step: int, like: Any) -> Any:
-        """Optimiser state, in the structure and types of the abstract tree `like`."""
+        """Optimiser state, with the structure and types of the abstract tree `like`."""
         return self._read(step, lambda folder: snapshot.read_tree(folder, "optimizer", like))
 
     def _read(self, step: int, read: Callable[[Path], Any]) -> Any:
-        """Read a checkpoint whose manifest is in order. Raises `DamageError`."""
+        """Verify a checkpoint's manifest, once, and read from it. Raises `DamageError`."""
         folder = self.folder / str(step)
         try:
             if step not in self._whole:
@@ -194,7 +194,7 @@ class Checkpoints:
         raise DamageError(reason, message)
 
     def _save(self, step: int, trees: dict[str, Any], record: dict[str, Any]) -> None:
-        assert self._keep is not None  # as in `save`
+        assert self._keep is not None  # a run opened for reading is never saved
         snapshot.write(self.folder / str(step), trees, record)
         kept = set(self.steps[-self._keep :]) | {self.best}
         for other in self.steps:
@@ -219,10 +219,10 @@ def open_run(run: str | Path) -> Checkpoints:
 
 
 def abstract(function: Callable[..., Any], *args: Any, place: Callable[[Any], Any] | None = None) -> Any:
-    """Shapes and types of what a function would return, for restoring onto.
+    """Shapes, types and shardings of a function's result, as a template for restoring it.
 
     Args:
-        place: the shardings of a tree of shapes; by default everything is on the default device.
+        place: maps a tree of shapes to their shardings; by default everything is on the default device.
     """
     shapes = jax.eval_shape(function, *args)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])

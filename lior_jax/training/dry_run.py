@@ -13,15 +13,15 @@ from lior_jax.training.step import State, compiled, initial_state
 
 
 def report(config: Config, reading: Report = unreported) -> str:
-    """Parameters, tokens, and the memory of the compiled step; nothing is trained, and nothing written but the tokens of a long
-    text into the cache.
+    """Parameters, tokens, and the memory of the compiled step. Nothing is trained, and nothing is written except, into the
+    cache, the tokens of a long text.
 
     Args:
-        reading: told how far a long text has come.
+        reading: called with the progress of reading a long text.
 
     Raises:
-        UserError: as training would, for the corpus, the vocabulary and the prompt of the samples; or a step is too large to be
-            compiled.
+        UserError: an error that training would raise for the corpus, the vocabulary or the prompt of the samples; or a step
+            that is too large to compile.
     """
     config, corpus, _ = origin.begin(config, reading)
     check_sample(config, corpus)
@@ -44,15 +44,15 @@ def report(config: Config, reading: Report = unreported) -> str:
 
 
 def _memory(state: State, config: Config, devices: Devices) -> str:
-    """What a step takes, as it is compiled, beside what there is; compiling what cannot fit would take minutes for nothing."""
+    """Memory of the compiled step, and available memory. A step that cannot fit is not compiled, which would take minutes."""
     limit, least = memory.there(), memory.least(config)
     if limit is not None and least > limit:
         return f"more than {memory.size(least)}; there are {memory.size(limit)}: {memory.advice(config)}"
     with memory.explained(config):
         needs = compiled(config, devices, state).memory_analysis()
     if needs is None:
-        return "not known to this backend"
-    # The new state lies where the old one was (`alias`), and the program's own code is beside both.
+        return "not reported by this backend"
+    # The new state reuses the memory of the old one (`alias`); the program's own code is not counted.
     total = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes + needs.temp_size_in_bytes
     found = f"{_mebibytes(total)}, of which {_mebibytes(needs.temp_size_in_bytes)} while it runs"
     if limit is None:

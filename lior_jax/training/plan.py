@@ -1,4 +1,4 @@
-"""What a step would take on devices that are not there: it is compiled for as many, and not run."""
+"""Cost estimates of a step on virtual devices: the step is compiled for their number, but not run."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,27 +13,28 @@ from lior_jax.training import memory, origin
 from lior_jax.training.step import compiled, initial_state
 
 PEAK, BANDWIDTH = 400e12, 100e9
-"""Operations and bytes a second of a device, where nobody says otherwise: round numbers."""
+"""Default peak and bandwidth of a device, in FLOP/s and bytes/s: round numbers."""
 
 
 class Plan(NamedTuple):
-    """What a step takes; sizes are bytes on each device."""
+    """Resources of a step; sizes are in bytes per device."""
 
     devices: parallel.Devices
     count: int
     """Parameters of the model."""
     parameters: int
     optimizer: int
-    """The optimiser's state, and the average of the weights."""
+    """The optimiser's state, including the average of the weights."""
     temporaries: int
     work: hlo.Work
 
 
 def make(config: Config) -> Plan:
-    """Compile a step for the devices that JAX has, as `cli.backend.pretend` makes them.
+    """Compile a step for JAX's devices, which `cli.backend.pretend` creates.
 
     Raises:
-        UserError: the devices do not fit, or what `origin.begin` raises where the vocabulary has to be found in the text.
+        UserError: the configuration does not fit the devices, or an error of `origin.begin` if the vocabulary must be read from
+            the text.
     """
     config = _with_vocabulary(config)
     devices = parallel.chosen(config)
@@ -52,7 +53,7 @@ def make(config: Config) -> Plan:
 
 
 def own_bytes(tree: Any, places: Any) -> int:
-    """Bytes of a tree of shapes on each device."""
+    """Bytes per device of a tree of shapes with shardings `places`."""
     return sum(
         math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
         for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
@@ -63,8 +64,8 @@ def report(config: Config, peak: float = PEAK, bandwidth: float = BANDWIDTH) -> 
     """The plan as a table.
 
     Args:
-        peak: floating-point operations a second of a device.
-        bandwidth: bytes a second that a device sends.
+        peak: FLOP/s of a device.
+        bandwidth: bytes/s that a device sends.
     """
     plan = make(config)
     sent = sum(plan.work.sent.values())
@@ -72,23 +73,26 @@ def report(config: Config, peak: float = PEAK, bandwidth: float = BANDWIDTH) -> 
     tokens = config.training.batch_size * config.model.context
     rows = {
         "devices": plan.devices.sentence or "one",
-        "parameters": f"{plan.count:,}; {memory.size(plan.parameters)} of them on each device",
-        "optimiser state": f"{memory.size(plan.optimizer)} on each device",
-        "temporaries": f"{memory.size(plan.temporaries)} on each device",
-        "all of it": f"{memory.size(plan.parameters + plan.optimizer + plan.temporaries)} on each device",
-        "a step computes": f"{plan.work.flops:.3g} FLOP in matrix products on each device",
-        "a step sends": f"{memory.size(round(sent))} from each device",
-        **{f"  {kind}": f"{memory.size(round(plan.work.sent[kind]))} in {plan.work.calls[kind]:,}" for kind in plan.work.calls},
-        "computing takes": f"{_time(computing)} at {peak / 1e12:,.4g} TFLOP/s",
-        "sending takes": f"{_time(sending)} at {bandwidth / 1e9:,.4g} GB/s",
-        "tokens a second": f"{tokens / (computing + sending):,.0f}, or {tokens / max(computing, sending):,.0f} where a device "
-        f"sends while it computes ({tokens:,} tokens a step)",
+        "parameters": f"{plan.count:,}; {memory.size(plan.parameters)} per device",
+        "optimiser state": f"{memory.size(plan.optimizer)} per device",
+        "temporaries": f"{memory.size(plan.temporaries)} per device",
+        "total memory": f"{memory.size(plan.parameters + plan.optimizer + plan.temporaries)} per device",
+        "computation": f"{plan.work.flops:.3g} FLOP in matrix products, per device and step",
+        "communication": f"{memory.size(round(sent))} sent, per device and step",
+        **{
+            f"  {kind}": f"{memory.size(round(plan.work.sent[kind]))} in {plan.work.calls[kind]:,} calls"
+            for kind in plan.work.calls
+        },
+        "computation time": f"{_time(computing)} at {peak / 1e12:,.4g} TFLOP/s",
+        "communication time": f"{_time(sending)} at {bandwidth / 1e9:,.4g} GB/s",
+        "tokens/s": f"{tokens / (computing + sending):,.0f}, or {tokens / max(computing, sending):,.0f} if communication "
+        f"overlaps with computation ({tokens:,} tokens per step)",
     }
     return "\n".join(f"{name:20}{value}" for name, value in rows.items())
 
 
 def _with_vocabulary(config: Config) -> Config:
-    """The vocabulary is that of the tokenizer; only some can be known without the text."""
+    """Set the vocabulary size from the tokenizer; kinds other than `byte` and `bpe` must read the text."""
     if config.model.vocab_size is not None:
         return config
     kind, _, size = config.data.tokenizer.partition(":")

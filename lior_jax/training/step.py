@@ -1,4 +1,4 @@
-"""One step of training: an estimate, and the optimiser's update if the estimate is sound."""
+"""One training step: a gradient estimate, and the optimiser's update if the estimate is sound."""
 
 import inspect
 from functools import cache, partial
@@ -18,30 +18,30 @@ from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 
 _DRAWS = 0xD809
-"""Folded into the seed's key, which the parameters are drawn from, for one that each step draws from."""
+"""Folded into the seed's key, which initialises the parameters, to derive the key of the steps."""
 
 
 class State(train_state.TrainState):
-    """All that a step changes: parameters, the optimiser's state, and `step`, the count of applied steps."""
+    """Everything a step updates: parameters, the optimiser's state, and `step`, the number of applied steps."""
 
     step: Array  # pyrefly: ignore[bad-override-mutable-attribute] - an array from the first step on
     params: Params  # pyrefly: ignore[bad-override] - flax says a dictionary, and takes any tree
     average: Params | None = None
-    """The average of the weights; None without one (`optimizer.average`)."""
+    """The moving average of the weights; None without `optimizer.average`."""
 
     @property
     def weights(self) -> Params:
-        """The parameters that evaluation, samples and inference use."""
+        """The parameters for evaluation, samples and inference."""
         return self.params if self.average is None else self.average
 
     @property
     def optimizer(self) -> dict[str, Any]:
-        """What a checkpoint stores beside `weights`."""
+        """The part of the state that a checkpoint stores besides `weights`."""
         values = {"opt_state": self.opt_state, "step": self.step}
         return values if self.average is None else values | {"params": self.params}
 
     def restored(self, weights: Params, optimizer: dict[str, Any]) -> "State":
-        """The state with the `weights` and the `optimizer` of a checkpoint."""
+        """The state with `weights` and `optimizer` replaced by those of a checkpoint."""
         if self.average is None:
             return self.replace(params=weights, **optimizer)
         return self.replace(average=weights, **optimizer)
@@ -54,17 +54,17 @@ class Report(NamedTuple):
     sound: Array
     """`[]` bool, whether the estimate may be applied (`soundness.is_sound`)."""
     learning_rate: Array
-    """`[]`, of this step. The schedule counts the steps that were applied."""
+    """`[]`, of this step. The schedule counts applied steps only."""
 
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
 def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed: Array | bool = True) -> tuple[State, Report]:
-    """One estimate and, if it is sound, one optimiser step; an unsound one leaves the state as it is, to the last bit.
+    """One estimate and, if it is sound, one optimiser step; an unsound estimate leaves the state unchanged, bit by bit.
 
     Args:
-        state: from `initial_state` or `state_of`, whose optimiser is the one that is applied.
-        proceed: `[]` bool; False leaves the state as it is too. Given the last step's `sound`, of which the host does not
-            know yet, it keeps the state of a bad step for the host to look at.
+        state: from `initial_state` or `state_of`; its optimiser is applied.
+        proceed: `[]` bool; False leaves the state unchanged, too. Passing the previous step's `sound`, which the host has not
+            read yet, preserves the state of a bad step until the host inspects it.
     """
     key, pieces = step_key(state.step, config), config.training.accumulate
     ends = parallel.gathered({"embedding": state.params.embedding, "readout": state.params.readout})
@@ -83,10 +83,10 @@ def train_step(state: State, batch: tuple[Array, Array], config: Config, proceed
 
 
 def step_on(devices: Devices, state: State) -> jax.stages.Wrapped:
-    """`train_step` on several devices: state and batch lie as `Devices` says, and so does the new state.
+    """`train_step` on several devices, with the shardings of `Devices` for the batch, the state and the new state.
 
-    All between is left to the compiler, which cuts one program of the whole batch, so that means, maxima and verdicts are
-    those of the whole batch. Call it, or lower it, where the devices are active.
+    Everything in between is left to the compiler, which partitions one program of the whole batch, so means, maxima and
+    soundness are those of the whole batch. Call or lower it in the context of `Devices.active`.
 
     Args:
         state: arrays or their shapes.
@@ -102,7 +102,7 @@ def step_on(devices: Devices, state: State) -> jax.stages.Wrapped:
 
 
 def compiled(config: Config, devices: Devices, state: State) -> jax.stages.Compiled:
-    """The step's program for batches of the configuration, compiled and not run.
+    """Compile the step for batches of the configuration, without running it.
 
     Args:
         state: shapes.
@@ -114,7 +114,7 @@ def compiled(config: Config, devices: Devices, state: State) -> jax.stages.Compi
 
 
 def step_key(step: Array, config: Config) -> Array:
-    """The key of what a step draws. It follows from the seed and the applied steps, so that a resumed run draws it again."""
+    """PRNG key of a step, a function of the seed and the number of applied steps, so a resumed run draws the same numbers."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _DRAWS), step)
 
 
@@ -124,15 +124,15 @@ def initial_state(key: Array, config: Config) -> State:
 
 
 def state_of(params: Params, config: Config) -> State:
-    """The state that training would start from with these parameters."""
-    params = jax.tree.map(jnp.asarray, params)  # flax asks whether a name is `in` them
+    """The initial training state with the given parameters."""
+    params = jax.tree.map(jnp.asarray, params)  # flax tests whether a name is `in` the parameters
     state = State.create(apply_fn=model.logits, params=params, tx=_optimizer(config))
     average = None if config.optimizer.average is None else jax.tree.map(jnp.array, params)  # donated with the state: a copy
-    # An array from the first step on: a second type compiles again.
+    # An array from the start: a Python integer would make the second step compile again.
     return state.replace(step=jnp.zeros((), jnp.int32), average=average)
 
 
 @cache
 def _optimizer(config: Config) -> optax.GradientTransformation:
-    """The same object for the same configuration: it is a static part of the state, and compiled programs are found by it."""
+    """Cached per configuration: the optimiser is a static part of the state, so a new object would trigger a recompilation."""
     return learning.make_optimizer(config.optimizer, config.training.steps, config.learning)

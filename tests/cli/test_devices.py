@@ -32,7 +32,7 @@ def test_a_step_is_planned_for_devices_that_are_not_there(tmp_path):
     wanted = ["--dry-run", "--devices", 6, "--peak", 1e9, "--bandwidth", 1e6, *sizes]
     done = call("train", "--config", tmp_path / "tiny.yaml", *wanted)
     assert done.returncode == 0, done.stderr
-    assert "4 of 6 devices: 2 share each batch x 2 the heads; the other 2 would need" in done.stdout
+    assert "4 of 6 devices: batch split over 2 x heads over 2; the other 2 would need" in done.stdout
     assert "at 0.001 TFLOP/s" in done.stdout
     assert "all-reduce" in done.stdout
     refused = call("train", "--config", tmp_path / "tiny.yaml", *wanted, "--set", "parallel.data=4")

@@ -32,12 +32,12 @@ def test_one_device_is_no_mesh():
 @pytest.mark.parametrize(
     ("overrides", "there", "data", "said"),
     [
-        ((), 8, 8, "8 of 8 devices: 8 share each batch."),
-        (("parallel.model=2",), 8, 4, "8 of 8 devices: 4 share each batch x 2 the heads."),
-        (("parallel.model=4",), 6, 1, "4 of 6 devices: 4 the heads; the other 2 would need a"),
-        (("training.batch_size=6",), 8, 6, "6 of 8 devices: 6 share each batch; the other 2 would need a"),
+        ((), 8, 8, "8 of 8 devices: batch split over 8."),
+        (("parallel.model=2",), 8, 4, "8 of 8 devices: batch split over 4 x heads over 2."),
+        (("parallel.model=4",), 6, 1, "4 of 6 devices: heads over 4; the other 2 would need a"),
+        (("training.batch_size=6",), 8, 6, "6 of 8 devices: batch split over 6; the other 2 would need a"),
         (("training.batch_size=1",), 8, 1, "1 of 8 devices; the other 7 would need a"),
-        (("parallel.data=2", "parallel.shard_parameters=true"), 2, 2, "parameters and optimiser state are cut."),
+        (("parallel.data=2", "parallel.shard_parameters=true"), 2, 2, "parameters and optimiser state sharded."),
     ],
 )
 def test_a_batch_is_shared_by_as_many_as_divide_it(overrides, there, data, said):

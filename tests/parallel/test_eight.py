@@ -48,7 +48,7 @@ def test_a_checkpoint_is_restored_to_the_last_bit(runs):
 
 @pytest.mark.slow
 def test_the_run_says_how_it_uses_the_devices(runs):
-    assert "8 of 8 devices: 4 share each batch x 2 the heads, parameters and optimiser state are cut." in runs[1]["said"]
+    assert "8 of 8 devices: batch split over 4 x heads over 2, parameters and optimiser state sharded." in runs[1]["said"]
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_the_plan_is_a_table(monkeypatch):
     config = configuration.parse("model: {context: 100}\ntraining: {batch_size: 10}", "x")
     lines = plan.report(config, peak=4e12, bandwidth=2e9).splitlines()
     rows = {line[:20].strip(): line[20:] for line in lines}
-    assert rows["all of it"] == "7.0 MiB on each device"
-    assert rows["computing takes"] == "2 s at 4 TFLOP/s"
-    assert rows["sending takes"] == "500 ms at 2 GB/s"
-    assert rows["tokens a second"].startswith("400, or 500 where")
+    assert rows["total memory"] == "7.0 MiB per device"
+    assert rows["computation time"] == "2 s at 4 TFLOP/s"
+    assert rows["communication time"] == "500 ms at 2 GB/s"
+    assert rows["tokens/s"].startswith("400, or 500 if")

@@ -96,7 +96,7 @@ def test_a_full_or_read_only_disk_loses_the_saves_of_its_time_only(tiny, tmp_pat
     training.train(tiny("run", "sample.tokens=0"), listener)
     told = listener.said
     assert "The checkpoint of step 6 could not be saved ([Errno" in told
-    assert "the newest whole one is that of step 4. Training continues." in told
+    assert "the newest intact one is that of step 4. Training continues." in told
     with checkpoint.open_run(tmp_path / "run") as checkpoints:
         assert checkpoints.latest == 12
     assert not [path for path in (tmp_path / "run" / checkpoint.FOLDER).iterdir() if path.name.startswith(".")]

@@ -1,10 +1,10 @@
-"""Potentials `V(s)` of a block, passed as values to flows and relaxations.
+"""Potentials `V(s)` of a block, records of functions that flows and relaxations take as arguments.
 
 `gated` and `hopfield` are built in; others are added as records (`registry.POTENTIALS.register`). Both have the form
 
     V(s) = ½ κ ‖s‖² + U(ŝ),   ŝ = s / sqrt(mean(s²) + softness),
 
-whose shared part is in `direction`; nothing else depends on it. Source: docs/design.md section 2.6.
+whose shared part is in `direction`; no other module relies on this form. Source: docs/design.md section 2.6.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from lior_jax.physics.numerics import RMS_EPSILON, Precision
 from lior_jax.physics.pair import Pair
 
 Parameters = Any
-"""A NamedTuple of a potential's arrays. Its class attribute `MATRICES` names those that are matrices: weight decay shrinks
-them, and their spectra are reported."""
+"""A NamedTuple of a potential's arrays. Its class attribute `MATRICES` names the matrices, to which weight decay applies and
+whose spectra are reported."""
 
 
 class Energy(Protocol):
@@ -60,7 +60,7 @@ class Contrast(Protocol):
 
 
 class KeepingForce(Protocol):
-    """As `Force`, and beside the force a tree of `[..., M]` and `[..., d]`: what `FreeContrast` need not compute again."""
+    """`Force`, which also returns a tree of `[..., M]` and `[..., d]`: intermediate results that `FreeContrast` reuses."""
 
     def __call__(
         self,
@@ -74,8 +74,8 @@ class KeepingForce(Protocol):
 
 
 class FreeContrast(Protocol):
-    """As `Contrast`, from what `KeepingForce` kept of the run without a push, from which the mean of the two runs is `middle`
-    pushes away, `[B, L, 1]`: the mean goes through no product."""
+    """`Contrast`, from the results of `KeepingForce` in the free run, `free`, and the nudge of the two runs' mean relative to
+    it, `middle` `[B, L, 1]`: only the slopes need matrix products."""
 
     def __call__(
         self,
@@ -92,7 +92,7 @@ class FreeContrast(Protocol):
 
 
 class Keeping(NamedTuple):
-    """`force` and `contrast` of a potential whose units are kept for the echo (`learning.keep`)."""
+    """`force` and `contrast` of a potential whose units are stored for the echo (`learning.keep`)."""
 
     force: KeepingForce
     contrast: FreeContrast
@@ -116,20 +116,20 @@ def _one_each(units: int) -> int:
 
 @dataclass(frozen=True)
 class Potential:
-    """A potential as functions of its parameters, all of them pure.
+    """A potential, as pure functions of its parameters.
 
-    With a `mask` `[..., mask_size(M)]`, of which every point has its own, what each unit adds is multiplied by its element
-    (dropout): another potential, but still one.
+    A `mask` `[..., mask_size(M)]`, one per point, multiplies the contribution of each unit (dropout); the result is again a
+    potential.
     """
 
     init: Callable[[Array, int, int, float], Parameters]
-    """Raw parameters, from a key, the width `d`, the number of units `M` and the size that the force should have."""
+    """Draws raw parameters, from a key, the width `d`, the number of units `M` and the scale of the force."""
     energy: Energy
     force: Force
     contrast: Contrast
     prepare: Callable[[Parameters, bool], Parameters] = _as_it_is
-    """What is applied, from raw parameters: positive where it must be; and, if a relaxation is to settle in it (the flag),
-    restrained, so that it bends less than a spring of unit stiffness."""
+    """Applied parameters from raw ones: positive where required; and, if the flag asks for it, as relaxations need to converge,
+    scaled such that the curvature of V stays below that of a spring of unit stiffness."""
     prepare_adjoint: Callable[[Parameters, bool, Parameters], Parameters] = _adjoint_as_it_is
     """Adjoint of `prepare`: its arguments and the cotangent."""
     stiffness: Callable[[Parameters], Array | float] = _none
@@ -137,4 +137,4 @@ class Potential:
     mask_size: Callable[[int], int] = _one_each
     """Elements of a mask for `M` units."""
     keeping: Keeping | None = None
-    """The same force and contrast, if the units of the free run can be kept for the echo."""
+    """The same force and contrast with stored units of the free run; None if unsupported."""

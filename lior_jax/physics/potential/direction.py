@@ -1,6 +1,6 @@
-"""The shared part of potentials `V(s) = ½ κ ‖s‖² + U(ŝ)`: from a function of the direction `ŝ` to a function of the state.
+"""The shared part of potentials `V(s) = ½ κ ‖s‖² + U(ŝ)`: forces and contrasts of the state from those of the direction `ŝ`.
 
-A potential of the state itself, instead of its direction, diverges within a few hundred steps of training.
+With a potential of the state itself instead of its direction, training diverges within a few hundred steps.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def well(curvature: Array, s: Array) -> Array:
 
 
 def state_force(curvature: Array, s: Array, s_hat: Array, inverse: Array, on_direction: Array) -> Array:
-    """`−∂V/∂s = (F̂ − ŝ mean(F̂ ⊙ ŝ)) / sqrt(mean(s²) + ε) − κ s`, from `F̂ = −∂U/∂ŝ` on the direction: `[..., d]`.
+    """`−∂V/∂s = (F̂ − ŝ mean(F̂ ⊙ ŝ)) / sqrt(mean(s²) + ε) − κ s`, from the force `F̂ = −∂U/∂ŝ` on the direction: `[..., d]`.
 
     Args:
         s_hat, inverse: from `rms_normalize(s, softness)`.
@@ -27,8 +27,8 @@ def state_force(curvature: Array, s: Array, s_hat: Array, inverse: Array, on_dir
 
 
 class Directions(NamedTuple):
-    """A nudged pair of states: `ends` of the states, `hats` and `inverses` of the two normalisations, and the pair of
-    directions `mean`, `[B, L, d]`."""
+    """A nudged pair of states: the two states `ends`, `hats` and `inverses` of their normalisations, and the `pair` of
+    directions; `[B, L, d]`."""
 
     ends: tuple[Array, Array]
     hats: tuple[Array, Array]
@@ -42,7 +42,7 @@ class Directions(NamedTuple):
         return pair(plus, minus, span)
 
     def correlate(self, x: Pair, precision: Precision) -> Array:
-        """`Σ (x₊ ŝ₊ᵀ − x₋ ŝ₋ᵀ) / span` over positions, without the cancellation of that form: `[M, d]`, for `[B, L, M]`."""
+        """`Σ (x₊ ŝ₊ᵀ − x₋ ŝ₋ᵀ) / span` over positions, in a form without cancellation: `[M, d]`, for `x` `[B, L, M]`."""
         return correlate(x.slope, self.pair.mean, precision) + correlate(x.mean, self.pair.slope, precision)
 
 

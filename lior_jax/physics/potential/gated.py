@@ -1,5 +1,5 @@
-"""Gated units: `V(s) = ½ κ ‖s‖² − Σ_m gelu(w_m·ŝ + b_m) (u_m·ŝ)`. The units are those of GEGLU (Shazeer 2020), summed to an
-energy. Source: docs/design.md section 2.6."""
+"""Gated units: `V(s) = ½ κ ‖s‖² − Σ_m gelu(w_m·ŝ + b_m) (u_m·ŝ)`. The units are those of GEGLU (Shazeer 2020), summed
+into an energy. Source: docs/design.md section 2.6."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from lior_jax.physics.potential import Keeping, Potential
 from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 RESTRAINT, FEATURE_SIZE = 2.0, 3.0
-"""Constants of the gates' restraint (`restrain`)."""
+"""Constants of the bound on the gates (`restrain`)."""
 
 
 class Gated(NamedTuple):
@@ -40,7 +40,7 @@ class Gated(NamedTuple):
 
 
 class Units(NamedTuple):
-    """What a state comes to: `z` = Wŝ and `gate` = Uŝ, `[..., M]` each, and F̂ `on_direction` `[..., d]`."""
+    """Intermediate results of a state: `z` = Wŝ and `gate` = Uŝ, `[..., M]` each, and F̂, `on_direction` `[..., d]`."""
 
     z: Array
     gate: Array
@@ -48,13 +48,13 @@ class Units(NamedTuple):
 
 
 def init(key: Array, width: int, units: int, scale: float) -> Gated:
-    """Raw parameters; gates of `scale`, features of unit size."""
+    """Random raw parameters: gates of size `scale`, features of unit size."""
     features, gates = width**-0.5 * jax.random.normal(key, (2, units, width))
     return Gated(features, scale * gates, jnp.zeros(units), raw_positive(0.01))
 
 
 def prepare(raw: Gated, relaxes: bool) -> Gated:
-    """What is applied: κ by softplus, and gates that are restrained if a relaxation is to settle."""
+    """Applied parameters: κ by softplus, and bounded gates (`restrain`) if relaxations must converge."""
     gates = restrain(raw.features, raw.gates) if relaxes else raw.gates
     return raw._replace(gates=gates, curvature=jax.nn.softplus(raw.curvature))
 
@@ -94,7 +94,7 @@ def force_and_units(
     softness: float = RMS_EPSILON,
     mask: Array | None = None,
 ) -> tuple[Array, Units]:
-    """`force`, and what it is made of."""
+    """`force`, with its intermediate results."""
     s_hat, inverse = rms_normalize(s, softness)
     z, gate = _projected(potential, s_hat, precision)
     gelu, slope = (masked(x, mask) for x in gelu_and_slope(z + like(potential.bias, z)))
@@ -128,7 +128,7 @@ def contrast_of_units(
     softness: float = RMS_EPSILON,
     mask: Array | None = None,
 ) -> tuple[Pair, Gated]:
-    """`contrast` from the units of the run without a push (`potential.FreeContrast`): 8 products, where `contrast` has 12."""
+    """`contrast` from the units of the free run (`potential.FreeContrast`): 8 matrix products instead of 12."""
     nudged = directions(s, span, softness)
     z_slope, gate_slope = _projected(potential, nudged.pair.slope, precision)
     gelu, push = _nonlinear(potential, beside(free.z, z_slope, middle), beside(free.gate, gate_slope, middle), span, mask)
@@ -137,7 +137,7 @@ def contrast_of_units(
 
 
 def _nonlinear(potential: Gated, z: Pair, gate: Pair, span: Array, mask: Array | None) -> tuple[Pair, Pair]:
-    """The pairs of `gelu(z + b)` and `e`, of those of `Wŝ` and `Uŝ`."""
+    """The pairs of `gelu(z + b)` and `e`, from those of `Wŝ` and `Uŝ`."""
     z_ends = z._replace(mean=z.mean + like(potential.bias, z.mean)).ends(span)
     gate_ends = gate.ends(span)
     (gelu_plus, slope_plus), (gelu_minus, slope_minus) = ([masked(x, mask) for x in gelu_and_slope(z)] for z in z_ends)
@@ -167,9 +167,9 @@ def _on_direction(potential: Gated, push: Array, gelu: Array, precision: Precisi
 def restrain(features: Array, gates: Array) -> Array:
     """The gates `U` divided by `1 + ‖U‖ (‖W‖ + ‖W‖² / 3) / 2`, for features `W` and gates `[M, d]`.
 
-    That is the size of what `V` bends by, `Σ gelu' (w uᵀ + u wᵀ) + gelu'' (u·ŝ) w wᵀ`, so its bend stays of the order of a unit
-    spring's however large the matrices grow. The norm is Schatten's of order 8, `tr((AᵀA)⁴)^⅛`: between the largest singular
-    value and `d^⅛` times that, and smooth.
+    The divisor estimates the size of V's Hessian, `Σ gelu' (w uᵀ + u wᵀ) + gelu'' (u·ŝ) w wᵀ`, so the curvature stays of the
+    order of a unit spring's however large the matrices grow. The norm is the Schatten norm of order 8, `tr((AᵀA)⁴)^⅛`, a smooth
+    function between the largest singular value and `d^⅛` times that.
     """
     (w, _), (u, _) = (_norm_and_slope(x) for x in (features, gates))
     return gates / (1 + u * w * (1 + w / FEATURE_SIZE) / RESTRAINT)
@@ -185,7 +185,7 @@ def restrain_adjoint(features: Array, gates: Array, cotangent: Array) -> tuple[A
 
 
 def _norm_and_slope(matrix: Array) -> tuple[Array, Array]:
-    """Schatten's norm of order 8 of `A` `[M, d]`, and its gradient `A (AᵀA)³ / ‖A‖⁷`."""
+    """The Schatten norm of order 8 of `A` `[M, d]`, and its gradient `A (AᵀA)³ / ‖A‖⁷`."""
     scale = jnp.sqrt(jnp.maximum(jnp.sum(matrix * matrix), jnp.finfo(matrix.dtype).tiny))
     unit = matrix / scale  # eighth powers would overflow
     gram = correlate(unit, unit, "float32")

@@ -1,7 +1,7 @@
-"""Modern Hopfield energy: `V(s) = ½ κ ‖s‖² − (1/β) log Σ_m exp(β w_m·ŝ)`, whose force pulls the direction to similar
-patterns (Ramsauer et al. 2021). Source: docs/design.md section 2.6.
+"""Modern Hopfield energy: `V(s) = ½ κ ‖s‖² − (1/β) log Σ_m exp(β w_m·ŝ)`, whose force pulls the direction towards
+similar patterns (Ramsauer et al. 2021). Source: docs/design.md section 2.6.
 
-A mask multiplies each pattern's term in the sum by its element; where all terms are masked the sum is left out.
+A mask multiplies the terms of the sum, one element per pattern; where all are masked, the logarithm is replaced by 0.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,9 @@ from lior_jax.physics.potential import Keeping, Potential
 from lior_jax.physics.potential.direction import Directions, directions, state_force, well, well_contrast
 
 SHARPNESS = 2.0
-"""Standard deviation of `β w_m·ŝ` at first: some patterns stand out, and none alone."""
+"""Standard deviation of `β w_m·ŝ` at initialisation: some patterns stand out, but no single one dominates."""
 BEND, PULL = 0.5, 1.0
-"""Bounds of a restrained potential (`restrain`)."""
+"""Bounds on the two parts of the curvature (`restrain`)."""
 
 
 class Hopfield(NamedTuple):
@@ -40,20 +40,20 @@ class Hopfield(NamedTuple):
 
 
 class Units(NamedTuple):
-    """What a state comes to: `overlap` = Wŝ `[..., M]`, and F̂ `on_direction` `[..., d]`."""
+    """Intermediate results of a state: `overlap` = Wŝ `[..., M]`, and F̂, `on_direction` `[..., d]`."""
 
     overlap: Array
     on_direction: Array
 
 
 def init(key: Array, width: int, units: int, scale: float) -> Hopfield:
-    """Raw parameters; a pattern is as long as a direction, times `scale`."""
+    """Random raw parameters: the length of a pattern is that of a direction times `scale`."""
     patterns = scale * jax.random.normal(key, (units, width))
     return Hopfield(patterns, raw_positive(SHARPNESS / (scale * width**0.5)), raw_positive(0.01))
 
 
 def prepare(raw: Hopfield, relaxes: bool) -> Hopfield:
-    """What is applied: β and κ by softplus, and patterns that are restrained if a relaxation is to settle."""
+    """Applied parameters: β and κ by softplus, and bounded patterns (`restrain`) if relaxations must converge."""
     sharpness = jax.nn.softplus(raw.sharpness)
     patterns = restrain(raw.patterns, sharpness) if relaxes else raw.patterns
     return Hopfield(patterns, sharpness, jax.nn.softplus(raw.curvature))
@@ -97,7 +97,7 @@ def force_and_units(
     softness: float = RMS_EPSILON,
     mask: Array | None = None,
 ) -> tuple[Array, Units]:
-    """`force`, and what it is made of."""
+    """`force`, with its intermediate results."""
     s_hat, inverse = rms_normalize(s, softness)
     overlap = project(s_hat, potential.patterns, precision)
     on_direction = project_back(_weights(_logits(potential.sharpness * overlap, mask)), potential.patterns, precision)
@@ -114,7 +114,7 @@ def contrast(
 ) -> tuple[Pair, Hopfield]:
     """Forces on both nudged runs, and `[∂V/∂θ(s₊) − ∂V/∂θ(s₋)] / span` (`Potential.contrast`).
 
-    With `a = β W ŝ` and `w = softmax(a)`, `∂V/∂β = (log Σ exp(a) − Σ w a) / β²`. Neither weights nor logarithms are subtracted:
+    With `a = β W ŝ` and `w = softmax(a)`, `∂V/∂β = (log Σ exp(a) − Σ w a) / β²`. Weights and logarithms are not subtracted:
     with `e = exp(a₊ − a₋) − 1` and `σ = Σ w₋ e`, `w₊ − w₋ = w₋ (e − σ) / (1 + σ)`, and the logarithms differ by `log(1 + σ)`.
     """
     nudged = directions(s, span, softness)
@@ -134,7 +134,7 @@ def contrast_of_units(
     softness: float = RMS_EPSILON,
     mask: Array | None = None,
 ) -> tuple[Pair, Hopfield]:
-    """`contrast` from the units of the run without a push (`potential.FreeContrast`): 4 products, where `contrast` has 6."""
+    """`contrast` from the units of the free run (`potential.FreeContrast`): 4 matrix products instead of 6."""
     nudged = directions(s, span, softness)
     overlap = beside(free.overlap, project(nudged.pair.slope, potential.patterns, precision), middle)
     weights, local = _weights_and_local(potential, s, nudged, overlap, span, precision, mask)
@@ -145,10 +145,10 @@ def contrast_of_units(
 def _weights_and_local(
     potential: Hopfield, s: Pair, nudged: Directions, overlap: Pair, span: Array, precision: Precision, mask: Array | None
 ) -> tuple[Pair, Hopfield]:
-    """The pair of weights, and the local statistic, of that of `Wŝ`."""
+    """The pair of weights, and the local statistic, from the pair of `Wŝ`."""
     beta = potential.sharpness
     a = Pair(*(beta * x for x in overlap))
-    a = a._replace(mean=a.mean - _top(_logits(a.mean, mask)))  # which changes neither the weights nor the contrast
+    a = a._replace(mean=a.mean - _top(_logits(a.mean, mask)))  # changes neither the weights nor the contrast
     minus = _weights(_logits(a.mean - 0.5 * span * a.slope, mask))
     growth = jnp.expm1(span * a.slope)
     total = jnp.sum(minus * growth, -1, keepdims=True)
@@ -169,13 +169,13 @@ def _logits(a: Array, mask: Array | None) -> Array:
 
 
 def _top(logits: Array) -> Array:
-    """The largest of `[..., M]`, or 0 where all are masked: `[..., 1]`."""
+    """The maximum of `[..., M]`, or 0 where all are masked: `[..., 1]`."""
     top = jnp.max(logits, -1, keepdims=True)
     return jnp.where(jnp.isfinite(top), top, 0.0)
 
 
 def _weights(logits: Array) -> Array:
-    """`softmax` of `[..., M]`, and 0 where all are masked."""
+    """`softmax` of `[..., M]`, or 0 where all are masked."""
     terms = jnp.exp(logits - _top(logits))
     return terms / jnp.maximum(jnp.sum(terms, -1, keepdims=True), jnp.finfo(terms.dtype).tiny)
 
@@ -183,9 +183,9 @@ def _weights(logits: Array) -> Array:
 def restrain(patterns: Array, sharpness: Array) -> Array:
     """The patterns `W` `[M, d]` divided by `sqrt(1 + ρ² (β / b + 1 / (c² d)))`, with `ρ = (Σ ‖w_m‖⁸)^⅛`, `b = 1/2`, `c = 1`.
 
-    The Hessian of the sum is `β` times the covariance of the patterns under their weights, at most `β ρ²`; the direction's own
-    bend adds at most about `ρ / sqrt(d)`. So divided, the two stay below `b` and `c` however large patterns and β grow.
-    `ρ` is between the longest pattern and `M^⅛` times that, and smooth.
+    The Hessian of the sum is `β` times the covariance of the patterns under their weights, at most `β ρ²`; the curvature of the
+    normalisation adds at most about `ρ / sqrt(d)`. The division keeps the two below `b` and `c` however large patterns and β
+    grow. `ρ` is a smooth function between the length of the longest pattern and `M^⅛` times that.
     """
     size, _ = _size_and_slope(patterns)
     return patterns / jnp.sqrt(1 + size * _bend(patterns, sharpness))

@@ -1,13 +1,14 @@
-"""Loss and gradient of one long sequence: time and temporary memory over the context, beside a transformer of equal size.
+"""Loss and gradient of one long sequence: time and temporary memory against the context length, compared with a transformer of
+equal size.
 
     python benchmarks/context.py                          contexts of 512, 2,048 and 8,192 characters
-    python benchmarks/context.py --contexts 32768         others
+    python benchmarks/context.py --contexts 32768         other contexts
     python benchmarks/context.py --set model.convolution.long=true
 
-The echo takes its positions in tiles, so its memory is linear in the context. The transformer (`transformer.py`) is
-differentiated automatically, with attention of all positions at once, or of a tile at a time and computed again on the way
-back. A program that needs more than `--limit` MiB is compiled, but not run. Times are the shortest of a few runs, taken in
-turn; beside them stands the processor's time in all its cores, which says more on a busy machine.
+The echo processes positions in tiles, so its memory is linear in the context. The transformer (`transformer.py`) is
+differentiated automatically, with attention either over all positions at once, or in tiles that are recomputed in the backward
+pass. A program that needs more than `--limit` MiB is compiled, but not run. Times are the minimum of a few alternating runs;
+the CPU time of all cores is given as well, which is more reliable on a busy machine.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SHAPES = "model: {vocab_size: 65, width: 64, blocks: 2, heads: 4, flow: {units: 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192], metavar="L")
-    parser.add_argument("--repeat", type=int, default=4, help="runs at the shortest context; fewer at longer ones (4)")
+    parser.add_argument("--repeat", type=int, default=4, help="runs at a context of 512; fewer at longer ones (4)")
     parser.add_argument("--limit", type=int, default=4096, metavar="MIB", help="(4096)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     given = parser.parse_args(arguments)
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = settings(given.contexts[0])
     size = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), first.model)))
     print(f"{size:,} parameters, {first.model.blocks} blocks, one sequence, {jax.devices()[0].device_kind}\n")
-    print("| context | loss and gradient by | temporary MiB | ms | processor's ms | compiled in s |")
+    print("| context | loss and gradient by | temporary MiB | ms | CPU ms | compile time, s |")
     print("|---|---|---|---|---|---|")
     for context in given.contexts:
         config = settings(context)
@@ -61,7 +62,7 @@ Row = tuple[Callable[..., Any], Any]
 
 
 def measure(rows: dict[str, Row], batch: tuple[jax.Array, jax.Array], repeat: int, limit: int) -> dict[str, str]:
-    """Temporary memory, and times where it is not above the limit, in MiB."""
+    """Temporary memory, and times unless that exceeds the limit, in MiB."""
     compiled, memory, seconds, best = {}, {}, {}, {}
     for name, (function, params) in rows.items():
         begin = time.perf_counter()

@@ -1,12 +1,12 @@
-"""One training step on 1, 2, 4 and 8 devices: tokens a second, bytes that each device sends, and losses.
+"""One training step on 1, 2, 4 and 8 devices: tokens/s, bytes that each device sends, and losses.
 
-    python benchmarks/scaling.py                         what is there, made into 1, 2, 4, 8 devices of one processor
-    python benchmarks/scaling.py --weak                  as many sequences on each device, instead of as many in all
+    python benchmarks/scaling.py                         1, 2, 4 and 8 virtual devices of one processor
+    python benchmarks/scaling.py --weak                  a constant number of sequences per device, instead of in total
     python benchmarks/scaling.py --set parallel.model=2 --set parallel.shard_parameters=true
 
-Every count of devices is a process of its own, which JAX starts with so many. Devices that share the cores of one processor
-are no faster than one: the ratio shows what it costs to cut a step and to exchange, and no speed-up. On a machine with several
-real devices, `--real` takes the first 1, 2, 4, … of those.
+Every number of devices is measured in a process of its own. Virtual devices share the cores of one processor, so they are no
+faster than one: the ratio shows the overhead of partitioning and communication, not a speed-up. On a machine with several
+real devices, `--real` uses the first 1, 2, 4, … of those.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a key")
     parser.add_argument("--devices", metavar="N", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--steps", type=int, default=20, help="steps that are measured, after two that are not")
-    parser.add_argument("--weak", action="store_true", help="16 sequences on each device, instead of 16 in all")
-    parser.add_argument("--real", action="store_true", help="devices that are there, instead of parts of the processor")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps, after two warm-up steps")
+    parser.add_argument("--weak", action="store_true", help="16 sequences per device, instead of 16 in total")
+    parser.add_argument("--real", action="store_true", help="use real devices, instead of virtual ones")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -41,19 +41,19 @@ def main() -> None:
     how = "weak" if given.weak else "strong"
     print(f"{first['parameters']:,} parameters on {first['kind']}, {how} scaling, {given.steps} steps")
     if not given.real:
-        print(f"All devices are parts of one processor of {os.cpu_count()} cores: what is shown is overhead, not speed-up.")
-    print(f"{'devices':>8}{'tokens/s':>12}{'of one':>8}{'sent by each':>16}{'collectives':>13}{'last loss':>12}")
+        print(f"All devices are virtual, on one processor of {os.cpu_count()} cores: the figures show overhead, not speed-up.")
+    print(f"{'devices':>8}{'tokens/s':>12}{'ratio':>8}{'sent, each':>16}{'collectives':>13}{'last loss':>12}")
     for row in rows:
         ratio, sent = row["speed"] / first["speed"], f"{row['sent'] / 2**20:,.2f} MiB"
         loss = f"{row['losses'][-1]:.6f}"
         print(f"{row['devices']:>8}{row['speed']:>12,.0f}{ratio:>8.2f}{sent:>16}{row['calls']:>13,}{loss:>12}")
     if not given.weak:
         far = max(abs(a / b - 1) for row in rows for a, b in zip(row["losses"], first["losses"], strict=True))
-        print(f"largest relative distance of a loss to that on {first['devices']}: {far:.1e}")
+        print(f"largest relative difference of a loss from that on {first['devices']}: {far:.1e}")
 
 
 def run(given: argparse.Namespace, count: int) -> dict:
-    """The measurement of a count of devices, in a process of its own."""
+    """The measurement of `count` devices, in a process of its own."""
     environment = dict(os.environ)
     if not given.real:
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {FLAG}={count}".strip()}
@@ -62,7 +62,7 @@ def run(given: argparse.Namespace, count: int) -> dict:
 
 
 def measured(given: argparse.Namespace) -> dict:
-    """Speed (the median step's), bytes and losses on the first devices that are there."""
+    """Median speed, bytes sent and losses on the first available devices."""
     import jax
     import numpy as np
 
@@ -83,7 +83,7 @@ def measured(given: argparse.Namespace) -> dict:
     times, losses = [], []
     with devices.active():
         for _ in range(given.steps + 2):
-            # Counting up from anywhere: a text in which everything can be learned.
+            # Counting up from a random start: a text that can be learned completely.
             first = random.integers(64, size=(config.training.batch_size, 1))
             rows = ((first + np.arange(config.model.context + 1)) % 64).astype(np.int32)
             batch = jax.device_put((rows[:, :-1], rows[:, 1:]), devices.batch)

@@ -38,8 +38,7 @@ def start() -> None:
 
 
 def pretend(devices: int) -> None:
-    """Have JAX start, on this machine's processor, with so many devices that are not there: programs can be compiled for them,
-    and with little effort, since none is to run."""
+    """Make JAX start with virtual CPU devices, for programs to be compiled for; they are not optimised, since none is run."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), flags]))

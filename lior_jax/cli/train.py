@@ -55,13 +55,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--devices",
         metavar="N",
         type=int,
-        help="with --dry-run: compile a step for that many devices, which need not be there, and report what each would hold, "
-        "compute and send",
+        help="with --dry-run: compile a step for this number of devices, which need not exist, and report the memory, "
+        "computation and communication of each",
     )
-    parser.add_argument(
-        "--peak", metavar="FLOP/S", type=float, help="with --devices: floating-point operations a second of each"
-    )
-    parser.add_argument("--bandwidth", metavar="BYTES/S", type=float, help="with --devices: bytes a second that each can send")
+    parser.add_argument("--peak", metavar="FLOP/S", type=float, help="with --devices: peak performance of each device")
+    parser.add_argument("--bandwidth", metavar="BYTES/S", type=float, help="with --devices: send bandwidth of each device")
     parser.add_argument(
         "--find-rate",
         metavar="STEPS",

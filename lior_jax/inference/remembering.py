@@ -142,7 +142,7 @@ def mixing_weight(p_model: np.ndarray, p_memory: np.ndarray, steps: int = 200) -
 @jax.jit
 def _typical_distance(bank: MemoryBank, queries: Array) -> Array:
     """Root of the mean square distance of queries from entries: `E‖q − k‖² = E‖q − o‖² + E‖k − o‖² − 2 E(q − o)·E(k − o)`."""
-    # Where nothing was written yet, both the point less the origin and its square are zero.
+    # In empty slots both the point relative to the origin and its square are zero.
     origin, tiles, squares = bank.points
     queries = queries - origin
     squares = jnp.mean(jnp.sum(queries * queries, -1)) + jnp.sum(squares) / bank.present

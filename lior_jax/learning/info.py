@@ -8,10 +8,10 @@ from lior_jax.model.parameters import Carried
 
 
 class Observed(NamedTuple):
-    """What the free phase shows of a batch, and `Info.carried` follows from; means over sequences.
+    """Observations of the free phase from which `Info.carried` is computed; means over sequences.
 
     `action` `[N, H]`, mean LIoR action of each block's flow; `moment` `[N, H, n, n]`, `E[xxᵀ]` of its keys in whitened
-    coordinates, where the frame is derived from it.
+    coordinates, None unless the frame is derived.
     """
 
     action: Array
@@ -38,4 +38,4 @@ class Info(NamedTuple):
     carried: Carried
     """Running statistics for the next step."""
     observed: Observed | None = None
-    """What `carried` was computed from; None if from nothing, or from nothing that micro-batches could be averaged over."""
+    """The observations behind `carried`, averaged over micro-batches; None if `carried` does not follow from such means."""

@@ -30,7 +30,7 @@ OLDEST = 8.0
 
 
 BY_SEQUENCE, BY_HEAD = PartitionSpec(DATA, None, MODEL), PartitionSpec(MODEL)
-"""Where arrays `[B, L, H, …]` and `[H, …]` lie on a mesh."""
+"""Shardings of arrays `[B, L, H, …]` and `[H, …]`."""
 
 
 class Choice(NamedTuple):
@@ -75,8 +75,8 @@ def nvidia() -> tuple[str, float]:
 def tile(config: ModelConfig, length: int) -> int | None:
     """Number of positions of a sequence that are processed at a time, None for all.
 
-    Where the configuration leaves it open: on a CPU 64, whose pairs stay in its cache, or up to 128 while eight tiles, each of
-    which is compiled by itself, are then enough; elsewhere 128.
+    If unset, it is 64 on a CPU, whose pairs stay in the cache, or up to 128 as long as eight tiles, which are unrolled, then
+    suffice; on other backends it is 128.
     """
     if config.retrieval.tile != "auto":
         return config.retrieval.tile
@@ -115,8 +115,8 @@ def retrieve_and_adjoint(
 
 
 def _by_device(run: Callable[..., Any], cotangents: int, outputs: Any) -> Callable[..., Any]:
-    """`run(points, couplings, *cotangents)` on a mesh: on each device for its own sequences and heads. The compiler, which cuts
-    everything else, cannot cut a kernel."""
+    """`run(points, couplings, *cotangents)` on every device of a mesh, for its own sequences and heads: the compiler partitions
+    everything else, but cannot partition a kernel."""
     if not parallel.is_active():
         return run
     inputs = BY_SEQUENCE, BY_HEAD, *[BY_SEQUENCE] * cotangents

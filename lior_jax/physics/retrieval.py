@@ -8,8 +8,8 @@ Queries and keys come whitened (`geometry.whiten`), so `g` is a squared Euclidea
 the lag, geometric products (`products`) and the linear read-out of the prompt's field state (`field_state`); all of them and
 the distance share one matrix product of queries and keys (`pairwise`).
 
-Queries may be taken a tile at a time (`tiling`), against the keys up to its end or a little more: no `[H, L, L]` is made then,
-forward or backward, and most of what lies above the diagonal is not computed.
+Queries can be processed in tiles (`tiling`), with the keys up to the end of the tile or slightly more: then no `[H, L, L]` is
+allocated in either pass, and most pairs above the diagonal are not computed.
 
 Source: the audit's `retrieval_step`, and docs/design.md section 2.5.
 

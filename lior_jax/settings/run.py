@@ -78,9 +78,9 @@ class LearningConfig(Section):
     action_weight: float = Field(0.0, ge=0)
     """Weight of the blocks' mean LIoR actions in the cost, added to the loss."""
     keep: Literal["ends", "units"] = "ends"
-    """What the free phase keeps of a block for its echo: its `ends`; or also its `units` at every step of the flow, which
-    saves a quarter of the flow's products and takes the memory of twice `model.flow.units` numbers a position and step
-    (`gated`; once for `hopfield`)."""
+    """The data of a block that the free phase stores for its echo: its `ends`; or also its `units` at every step of the flow,
+    which saves a quarter of the flow's matrix products and takes memory for twice `model.flow.units` numbers per position and
+    step (`gated`; once for `hopfield`)."""
     chunk: int | None = Field(None, ge=1)
     """Sequences whose nudged runs are processed at once; fewer need less memory and fit a CPU's cache. Null for all."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -176,8 +176,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, le=2**16)
     """Windows per step."""
     accumulate: int = Field(1, ge=1, le=2**16)
-    """Parts that each batch is gone through in, one after another, each of `batch_size` / `accumulate` windows: the same step
-    in less memory. `learning.chunk`, of each part, is for the nudged runs alone."""
+    """Number of micro-batches of `batch_size` / `accumulate` windows into which each batch is split, processed in sequence: the
+    same step in less memory. `learning.chunk` applies to each of them, and to the nudged runs only."""
     eval_every: int = Field(250, ge=1)
     """Steps between evaluations."""
     eval_windows: int | None = Field(64, ge=1)
@@ -199,19 +199,19 @@ class TrainingConfig(Section):
 
 
 def _shares(value: Any) -> Any:
-    """One sentence for what is no number of devices, where a union would complain once for each of its types."""
+    """Report an invalid value in one sentence; pydantic reports one error per type of a union."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError(f"{value!r} is neither a number of devices nor auto")
 
 
 class ParallelConfig(Section):
-    """How training is spread over devices (docs/scaling.md). The estimate is that of the whole batch, however it is."""
+    """Partitioning of training over devices (docs/scaling.md). The estimate is that of the whole batch in every case."""
 
     data: Annotated[int | Literal["auto"], BeforeValidator(_shares)] = "auto"
-    """Devices, or groups of `model` of them, that share each batch; `auto` for as many of those there are as divide its
-    sequences."""
+    """Number of devices, or of groups of `model` devices, over which each batch is split; `auto` for the largest available
+    number that divides its sequences."""
     model: int = Field(1, ge=1, le=2**12)
-    """Devices that share the heads and the potential's units, both of which it must divide."""
+    """Number of devices over which heads and the potential's units are split; it must divide both."""
     shard_parameters: bool = False
-    """Cut parameters and the optimiser's state over `data`, too: less memory for more communication."""
+    """Shard parameters and the optimiser's state over `data`, too: less memory for more communication."""

@@ -38,7 +38,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Spread(Event):
-    """How the run uses the devices that there are, where there are several."""
+    """How the run uses several available devices."""
 
     sentence: str
 

@@ -141,7 +141,7 @@ class Loop:
         return data.batch_at(self.corpus.train, config.run.seed, step, config.training.batch_size, config.model.context)
 
     def _placed(self, step: int) -> tuple[np.ndarray, np.ndarray] | tuple[jax.Array, jax.Array]:
-        """The batch, each device's share where it is needed; where there is but one, it is left to the step."""
+        """The batch of a step, sharded over the devices; with a single device it is left to the step."""
         batch = self._batch(step)
         return batch if self.devices.mesh is None else jax.device_put(batch, self.devices.batch)
 

@@ -1,7 +1,7 @@
 """Multi-query associative recall: pairs of a key and a value, a gap, then the keys again, each to be answered by its value.
 
-    python benchmarks/recall.py                                        8 pairs, charts of 16 dimensions, all rows
-    python benchmarks/recall.py --pairs 4 8 16 --dims 8 16 32 --seeds 3 --out docs/recall.json
+    python benchmarks/recall.py                                        4 pairs of 8 symbols, charts of 16 dimensions, all rows
+    python benchmarks/recall.py --pairs 4 8 16 --symbols 16 --dims 8 16 32 --seeds 3 --out docs/recall.json
 
 Retrieval sees `--window` positions, and the gap is longer than what windows and taps of all blocks reach together: what was
 paired can only come through the field's state, of `dims` times `width / heads` numbers a head and site. Row by row, the
@@ -35,13 +35,11 @@ from lior_jax.registry import SCORE_TERMS
 from lior_jax.settings import Config
 from lior_jax.training.step import initial_state, train_step
 
-KEYS = VALUES = 32
-BLANK, VOCABULARY = 0, 1 + KEYS + VALUES
+BLANK = 0
 TAPS, BLOCKS = 2, 2
 MODEL = f"""
 data: {{tokenizer: char}}
 model:
-  vocab_size: {VOCABULARY}
   width: 64
   blocks: {BLOCKS}
   heads: 2
@@ -61,10 +59,15 @@ ROWS = {
 
 
 class Task(NamedTuple):
-    """How many `pairs` a sequence has, and the `gap` behind them."""
+    """How many `pairs` a sequence has, of so many different keys and values (`symbols` of each), and the `gap` behind them."""
 
     pairs: int
+    symbols: int
     gap: int
+
+    @property
+    def vocabulary(self) -> int:
+        return 1 + 2 * self.symbols
 
     @property
     def length(self) -> int:
@@ -72,13 +75,13 @@ class Task(NamedTuple):
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and targets `[B, L]`; the target is the value where a key is asked for, else blank."""
-        keys = rng.permuted(np.tile(np.arange(KEYS), (size, 1)), axis=1)[:, : self.pairs]
-        values = rng.integers(0, VALUES, keys.shape)
+        keys = rng.permuted(np.tile(np.arange(self.symbols), (size, 1)), axis=1)[:, : self.pairs]
+        values = rng.integers(0, self.symbols, keys.shape)
         asked = rng.permuted(np.tile(np.arange(self.pairs), (size, 1)), axis=1)
         tokens, targets = np.full((2, size, self.length), BLANK, np.int32)
-        tokens[:, : 2 * self.pairs : 2], tokens[:, 1 : 2 * self.pairs : 2] = 1 + keys, 1 + KEYS + values
+        tokens[:, : 2 * self.pairs : 2], tokens[:, 1 : 2 * self.pairs : 2] = 1 + keys, 1 + self.symbols + values
         tokens[:, -self.pairs :] = 1 + np.take_along_axis(keys, asked, 1)
-        targets[:, -self.pairs :] = 1 + KEYS + np.take_along_axis(values, asked, 1)
+        targets[:, -self.pairs :] = 1 + self.symbols + np.take_along_axis(values, asked, 1)
         return tokens, targets
 
 
@@ -94,19 +97,22 @@ class Row(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="(all)")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[8], help=f"at most {KEYS} (8)")
+    parser.add_argument("--pairs", nargs="+", type=int, default=[4], help="in a sequence (4)")
+    parser.add_argument("--symbols", type=int, default=8, help="different keys, and values; no fewer than pairs (8)")
     parser.add_argument("--dims", nargs="+", type=int, default=[16], help="of a head's chart (16)")
     parser.add_argument("--window", type=int, default=8, help="positions that retrieval sees (8)")
     parser.add_argument("--steps", type=int, default=1500, help="(1500)")
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step (32)")
+    parser.add_argument("--batch", type=int, default=64, help="sequences a step (64)")
     parser.add_argument("--seeds", type=int, default=1, help="(1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write what was measured as JSON, after each run")
     given = parser.parse_args(arguments)
+    if max(given.pairs) > given.symbols:
+        parser.error(f"--pairs {max(given.pairs)}: a sequence has no more pairs than there are --symbols ({given.symbols})")
     SCORE_TERMS.register("window", window_of(given.window))
 
     measured = []
     for pairs, dims in [(pairs, dims) for pairs in given.pairs for dims in given.dims]:
-        task = Task(pairs, BLOCKS * (given.window + TAPS))
+        task = Task(pairs, given.symbols, BLOCKS * (given.window + TAPS))
         for name in given.rows:
             row = make_row(name, task, dims, given.steps)
             runs = [train(row, task, given.steps, given.batch, seed) for seed in range(given.seeds)]
@@ -136,7 +142,12 @@ def window_of(window: int) -> Recipe:
 
 
 def make_row(name: str, task: Task, dims: int, steps: int) -> Row:
-    shapes = [f"model.context={task.length}", f"model.geometry.chart_dim={dims}", f"training.steps={steps}"]
+    shapes = [
+        f"model.vocab_size={task.vocabulary}",
+        f"model.context={task.length}",
+        f"model.geometry.chart_dim={dims}",
+        f"training.steps={steps}",
+    ]
     config = configuration.parse(MODEL, "the benchmark", shapes + ROWS[name])
     count = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), config.model)))
     if name == "transformer":
@@ -152,7 +163,7 @@ def make_row(name: str, task: Task, dims: int, steps: int) -> Row:
 
 
 def _transformer(parameters: int, config: Config) -> Row:
-    net = transformer.of_size(parameters, VOCABULARY, BLOCKS)
+    net = transformer.of_size(parameters, config.model.vocabulary, BLOCKS)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 5e-3, 100, config.training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 

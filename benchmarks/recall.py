@@ -146,6 +146,7 @@ def make_row(name: str, task: Task, dims: int, steps: int) -> Row:
         f"model.vocab_size={task.vocabulary}",
         f"model.context={task.length}",
         f"model.geometry.chart_dim={dims}",
+        f"model.geometry.rotor_layers={min(4, dims - 1)}",
         f"training.steps={steps}",
     ]
     config = configuration.parse(MODEL, "the benchmark", shapes + ROWS[name])

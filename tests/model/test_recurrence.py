@@ -91,7 +91,7 @@ def test_parameters_decide_the_type_and_not_the_mode(name, float64):
         assert leaf.dtype not in (jnp.float64, jnp.complex128)
 
 
-@pytest.mark.parametrize("name", oracles.cases({name: name for name in ["plain", *EVERYTHING]}, "rotor_curvature_carry"))
+@pytest.mark.parametrize("name", oracles.cases({name: name for name in ["plain", *EVERYTHING]}, *EVERYTHING))
 def test_the_history_tells_where_the_last_block_queried_from(name, float64):
     """However the positions were read: by the charts of the state before the last block, in the parallel network."""
     config, params, tokens = case(name, CONTEXT)

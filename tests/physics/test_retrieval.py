@@ -263,6 +263,7 @@ def test_retrieve_and_adjoint(parts):
     check(random_inputs(parts))
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     parts=st.sets(st.sampled_from(EACH)),

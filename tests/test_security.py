@@ -122,7 +122,6 @@ def planted(finished_run, tmp_path):
     return plant
 
 
-@pytest.mark.slow
 def test_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_not_opened(finished_run, planted, tmp_path):
     """With a manifest that says it belongs there. It is damage, or of no account."""
     with checkpoint.open_run(finished_run) as checkpoints:

@@ -10,7 +10,7 @@ import pytest
 
 from lior_jax import data, learning, training
 from lior_jax.errors import UserError
-from lior_jax.learning import soundness
+from lior_jax.learning import accumulation, soundness
 from lior_jax.registry import RULES
 from lior_jax.storage import checkpoint, snapshot
 from lior_jax.training import bad_steps, loop, metrics, origin
@@ -49,7 +49,7 @@ def plant(monkeypatch):
             is_planted = jnp.any(jnp.stack([jnp.all(batch[0] == tokens) for tokens in planted]))
             return jax.tree.map(partial(jnp.where, is_planted), how(*good), good)
 
-        monkeypatch.setattr(learning, "estimate", poisoned)
+        monkeypatch.setattr(accumulation, "estimate", poisoned)
 
     return plant
 
@@ -183,9 +183,9 @@ def test_a_bad_step_that_cannot_be_written_down_does_not_end_the_run(tiny, tmp_p
     plant(config, [1], PLANTS["loss is no number"])
     start = origin.state
 
-    def start_with_a_file_in_the_way(beginning):
+    def start_with_a_file_in_the_way(*arguments):
         (tmp_path / "run" / bad_steps.FOLDER).write_text("mine")
-        return start(beginning)
+        return start(*arguments)
 
     monkeypatch.setattr(origin, "state", start_with_a_file_in_the_way)
     listener = Listener()

@@ -13,7 +13,7 @@ import pytest
 
 from examples import own_potential
 from lior_jax.physics.pair import Pair
-from tests.oracles import assert_trees_close, normal
+from tests.oracles import assert_trees_close, cases, normal
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -41,7 +41,10 @@ def output(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=by_name)
+LONG = "own_rule", "flax_layer"
+
+
+@pytest.mark.parametrize("path", cases({by_name(path): path for path in EXAMPLES}, *LONG))
 def test_example_runs(path, output):
     assert output(path)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60

@@ -49,6 +49,7 @@ def test_an_unwritten_rest_does_not_spoil_the_exit_status():
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.slow
 def test_a_full_standard_output_does_not_end_the_run(command, tmp_path):
     with FULL.open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False)

@@ -159,6 +159,7 @@ def dense_retrieval(params, tokens, config):
     return np.array(weights), np.array(costs)
 
 
+@pytest.mark.slow
 def test_characters_of_several_bytes_are_streamed_whole(engine):
     config = engine.config.model_copy(update={"vocab_size": 256})
     params = initial(config)

@@ -57,6 +57,7 @@ def test_a_trusted_memory_is_quoted(remembering):
     assert text in TEXT
 
 
+@pytest.mark.slow
 def test_explanations_show_the_entries_and_what_was_read_there(remembering):
     engine = trusting(remembering, 0.999, 40.0)
     explained = engine.explain("0 and 0 is 0, 1 and 7 is", max_tokens=3, temperature=0.0)

@@ -110,7 +110,7 @@ def test_the_mixture_is_a_mean_of_distributions():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"geometry__frame": "rotor"},
+        pytest.param({"geometry__frame": "rotor"}, marks=pytest.mark.slow),
         {"geometry__frame": "derived", "geometry__rank": 0},
         {"geometry__base_metric": tuple(map(tuple, np.diag([1.0, 2, 3, 4]).tolist()))},
     ],

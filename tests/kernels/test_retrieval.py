@@ -83,6 +83,7 @@ def test_kernels_are_the_plain_form(parts, float64, small_tiles):
 @example(parts=set(TERMS), batch=1, length=64, heads=1, m=16, v=16, seed=0)
 @example(parts=set(TERMS), batch=2, length=65, heads=1, m=7, v=17, seed=1)
 @example(parts=set(TERMS), batch=1, length=1, heads=2, m=1, v=1, seed=2)
+@pytest.mark.slow
 def test_kernels_in_float32_on_any_shape(parts, batch, length, heads, m, v, seed):
     """Lengths that are no multiple of a tile, one head, odd dimensions."""
     inputs = random_inputs(parts, batch, length, heads, m, v, seed=seed, dtype=np.float32)

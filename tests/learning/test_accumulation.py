@@ -27,7 +27,7 @@ def in_float64(config):
     return params, oracles.random_batch(config, 6, 6)
 
 
-@pytest.mark.parametrize("rule", ["echo", "equilibrium"])
+@pytest.mark.parametrize("rule", ["echo", pytest.param("equilibrium", marks=pytest.mark.slow)])
 def test_micro_batches_add_up_to_the_batch(rule, float64):
     """Masks, the moments that derived frames follow and the actions included, although a frame is no mean of frames."""
     config = configuration.parse(SMALL, rule, [f"learning.rule={rule}"])
@@ -47,6 +47,7 @@ def test_micro_batches_add_up_to_the_batch(rule, float64):
     assert min(jax.tree.leaves(moved)[1:]) > 0  # or nothing of it would be compared
 
 
+@pytest.mark.slow
 def test_the_worst_residual_is_told(float64):
     config = configuration.parse(SMALL, "x", ["learning.dropout=0", "learning.rule=equilibrium"])
     params, (tokens, targets) = in_float64(config)
@@ -78,6 +79,7 @@ def test_a_rule_of_ones_own_draws_anew_for_each_part():
     np.testing.assert_allclose(told.loss, np.mean(np.asarray(batch[0])[::2, 0]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bias_of_the_nudge_is_that_of_the_whole_batch():
     config = configuration.parse(SMALL, "x", ["learning.nudge_size=0.2"])
     params, batch = oracles.random_params(config.model, scale=0.4), oracles.random_batch(config, 6, 6)

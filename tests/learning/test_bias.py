@@ -39,6 +39,7 @@ def test_the_figure_shows_a_bias_that_reversibility_does_not(mode, share):
     assert soundness.bias_advice(1.0, config.learning)
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_distance_of_two_estimates():
     config = small_config({"nudge_size": 0.05})
     params, batch = trained_looking(config.model), random_batch(config)

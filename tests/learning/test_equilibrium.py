@@ -52,7 +52,10 @@ def oracle(params, batch, config, cost=implicit.cross_entropy):
 # --- the estimate is the gradient ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", oracles.cases({name: name for name in ["plain", "action", "hopfield", *EVERYTHING]}, "action"))
+EACH = {name: name for name in ("plain", "action", "hopfield", *EVERYTHING)}
+
+
+@pytest.mark.parametrize("name", oracles.cases(EACH, "action", "hopfield", "rotor_curvature_carry"))
 def test_estimate_is_the_implicit_gradient(name):
     """Every leaf in float32, of all parts at once too; leaves that are a millionth of the whole excepted."""
     weight = {} if name == "plain" else {"action_weight": 0.3}
@@ -119,6 +122,7 @@ def test_random_sign_errs_to_both_sides(float64):
     assert norms[2] < 0.1 * min(norms[:2])
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing():
     """The pull that follows the state included, whose loss is a mean over all sequences."""
     config = config_of(EVERYTHING["derived_blocks_constitutive"], pull="force", action_weight=0.1, nudge="random_sign")
@@ -214,6 +218,7 @@ def test_off_changes_nothing_whatever_the_rounding(update, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
 
 
+@pytest.mark.slow
 def test_force_at_every_step_is_the_gradient_too(float64):
     """It bends the energy by the loss itself, so half the nudge is a quarter of the error, and the error is its own."""
     base = config_of(TINY)

@@ -34,6 +34,7 @@ def at_save(monkeypatch):
     return at_save
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_folder_is_told_and_training_goes_on(tiny, tmp_path, finished_run, at_save):
     folder = tmp_path / "run" / checkpoint.FOLDER
 

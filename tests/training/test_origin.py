@@ -54,6 +54,7 @@ def test_weights_and_tokenizer_are_those_of_the_best_checkpoint_and_the_optimise
     assert exported.origin.step is None
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_first_weights_are_from_and_goes_on_without_them(elsewhere, finished_run, tmp_path):
     source = shutil.copytree(finished_run, tmp_path / "source")
     config, listener = elsewhere(source, "data.tokenizer=byte"), Listener()

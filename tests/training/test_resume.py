@@ -77,6 +77,7 @@ def contents(run):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_is_made_longer_and_shorter_by_its_steps(tiny, tmp_path):
     """The rest of it has the learning rates of the new length, said beforehand; no step is counted twice."""
     training.train(tiny("run", "sample.tokens=0"), stop_after=6)
@@ -127,6 +128,7 @@ def test_free_keys_exist(key):
     assert name in configuration.Config().model_dump()[section]
 
 
+@pytest.mark.slow
 def test_a_changed_run_is_stopped_with_its_keys_and_goes_on_by_force(tiny, tmp_path):
     training.train(tiny("run"), stop_after=6)
     run, before = tmp_path / "run", saved_leaves(tmp_path / "run")

@@ -33,7 +33,7 @@ class Mutation(NamedTuple):
 NUMERICS, GEOMETRY, TAPS = "physics/test_numerics.py", "physics/test_geometry.py", "physics/test_taps.py"
 FRAMES, RESILIENCE, PRODUCTS = "physics/test_frames.py", "physics/test_resilience.py", "physics/test_products.py"
 MASTER, PROJECTION = "physics/test_master.py", "physics/test_projection.py"
-KERNEL, FIELD, BANK = "physics/test_kernel.py", "physics/test_field.py", "physics/test_bank.py"
+KERNEL, LAGS, FIELD, BANK = "physics/test_kernel.py", "physics/test_lags.py", "physics/test_field.py", "physics/test_bank.py"
 RETRIEVAL, HAMILTONIAN = "physics/test_retrieval.py", "physics/test_hamiltonian.py"
 INTEGRATORS, ACTION = "physics/test_integrators.py", "physics/test_action.py"
 FLOW, POTENTIAL = "physics/test_flow.py", "physics/test_potential.py"
@@ -230,7 +230,7 @@ MUTATIONS = [
         f"{KERNEL} -k shift",
     ),
     Mutation("physics/kernel.py", "(slice(-1), slice(-1, None))", "(slice(-1), slice(None, 1))", f"{KERNEL} -k split"),
-    Mutation("physics/kernel.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{KERNEL} -k sum_by_lag"),
+    Mutation("physics/lags.py", "pad in ((made, 0), (0, made))", "pad in ((0, made), (made, 0))", f"{LAGS} -k sum_by_lag"),
     Mutation(
         "physics/kernel.py", "late[0] * early[1] + late[1]", "late[0] * early[1] - late[1]", f"{KERNEL} -k every_convolution"
     ),
@@ -313,10 +313,10 @@ MUTATIONS = [
     Mutation("physics/tiling.py", "(jnp.add, sums, more)", "(lambda x, y: y, sums, more)", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/tiling.py", "begin + rows * jnp.arange", "begin + 0 * jnp.arange", f"{RETRIEVAL} -k tiles"),
     Mutation("physics/pairwise.py", "self.first + own[:, None]", "self.first + own[:, None] + 1", f"{RETRIEVAL} -k tiles"),
-    Mutation("physics/kernel.py", "((0, 0), (ahead, 0))), first", "((0, 0), (0, ahead))), first", f"{KERNEL} -k by_tiles"),
-    Mutation("physics/kernel.py", "cotangent, first, 1)[:, ahead:]", "cotangent, first, 1)[:, :length]", f"{KERNEL} -k tiles"),
-    Mutation("physics/kernel.py", "table[:, 0, length - 1 :: -1]", "table[:, 0, :length]", f"{KERNEL} -k sum_by_lag"),
-    Mutation("physics/kernel.py", "table[:, power - rows :]", "table[:, :rows]", f"{KERNEL} -k spread"),
+    Mutation("physics/lags.py", "((0, 0), (ahead, 0))), first", "((0, 0), (0, ahead))), first", f"{KERNEL} -k by_tiles"),
+    Mutation("physics/lags.py", "cotangent, first, 1)[:, ahead:]", "cotangent, first, 1)[:, :length]", f"{KERNEL} -k tiles"),
+    Mutation("physics/lags.py", "table[:, 0, length - 1 :: -1]", "table[:, 0, :length]", f"{LAGS} -k sum_by_lag"),
+    Mutation("physics/lags.py", "table[:, power - rows :]", "table[:, :rows]", f"{LAGS} -k spread"),
     Mutation(
         "physics/pairwise.py",
         "[None, :, :, self.longest - self.length :]",

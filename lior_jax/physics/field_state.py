@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lior_jax.errors import UserError
-from lior_jax.physics.kernel import Poles, decay_by_lag, fade, spread
+from lior_jax.physics.kernel import Poles, decay_by_lag, fade
+from lior_jax.physics.lags import spread
 from lior_jax.physics.numerics import Precision, contract
 from lior_jax.physics.pairwise import PairCotangent, Pairs
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import digamma, gammaln
 
+from lior_jax.physics.lags import delay, delay_adjoint, spread, sum_by_lag
 from lior_jax.physics.numerics import Precision, contract, softplus_adjoint
 from lior_jax.physics.tiling import Tile, in_tiles
 
@@ -158,52 +159,6 @@ def _log_modes(kernel: Kernel, shift: Array, length: int) -> Array:
     return kernel.amplitude[..., None] + shapes - jax.nn.softplus(kernel.rate)[..., None] * lag[None]
 
 
-# --- lags and pairs of positions -------------------------------------------------------------------------------------
-
-
-def spread(by_lag: Array, rows: int | None = None) -> Array:
-    """The last `rows` rows, by default all, of the causal Toeplitz matrix of `by_lag` `[H, L]`: `by_lag[:, i − j]` at `(i, j)`
-    for `j ≤ i`, 0 above the diagonal; `[H, rows, L]`."""
-    heads, length = by_lag.shape
-    rows = length if rows is None else rows
-    power = _power_of_two(rows)
-    table = jnp.concatenate([by_lag[:, ::-1], jnp.zeros((heads, power - 1), by_lag.dtype)], -1)[:, None]
-    # Every row is the one before it, shifted by one lag. Doubling the table takes contiguous copies only; a gather would be
-    # fused into every loop that reads the matrix, which would recompute the indices.
-    while (made := table.shape[1]) < power:
-        table = jnp.concatenate([table[..., made:], table[..., :-made]], 1)
-    return table[:, power - rows :]
-
-
-def sum_by_lag(pairs: Array) -> Array:
-    """Adjoint of `spread`: the sums of `[H, rows, L]` along its diagonals, `[H, L]`."""
-    _, rows, length = pairs.shape
-    table = jnp.pad(pairs, ((0, 0), (_power_of_two(rows) - rows, 0), (0, 0)))
-    while (made := table.shape[1] // 2) > 0:
-        early, late = (((0, 0), (0, 0), pad) for pad in ((made, 0), (0, made)))
-        table = jnp.pad(table[:, :made], early) + jnp.pad(table[:, made:], late)
-    return table[:, 0, length - 1 :: -1]
-
-
-def delay(by_lag: Array, first: Array, rows: int, length: int) -> Array:
-    """Shift `by_lag` `[H, N]`, `N ≥ length`, such that the last `rows` rows of `spread` become rows `first` to
-    `first + rows − 1` of the causal matrix with `length` columns: `[H, length]`, 0 where a lag would be negative."""
-    ahead = length - rows
-    return lax.dynamic_slice_in_dim(jnp.pad(by_lag[:, :length], ((0, 0), (ahead, 0))), first, length, 1)
-
-
-def delay_adjoint(cotangent: Array, first: Array, rows: int) -> Array:
-    """Adjoint of `delay` for a cotangent `[H, length]`: the cotangent of the first `length` lags."""
-    heads, length = cotangent.shape
-    ahead = length - rows
-    padded = jnp.zeros((heads, ahead + length), cotangent.dtype)
-    return lax.dynamic_update_slice_in_dim(padded, cotangent, first, 1)[:, ahead:]
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
-
-
 # --- convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +190,7 @@ def convolve_adjoint(
         own = tile.own(cotangent, 1)
         c_x = contract("hij,bihv->bjhv", _matrix(by_lag, tile), own, precision)
         c_by_lag = sum_by_lag(contract("bihv,bjhv->hij", own, x[:, : tile.stop], precision))
-        c_by_lag = c_by_lag if tile.last else delay_adjoint(c_by_lag, jnp.asarray(tile.first), tile.rows)
+        c_by_lag = delay_adjoint(c_by_lag, tile.first, tile.rows)
         return None, c_x, jnp.pad(c_by_lag, ((0, 0), (0, length - tile.stop)))
 
     _, c_x, c_by_lag = in_tiles(one_tile, length, tile)
@@ -244,8 +199,7 @@ def convolve_adjoint(
 
 def _matrix(by_lag: Array, tile: Tile) -> Array:
     """Rows of the causal matrix `[H, T, stop]`."""
-    by_lag = by_lag[:, : tile.stop] if tile.last else delay(by_lag, jnp.asarray(tile.first), tile.rows, tile.stop)
-    return spread(by_lag, tile.rows)
+    return spread(delay(by_lag, tile.first, tile.rows, tile.stop), tile.rows)
 
 
 def convolve_scan(system: Poles, x: Array) -> Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lior_jax.physics.kernel import delay, delay_adjoint, spread, sum_by_lag
+from lior_jax.physics.lags import delay, delay_adjoint, spread, sum_by_lag
 from lior_jax.physics.numerics import Precision, contract
 
 

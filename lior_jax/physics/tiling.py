@@ -28,11 +28,6 @@ class Tile(NamedTuple):
     rows: int
     stop: int
 
-    @property
-    def last(self) -> bool:
-        """Whether its rows are the last of the `stop` positions; false in a loop, where that is unknown."""
-        return isinstance(self.first, int)
-
     def own(self, x: Array, axis: int) -> Array:
         """The tile's slice of `x` along the position `axis`."""
         if isinstance(self.first, int):

@@ -103,7 +103,7 @@ def write(bank: MemoryBank, points: Array, tokens: Array, keep: Array | None = N
     order, count = jnp.cumsum(keep) - 1, jnp.sum(keep)
     # Of more entries than the capacity, only the last are kept; the others are dropped by an index past the end.
     stays = keep & (order >= count - bank.capacity)
-    place = jnp.where(stays, (bank.written + order) % bank.capacity, 2 * MAX_CAPACITY)
+    place = jnp.where(stays, (bank.written + order) % bank.capacity, bank.points.squares.size)
     origin = jnp.where(bank.written == 0, points[jnp.argmax(keep)][None], bank.points.origin)
     return MemoryBank(
         physics.put(bank.points._replace(origin=origin), place, points),

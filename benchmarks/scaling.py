@@ -69,16 +69,15 @@ def measured(given: argparse.Namespace) -> dict:
     from lior_jax import config as configuration
     from lior_jax import model, parallel
     from lior_jax.parallel import hlo
-    from lior_jax.training.step import initial_state, step_on
+    from lior_jax.training.step import initial_state, placed, step_on
 
     config = configuration.parse(BASE, "scaling", given.set)
     if given.weak:
         size = config.training.batch_size * given.one
         config = configuration.replace(config, "training", batch_size=size)
     devices = parallel.chosen(config, jax.devices()[: given.one])
-    shapes = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
-    state = jax.jit(initial_state, static_argnums=1, out_shardings=devices.of_state(shapes))(jax.random.key(0), config)
-    random, step = np.random.default_rng(0), step_on(devices, shapes)
+    state = placed(initial_state, jax.random.key(0), config, devices)
+    random, step = np.random.default_rng(0), step_on(devices, state)
     yes = jax.device_put(True, devices.everywhere)
     times, losses = [], []
     with devices.active():

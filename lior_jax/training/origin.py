@@ -1,6 +1,5 @@
 """The initial state of a new run: parameters drawn from its seed, or those of a trained model (`run.init_from`)."""
 
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from lior_jax.parallel import Devices
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint
 from lior_jax.training.run_folder import RECORD
-from lior_jax.training.step import State, initial_state, state_of
+from lior_jax.training.step import State, initial_state, placed, state_of
 
 _NAMED = 4
 """Largest number of keys listed in a message."""
@@ -69,8 +68,7 @@ def state(beginning: Beginning, devices: Devices | None = None) -> State:
     """The state of step 0, on the devices (by default the first one), with a new optimiser state."""
     config, origin = beginning.config, beginning.origin
     make, given = (initial_state, jax.random.key(config.run.seed)) if origin is None else (state_of, origin.engine.params)
-    places = None if devices is None else devices.of_state(jax.eval_shape(partial(make, config=config), given))
-    return jax.jit(make, static_argnums=1, out_shardings=places)(given, config)
+    return placed(make, given, config, devices)
 
 
 def read(path: str | Path) -> Origin:

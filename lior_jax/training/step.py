@@ -1,6 +1,7 @@
 """One training step: a gradient estimate, and the optimiser's update if the estimate is sound."""
 
 import inspect
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -130,6 +131,14 @@ def state_of(params: Params, config: Config) -> State:
     average = None if config.optimizer.average is None else jax.tree.map(jnp.array, params)  # donated with the state: a copy
     # An array from the start: a Python integer would make the second step compile again.
     return state.replace(step=jnp.zeros((), jnp.int32), average=average)
+
+
+def placed(
+    make: Callable[[Any, Config], State], given: Array | Params, config: Config, devices: Devices | None = None
+) -> State:
+    """`initial_state` or `state_of` as one program, whose result is sharded over `devices`; on the default device if None."""
+    places = None if devices is None else devices.of_state(jax.eval_shape(lambda source: make(source, config), given))
+    return jax.jit(make, static_argnums=1, out_shardings=places)(given, config)
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 
 from lior_jax import config as configuration
 from lior_jax.parallel import Devices, shardings
-from lior_jax.training.step import initial_state, step_on
+from lior_jax.training.step import initial_state, placed, step_on
 
 SMALL = """
 model: {vocab_size: 11, context: 8, width: 16, blocks: 2, heads: 4, geometry: {chart_dim: 4, rank: 2, rotor_layers: 1,
@@ -38,11 +38,10 @@ def batches(config, steps):
 
 def trained(config, devices, steps):
     """Losses, whether all steps were sound, and the last state."""
-    shapes = jax.eval_shape(lambda key: initial_state(key, config), jax.random.key(0))
-    places = devices.of_state(shapes)
-    state = jax.jit(initial_state, static_argnums=1, out_shardings=places)(jax.random.key(0), config)
+    state = placed(initial_state, jax.random.key(0), config, devices)
+    places = devices.of_state(state)
     losses, sound, yes = [], True, jax.device_put(True, devices.everywhere)
-    run = step_on(devices, shapes)
+    run = step_on(devices, state)
     for batch in batches(config, steps):
         with devices.active():
             state, report = run(state, jax.device_put(batch, devices.batch), config, yes)

@@ -22,6 +22,7 @@ from transformer import of_size
 
 from lior_jax import config as configuration
 from lior_jax import learning, model
+from lior_jax.model import network
 from lior_jax.model.retrieval import tile
 from lior_jax.settings import Config
 
@@ -85,12 +86,11 @@ def _echo(config: Config) -> Row:
 
 
 def _transformer(config: Config, size: int, positions: int | None) -> Row:
-    network = of_size(size, 65, config.model.blocks).clone(tile=positions)
-    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    net = of_size(size, 65, config.model.blocks).clone(tile=positions)
+    params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
 
     def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(network.apply(params, batch[0])), batch[1][..., None], -1)
-        return -jnp.mean(chosen)
+        return jnp.mean(network.cross_entropy(net.apply(params, batch[0]), batch[1]))
 
     return jax.grad(loss), params
 

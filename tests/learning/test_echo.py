@@ -107,7 +107,7 @@ def test_estimate_is_the_gradient(config, length, seed):
 ALONE = {name: PARTS[name] for name in PARTS if name not in (*PRODUCTS, "blocks_of_4", "derived_blocks")}
 ALONE |= {"retrieval__products": {"retrieval__products": PRODUCTS}}
 # All but these are parts of `EVERYTHING`, too.
-QUICK = {"field", "master", "project", "hopfield", "yoshida4", "curvature"}
+QUICK = {"field", "master", "project", "hopfield", "yoshida4", "curvature", "learned_lowrank", "no_prior"}
 
 
 @pytest.mark.parametrize("name", oracles.cases({name: name for name in ALONE}, *ALONE.keys() - QUICK))

@@ -181,8 +181,7 @@ def evidence_site(raw: Evidence, config: ModelConfig) -> EvidenceSite:
     frames = np.zeros((*raw.angles.shape[:2], config.geometry.whitened_dim, config.geometry.whitened_dim))
     for head in np.ndindex(raw.angles.shape[:2]):
         frames[head] = dense_frame(raw.angles[head], config.geometry.whitened_dim).T
-    generator = Generator(frames, raw.frequency / config.context)
-    return EvidenceSite(Site(softplus(raw.rate), generator), raw.pull, raw.bias, raw.gate)
+    return EvidenceSite(Site(softplus(raw.rate), Generator(frames, raw.frequency)), raw.pull, raw.bias, raw.gate)
 
 
 def hermitian(generator: Generator, head: int) -> np.ndarray:

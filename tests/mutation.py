@@ -261,8 +261,6 @@ MUTATIONS = [
     Mutation("physics/projection.py", "+ on_keys * projector", "- on_keys * projector", f"{PROJECTION} -k adjoint"),
     Mutation("physics/products.py", "jnp.linalg.cholesky(metric)", "metric", f"{PRODUCTS} -k attend"),
     Mutation("model/field.py", "pulled * (1 - pulled)", "pulled", f"{BLOCK}::test_kick_adjoint[master]"),
-    Mutation("model/field.py", "raw.frequency / config.context", "raw.frequency", f"{OPERATORS} -k formula"),
-    Mutation("model/field.py", "generator.frequency / config.context", "generator.frequency", f"{OPERATORS} -k adjoint"),
     Mutation("model/field.py", "c_by_lag + cotangent.projector", "c_by_lag - cotangent.projector", f"{OPERATORS} -k adjoint"),
     Mutation("physics/taps.py", "_delay(cotangent, -lag)", "_delay(cotangent, lag)", f"{TAPS} -k adjoint"),
     Mutation("physics/taps.py", "[pad, x[:, :-steps]]", "[x[:, steps:], pad]", f"{TAPS} -k convolution"),

@@ -37,9 +37,8 @@ FRAME_LAYERS = 4
 
 class Evidence(NamedTuple):
     """The site of the master equation: the pull `λ = σ(pull · c + bias)` to the evidence, `[H, d]` and `[H]`; the raw `rate`
-    `[H]` of its memory; the `angles` `[H, layers, m // 2]` of its generator's frame, and its `frequency` `[H, m // 2]` in
-    radians per context, so that an optimiser's step changes the turn of the oldest key as it changes an angle; the `gate`
-    `[H]` of its read-out."""
+    `[H]` of its memory; the `angles` `[H, layers, m // 2]` of its generator's frame, and its `frequency` `[H, m // 2]`; the
+    `gate` `[H]` of its read-out."""
 
     pull: Array
     bias: Array
@@ -103,7 +102,7 @@ def _init_evidence(config: ModelConfig) -> Evidence | None:
     if config.field.evolution != "master":
         return None
     heads, m = config.heads, config.geometry.whitened_dim
-    slow = jnp.arange(m // 2) / (m // 2)
+    slow = jnp.asarray(np.arange(m // 2) / (m // 2 * config.context), jnp.float32)
     return Evidence(
         pull=jnp.zeros((heads, config.width)),
         bias=jnp.zeros(heads),
@@ -149,7 +148,7 @@ def gain(gate: Array, config: ModelConfig) -> Array:
 
 
 def _prepare_evidence(raw: Evidence, config: ModelConfig) -> EvidenceSite:
-    site = Site(jax.nn.softplus(raw.rate), Generator(_frames(raw.angles, config), raw.frequency / config.context))
+    site = Site(jax.nn.softplus(raw.rate), Generator(_frames(raw.angles, config), raw.frequency))
     return EvidenceSite(site, raw.pull, raw.bias, raw.gate)
 
 
@@ -157,8 +156,7 @@ def _prepare_evidence_adjoint(raw: Evidence, cotangent: EvidenceSite, config: Mo
     rate, generator = cotangent.site
     c_angles, _ = jax.vmap(jax.vmap(frames.rotate_adjoint))(raw.angles, _frames(raw.angles, config), generator.frame)
     c_rate = softplus_adjoint(raw.rate, rate)
-    c_frequency = generator.frequency / config.context
-    return Evidence(cotangent.pull, cotangent.bias, c_rate, c_angles, c_frequency, cotangent.gate)
+    return Evidence(cotangent.pull, cotangent.bias, c_rate, c_angles, generator.frequency, cotangent.gate)
 
 
 def _frames(angles: Array, config: ModelConfig) -> Array:

@@ -3,6 +3,7 @@
     python benchmarks/ablation.py --set data.path=tinyshakespeare.txt --set training.steps=1000     the table of the README
     python benchmarks/ablation.py --only "memory;field" --seeds 1                                     a quick look
     python benchmarks/ablation.py --workers 8 --no-times                                            on a GPU
+    python benchmarks/ablation.py --no-losses --only "field state;master" --set model.context=256     times alone
 
 Each row changes the reference by the settings it names and nothing else. A difference is taken seed by seed, which share their
 data and most of their initial parameters; its spread is the standard deviation over the seeds. A row's seeds train side by side
@@ -111,6 +112,7 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
     parser.add_argument("--workers", type=int, default=1, help="rows at once (1)")
+    parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True, help="train and score")
     parser.add_argument("--times", action=argparse.BooleanOptionalAction, default=True, help="measure times of steps")
     parser.add_argument("--out", type=Path, help="keep finished rows in this file, one JSON object each, and go on from it")
     arguments = parser.parse_args()
@@ -134,8 +136,9 @@ def main() -> None:
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"row": name, "nats": nats.tolist()}) + "\n")
 
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(measure, [name for name in configs if name not in losses]))
+    if arguments.losses:
+        with ThreadPoolExecutor(arguments.workers) as pool:
+            list(pool.map(measure, [name for name in configs if name not in losses]))
     jax.clear_caches()
     _print_table(configs, losses, _time(configs, corpus) if arguments.times else {})
 
@@ -186,16 +189,16 @@ def _time(configs: dict[str, Config], corpus: Corpus, repeat: int = 15) -> dict[
 def _print_table(configs: dict[str, Config], losses: dict[str, np.ndarray], seconds: dict[str, float]) -> None:
     print("\n| row | nats/char | spread | difference | its spread | time | parameters |")
     print("|---|---|---|---|---|---|---|")
-    spread = {"ddof": 1 if len(losses["reference"]) > 1 else 0}
+    spread = {"ddof": 1 if len(losses.get("reference", ())) > 1 else 0}
     for name in configs:
-        nats = losses[name]
-        difference = nats - losses["reference"]
+        figures = ["–"] * 4
+        if name in losses:
+            nats, difference = losses[name], losses[name] - losses["reference"]
+            own, other = nats.std(**spread), difference.std(**spread)
+            figures = [f"{nats.mean():.4f}", f"{own:.4f}", f"{difference.mean():+.4f}", f"{other:.4f}"]
         time_ratio = f"{seconds[name] / seconds['reference']:.2f}" if seconds else "–"
         parameters = model.count(jax.eval_shape(lambda config=configs[name]: model.init(jax.random.key(0), config.model)))
-        print(
-            f"| {name} | {nats.mean():.4f} | {nats.std(**spread):.4f} | {difference.mean():+.4f} | "
-            f"{difference.std(**spread):.4f} | {time_ratio} | {parameters:,} |"
-        )
+        print(f"| {name} | {' | '.join(figures)} | {time_ratio} | {parameters:,} |")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,11 @@ ROWS = {
 
 
 class Task(NamedTuple):
-    """How many `pairs` a sequence has, of so many different keys and values (`symbols` of each), and the `gap` behind them."""
+    """How many keys (`pairs`) a sequence has, each written `writes` times with a value of its own, out of so many different
+    keys and values (`symbols` of each), and the `gap` behind them."""
 
     pairs: int
+    writes: int
     symbols: int
     gap: int
 
@@ -71,17 +73,20 @@ class Task(NamedTuple):
 
     @property
     def length(self) -> int:
-        return 3 * self.pairs + self.gap
+        return self.pairs * (2 * self.writes + 1) + self.gap
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and targets `[B, L]`; the target is the value where a key is asked for, else blank."""
-        keys = rng.permuted(np.tile(np.arange(self.symbols), (size, 1)), axis=1)[:, : self.pairs]
-        values = rng.integers(0, self.symbols, keys.shape)
+        """Tokens and targets `[B, L]`; the target is the latest value of a key where it is asked for, else blank."""
+        drawn = rng.permuted(np.tile(np.arange(self.symbols), (size, 1)), axis=1)[:, : self.pairs]
+        which = rng.permuted(np.tile(np.arange(self.pairs), (size, self.writes)), axis=1)
+        values = rng.integers(0, self.symbols, which.shape)
         asked = rng.permuted(np.tile(np.arange(self.pairs), (size, 1)), axis=1)
+        latest = which.shape[1] - 1 - np.argmax(which[:, None, ::-1] == asked[:, :, None], axis=-1)
         tokens, targets = np.full((2, size, self.length), BLANK, np.int32)
-        tokens[:, : 2 * self.pairs : 2], tokens[:, 1 : 2 * self.pairs : 2] = 1 + keys, 1 + self.symbols + values
-        tokens[:, -self.pairs :] = 1 + np.take_along_axis(keys, asked, 1)
-        targets[:, -self.pairs :] = 1 + self.symbols + np.take_along_axis(values, asked, 1)
+        written = 2 * which.shape[1]
+        tokens[:, :written:2], tokens[:, 1:written:2] = 1 + np.take_along_axis(drawn, which, 1), 1 + self.symbols + values
+        tokens[:, -self.pairs :] = 1 + np.take_along_axis(drawn, asked, 1)
+        targets[:, -self.pairs :] = 1 + self.symbols + np.take_along_axis(values, latest, 1)
         return tokens, targets
 
 
@@ -98,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="(all)")
     parser.add_argument("--pairs", nargs="+", type=int, default=[4], help="in a sequence (4)")
+    parser.add_argument("--writes", type=int, default=2, help="of each key, with other values; the latest counts (2)")
     parser.add_argument("--symbols", type=int, default=8, help="different keys, and values; no fewer than pairs (8)")
     parser.add_argument("--dims", nargs="+", type=int, default=[16], help="of a head's chart (16)")
     parser.add_argument("--window", type=int, default=8, help="positions that retrieval sees (8)")
@@ -112,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     measured = []
     for pairs, dims in [(pairs, dims) for pairs in given.pairs for dims in given.dims]:
-        task = Task(pairs, given.symbols, BLOCKS * (given.window + TAPS))
+        task = Task(pairs, given.writes, given.symbols, BLOCKS * (given.window + TAPS))
         for name in given.rows:
             row = make_row(name, task, dims, given.steps)
             runs = [train(row, task, given.steps, given.batch, seed) for seed in range(given.seeds)]

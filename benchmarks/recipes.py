@@ -5,9 +5,9 @@
 
 A recipe is `peak learning rate:weight decay`, with `:seeds` for more than one seed. Everything else is that of the
 configuration, with Muon; the ratio of the rate of its AdamW part to that of Muon is the configuration's. A small model does not
-fill a GPU, so four cost little more than one. All see the same batches, with dropout masks of their own. Losses are nats per
-character of the whole validation part by nanoGPT's protocol (disjoint windows of the context), of the weights and of their
-average (`optimizer.average`, 0.999 by default); the table has those of the last step.
+fill a GPU, so four cost little more than one. A seed has the initial parameters and the batches that `train.py` gives it, but
+other dropout masks. Losses are nats per character of the whole validation part by nanoGPT's protocol (disjoint windows of the
+context), of the weights and of their average (`optimizer.average`, 0.999 by default); the table has those of the last step.
 
 With `--seconds` the number of steps follows from the time that the first ones take, so that the schedule ends in time; at most
 `training.steps`.
@@ -46,6 +46,7 @@ class Recipe(NamedTuple):
 
     learning_rate: Any
     weight_decay: Any
+    seed: Any
 
 
 class State(NamedTuple):
@@ -84,7 +85,7 @@ def main() -> None:
 
 def _parse(text: str) -> list[Recipe]:
     rate, decay, *seeds = text.split(":")
-    return [Recipe(float(rate), float(decay))] * (int(seeds[0]) if seeds else 1)
+    return [Recipe(float(rate), float(decay), seed) for seed in range(int(seeds[0]) if seeds else 1)]
 
 
 def _parameters(config: Config) -> int:
@@ -93,18 +94,17 @@ def _parameters(config: Config) -> int:
 
 def train(config: Config, corpus: Any, recipes: list[Recipe], seconds: float | None, evaluations: int) -> dict[str, Any]:
     """Train all recipes; what the table is made of."""
-    count, steps, size = len(recipes), config.training.steps, config.training.batch_size
+    steps = config.training.steps
     stacked = Recipe(*(jnp.array(values) for values in zip(*recipes, strict=True)))
-    state = _start(config, count)
-    tokens, rng = jnp.asarray(corpus.train.astype(np.int32)), np.random.default_rng(config.run.seed)
+    state = _start(stacked.seed, config)
     windows = scoring.cover(corpus.validation, config.model.context)
     rows: list[dict[str, Any]] = []
     done, spent, recent, marks = 0, 0.0, [], []
     begin = time.perf_counter()
     while done < steps:
-        starts = jnp.asarray(rng.integers(0, len(tokens) - config.model.context, (CHUNK, size)))
+        batches = _batches(corpus.train, recipes, done, config)
         called = time.perf_counter()
-        state, losses = _chunk(state, stacked, tokens, starts, jnp.int32(done), jnp.float32(steps), config)
+        state, losses = _chunk(state, stacked, batches, jnp.int32(done), jnp.float32(steps), config)
         losses = np.asarray(losses)
         if done:
             spent += time.perf_counter() - called
@@ -126,13 +126,24 @@ def train(config: Config, corpus: Any, recipes: list[Recipe], seconds: float | N
     return {"rows": rows, "steps": done, "ms": 1e3 * spent / (done - CHUNK), "seconds": time.perf_counter() - begin}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _start(config: Config, count: int) -> State:
-    def one(key: jax.Array) -> State:
-        params = model.init(key, config.model)
+def _batches(tokens: np.ndarray, recipes: list[Recipe], first: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and targets of the next steps, `[CHUNK, models, B, L]`."""
+
+    def of(seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        return data.batch_at(tokens, seed, step, config.training.batch_size, config.model.context)
+
+    by_seed = {seed: [of(seed, first + step) for step in range(CHUNK)] for seed in sorted({recipe.seed for recipe in recipes})}
+    steps = [[by_seed[recipe.seed][step] for recipe in recipes] for step in range(CHUNK)]
+    return np.array([[batch[0] for batch in row] for row in steps]), np.array([[batch[1] for batch in row] for row in steps])
+
+
+@partial(jax.jit, static_argnums=1)
+def _start(seeds: jax.Array, config: Config) -> State:
+    def one(seed: jax.Array) -> State:
+        params = model.init(jax.random.key(seed), config.model)
         return State(params, params, _directions(config).init(params))
 
-    return jax.vmap(one)(jax.random.split(jax.random.key(config.run.seed), count))
+    return jax.vmap(one)(seeds)
 
 
 def _directions(config: Config) -> optax.GradientTransformation:
@@ -140,9 +151,9 @@ def _directions(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(own.clip_norm), OPTIMIZERS[own.name](own))
 
 
-@partial(jax.jit, static_argnums=6, donate_argnums=0)
+@partial(jax.jit, static_argnums=5, donate_argnums=0)
 def _chunk(
-    state: State, recipes: Recipe, tokens: jax.Array, starts: jax.Array, first: jax.Array, steps: jax.Array, config: Config
+    state: State, recipes: Recipe, batches: Any, first: jax.Array, steps: jax.Array, config: Config
 ) -> tuple[State, jax.Array]:
     """Some steps of all models, and their training losses."""
 
@@ -160,15 +171,12 @@ def _chunk(
         average = averaged(state.average, moved, step + 1, config.optimizer.average or 0.999)
         return State(moved, average, optimizer), info.loss
 
-    def body(state: State, given: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
-        begin, step = given
-        read = tokens[begin[:, None] + jnp.arange(config.model.context + 1)]
-        count = len(recipes.learning_rate)
-        keys = jax.vmap(lambda index: jax.random.fold_in(step_key(step, config), index))(jnp.arange(count))
-        batch = read[:, :-1], read[:, 1:]
-        return jax.vmap(one, in_axes=(0, 0, None, None, 0))(state, recipes, batch, step, keys)
+    def body(state: State, given: tuple[Any, jax.Array]) -> tuple[State, jax.Array]:
+        batch, step = given
+        keys = jax.vmap(lambda index: jax.random.fold_in(step_key(step, config), index))(jnp.arange(len(recipes.seed)))
+        return jax.vmap(one, in_axes=(0, 0, 0, None, 0))(state, recipes, batch, step, keys)
 
-    return jax.lax.scan(body, state, (starts, first + jnp.arange(len(starts))))
+    return jax.lax.scan(body, state, (batches, first + jnp.arange(CHUNK)))
 
 
 def _share(step: jax.Array, steps: jax.Array, config: Config) -> jax.Array:

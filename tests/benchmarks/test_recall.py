@@ -10,17 +10,21 @@ from lior_jax.physics.scores import LagPrior
 from lior_jax.registry import SCORE_TERMS
 
 
-def test_every_answer_is_the_value_of_its_key():
-    task = recall.Task(pairs=3, symbols=5, gap=7)
+@pytest.mark.parametrize("writes", [1, 3])
+def test_every_answer_is_the_latest_value_of_its_key(writes):
+    task = recall.Task(pairs=3, writes=writes, symbols=5, gap=7)
     tokens, targets = task.batch(np.random.default_rng(0), 50)
     assert tokens.shape == targets.shape == (50, task.length)
-    for shown, asked, answers in zip(tokens[:, :6], tokens[:, -3:], targets[:, -3:], strict=True):
-        values = dict(zip(shown[::2].tolist(), shown[1::2].tolist(), strict=True))
-        assert len(values) == 3
-        assert set(values) == set(asked.tolist()) <= set(range(1, 6))
-        assert [values[key] for key in asked.tolist()] == answers.tolist()
+    written = 6 * writes
+    for shown, asked, answers in zip(tokens[:, :written], tokens[:, -3:], targets[:, -3:], strict=True):
+        keys, values = shown[::2].tolist(), shown[1::2].tolist()
+        latest = dict(zip(keys, values, strict=True))  # a later entry replaces an earlier one
+        assert sorted(keys) == sorted([*latest] * writes)
+        assert len(latest) == 3
+        assert set(latest) == set(asked.tolist()) <= set(range(1, 6))
+        assert [latest[key] for key in asked.tolist()] == answers.tolist()
         assert set(answers.tolist()) <= set(range(6, task.vocabulary))
-    assert not tokens[:, 6:-3].any()
+    assert not tokens[:, written:-3].any()
     assert not targets[:, :-3].any()
 
 

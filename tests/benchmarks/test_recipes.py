@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import recipes
 
+from lior_jax import data
 from lior_jax.learning.optimizer import make_optimizer, make_schedule
 from lior_jax.model import decay_mask
 from lior_jax.settings import OptimizerConfig
+from lior_jax.training.step import initial_state, placed
 from tests.oracles import named_leaves, random_params, small_config
 
 TINY = {"width": 4, "flow__units": 2, "blocks": 1}
@@ -39,3 +41,22 @@ def test_a_recipe_moves_the_weights_as_the_optimiser_of_its_settings():
         moved = -optimizer.learning_rate * (direction + mask[name] * optimizer.weight_decay * before[name])
         np.testing.assert_allclose(moved, expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
     assert jax.tree.structure(directions) == jax.tree.structure(updates)
+
+
+def test_a_seed_begins_and_reads_as_a_run_of_its_own():
+    config = small_config(**TINY)
+    tokens = np.arange(200)
+    given = [recipes.Recipe(1e-2, 0.3, seed) for seed in (1, 0, 1)]
+    read, targets = recipes._batches(tokens, given, 40, config)
+    for place, recipe in enumerate(given):
+        expected = [
+            data.batch_at(tokens, recipe.seed, step, config.training.batch_size, config.model.context)
+            for step in range(40, 40 + recipes.CHUNK)
+        ]
+        np.testing.assert_array_equal(read[:, place], [batch[0] for batch in expected])
+        np.testing.assert_array_equal(targets[:, place], [batch[1] for batch in expected])
+    state = recipes._start(jnp.array([1, 0, 1]), config)
+    for place, recipe in enumerate(given):
+        own = named_leaves(jax.tree.map(lambda x, place=place: x[place], state.params))
+        for name, leaf in named_leaves(placed(initial_state, jax.random.key(recipe.seed), config).params).items():
+            np.testing.assert_array_equal(own[name], leaf, err_msg=name)

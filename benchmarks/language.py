@@ -56,7 +56,7 @@ training: {steps: 1000, batch_size: 16}
 """
 ROWS = ("echo", "back-propagation", "transformer", "kneser-ney", "equilibrium", "unrolled relaxation")
 ORDER, POINTS = 6, 8
-"""Of the n-gram, and of a curve."""
+"""Order of the n-gram; points of a curve."""
 
 
 class Row(NamedTuple):

@@ -1,14 +1,14 @@
-"""Every part of the physics off and on: the same small model, equal steps, several seeds, one table.
+"""What each part of the physics is worth: one small model with parts switched on or off, several seeds, one table.
 
-    python benchmarks/ablation.py --set data.path=tinyshakespeare.txt --set training.steps=1000     the table of the README
-    python benchmarks/ablation.py --only "memory;field" --seeds 1                                     a quick look
-    python benchmarks/ablation.py --workers 8 --no-times                                            on a GPU
-    python benchmarks/ablation.py --no-losses --only "field state;master" --set model.context=256     times alone
+    python benchmarks/ablation.py --set data.path=tinyshakespeare.txt      the table of docs/results.md
+    python benchmarks/ablation.py --only "memory;field" --seeds 1          some rows, one seed
+    python benchmarks/ablation.py --workers 8 --no-times                   on a GPU
+    python benchmarks/ablation.py --no-losses --only "field state;master" --set model.context=256      times alone
 
-Each row changes the reference by the settings it names and nothing else. A difference is taken seed by seed, which share their
-data and most of their initial parameters; its spread is the standard deviation over the seeds. A row's seeds train side by side
-in one program, and some rows at once where that is asked for. Times are medians of training steps, taken in turn row by row so
-that a drift of the machine's speed touches all alike.
+Each row changes the reference only by the settings in its name. Differences are computed per seed, with the same data and most
+of the same initial parameters; their spread is the standard deviation over the seeds. The seeds of a row train in parallel in
+one program, as do several rows with `--workers`. Times are medians of training steps that alternate between the rows, so a
+drift of the machine's speed affects all rows equally.
 """
 
 import argparse

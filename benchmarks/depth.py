@@ -1,12 +1,12 @@
-"""Forty-eight blocks with carried momentum: memory, the way back over training, agreement with automatic differentiation.
+"""Forty-eight blocks with carried momentum: memory, reversibility during training, agreement with automatic differentiation.
 
     XLA_FLAGS=--xla_cpu_use_fusion_emitters=false python benchmarks/depth.py --out docs/depth
-    python benchmarks/depth.py --plot docs/depth.json               table and figure again from what was measured
+    python benchmarks/depth.py --plot docs/depth.json               table and figure of a stored measurement
 
-Each setting of `configs/deep.yaml` trains in a process of its own, whose largest resident memory is read before automatic
-differentiation is compiled beside it. The flag (of JAX 0.10) makes XLA's compiler take less memory. Cosines are those of the
+Each setting of `configs/deep.yaml` trains in a process of its own, whose peak resident memory is read before automatic
+differentiation is compiled there. The flag (of JAX 0.10) makes XLA's compiler take less memory. Cosines are those of the
 worst leaf, before and after training, on four windows of the text; the residual is the relative distance between the embedded
-state and the one that the echo rebuilt through all blocks.
+state and the one that the echo reconstructed through all blocks.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all settings")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="by default all")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json after each setting, and NAME.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show what this JSON file holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show the measurements in this JSON file")
     given = parser.parse_args(arguments)
     if given.plot:
         results, out = json.loads(given.plot.read_text()), given.plot.with_suffix("")

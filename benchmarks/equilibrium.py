@@ -1,12 +1,14 @@
-"""Equilibrium propagation against the implicit function theorem: cosine against steps, residual and nudge, with a plot.
+"""Equilibrium propagation compared with the implicit function theorem: cosine against steps, residual and nudge, with a plot.
 
-    python benchmarks/equilibrium.py --out docs/equilibrium.png     the table and the plot of the README
+    python benchmarks/equilibrium.py --out docs/equilibrium.png     the tables and the plot of docs/results.md
 
-A small model is trained for a while by the rule itself. Then one batch's estimate, in float32, is compared with the gradient at
-the exact fixed point in float64 (`tests/implicit.py`), leaf by leaf. Needs the repository's root on PYTHONPATH.
+A small model is trained by the rule itself. Then one batch's estimate, in float32, is compared with the gradient at
+the exact fixed point in float64 (`tests/implicit.py`), leaf by leaf.
 """
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from lior_jax import data, learning
 from lior_jax.settings import Config
 from lior_jax.training import loop
 from lior_jax.training.step import initial_state
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the oracles of the tests
 from tests import implicit
 from tests.oracles import agreement, to64
 

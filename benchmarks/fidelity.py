@@ -1,15 +1,16 @@
-"""Echo and equilibrium against exact gradients over training: cosine and ratio of norms, by parameter and block.
+"""Echo and equilibrium compared with exact gradients during training: cosine and ratio of norms, by parameter and block.
 
-    PYTHONPATH=. python benchmarks/fidelity.py --out docs/fidelity      the figure of the docs
-    python benchmarks/fidelity.py --plot docs/fidelity.json             table and figure again from what was measured
+    python benchmarks/fidelity.py --out fidelity            measure: table, fidelity.json and .png
+    python benchmarks/fidelity.py --plot fidelity.json      table and figure of a stored measurement
 
-A small model trains by the rule itself, in float32. At some steps its estimate of one fixed batch's gradient is set beside the
-exact one in float64: automatic differentiation of the loss for the echo, and the implicit function theorem at the exact minima
-for equilibrium propagation (`tests/implicit.py`). Leaves whose share of the gradient is below 1e-6 are left out.
+A small model trains by the rule itself, in float32. At some steps its estimate of one fixed batch's gradient is compared with
+the exact one in float64: automatic differentiation of the loss for the echo, and the implicit function theorem at the exact
+minima for equilibrium propagation (`tests/implicit.py`). Leaves whose share of the gradient is below 1e-6 are left out.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from lior_jax import config as configuration
 from lior_jax import data, learning, model
 from lior_jax.settings import Config
 from lior_jax.training.step import initial_state, train_step
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the oracles of the tests
 from tests import implicit
 from tests.oracles import named_leaves, to64
 
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--marks", nargs="+", type=int, default=MARKS, help=f"steps to look at {MARKS}")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json and NAME.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show what this JSON file holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show the measurements in this JSON file")
     given = parser.parse_args(arguments)
     if given.plot:
         results, out = json.loads(given.plot.read_text(encoding="utf-8")), given.plot

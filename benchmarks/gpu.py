@@ -1,15 +1,15 @@
-"""The training step on a GPU, piece by piece, beside a flax GPT with cuDNN attention and a compiled PyTorch GPT.
+"""The training step on a GPU, piece by piece, compared with a flax GPT with cuDNN attention and a compiled PyTorch GPT.
 
     python benchmarks/gpu.py                            every section, within four minutes, at 64 x 256 characters
     python benchmarks/gpu.py --only check,pieces        some sections: check, pieces, step, gpt, torch, agree, tune
     python benchmarks/gpu.py --precision bfloat16       some precisions
-    python benchmarks/gpu.py --tiny                     tiny shapes, on any backend, to see that it runs
+    python benchmarks/gpu.py --tiny                     tiny shapes, on any backend, to test the script
 
 `check` compares the fused kernels with the plain form on the device; `pieces` times a block's parts with either; `step` is the
-whole training step; `gpt` and `torch` are models of equal size beside it. Not among the usual ones: `agree` compares whole
-estimates, `tune` times the kernels with other tiles, warps and stages. A section that fails says so, and the next one
-runs; rows are printed as they come, and `--out FILE` keeps them as JSON lines. Times are medians of three rounds; model FLOPs
-are 6 x parameters x characters.
+whole training step; `gpt` and `torch` are those of models of equal size. Only if named: `agree` compares whole estimates,
+`tune` times the kernels with other tiles, warps and stages. A section that fails is reported, and the next one runs; rows are
+printed as they are measured, and `--out FILE` writes them as JSON lines. Times are medians of three rounds; model FLOPs are 6 x
+parameters x characters.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """Echo against automatic differentiation of the same loss: time, temporary memory, agreement.
 
-    python benchmarks/gradient.py                       the table of the README: 12 blocks, 12 x 64 tokens
-    python benchmarks/gradient.py --blocks 4 --steps 2  other shapes; gradient_sweep.py goes through many
+    python benchmarks/gradient.py                       the table of docs/results.md: 12 blocks, 12 x 64 tokens
+    python benchmarks/gradient.py --blocks 4 --steps 2  other shapes; gradient_sweep.py measures many
 
-Every row is loss and gradient of one batch. Automatic differentiation stands in its best forms: through scanned blocks, through
-blocks unrolled, and with each block's inside computed again (rematerialised). Times are medians, taken in turn row by row so
-that a drift of the machine's speed touches all alike, with half the distance of their quartiles; memory is what the compiled
-program allocates beside arguments and results.
+Every row is loss and gradient of one batch. Automatic differentiation is measured in its best forms: with scanned blocks, with
+unrolled ones, and with blocks whose activations are recomputed (rematerialised). Times are medians of runs that alternate
+between the rows, so that a drift of the machine's speed affects all equally, with half the distance of their quartiles; memory
+is what the compiled program allocates in addition to its arguments and results.
 """
 
 import argparse

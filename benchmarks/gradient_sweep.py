@@ -1,12 +1,12 @@
-"""Echo against automatic differentiation over many shapes: how time and memory grow.
+"""Echo against automatic differentiation over many shapes: growth of time and memory.
 
     python benchmarks/gradient_sweep.py --out docs/gradient               measure: tables, docs/gradient.json and .png
-    python benchmarks/gradient_sweep.py --plot docs/gradient.json         tables and figure again from what was measured
-    python benchmarks/gradient_sweep.py --axes blocks --compile-only ...  memory alone; nothing is run
+    python benchmarks/gradient_sweep.py --plot docs/gradient.json         tables and figure of a stored measurement
+    python benchmarks/gradient_sweep.py --axes blocks --compile-only ...  memory only; nothing is run
 
 One axis at a time around 12 blocks of width 128 with one leapfrog step and 12 x 64 tokens; a longer context comes with fewer
 sequences, so that a step has 768 tokens, or nearly. Rows, times and memory are as in `gradient.py`; the ratio is that of the
-echo to the fastest form of automatic differentiation. Unrolled blocks are left out beyond 24, which compile for minutes.
+echo to the fastest form of automatic differentiation. More than 24 blocks are not unrolled: that takes minutes to compile.
 """
 
 import argparse
@@ -40,12 +40,12 @@ STYLES = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="by default all")
-    parser.add_argument("--at", nargs="+", type=int, metavar="SIZE", help="places on the axes, instead of the usual ones")
+    parser.add_argument("--at", nargs="+", type=int, metavar="SIZE", help="sizes on the axes, instead of the usual ones")
     for name, default in (BASE | {"tokens": TOKENS, "repeat": 9}).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"({default})")
-    parser.add_argument("--compile-only", action="store_true", help="memory of the compiled programs alone")
+    parser.add_argument("--compile-only", action="store_true", help="memory of the compiled programs only")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json after each shape, and NAME.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show what this JSON file holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show the measurements in this JSON file")
     given = parser.parse_args(arguments)
     if given.plot:
         results, out = json.loads(given.plot.read_text()), given.plot.with_suffix("")
@@ -110,7 +110,8 @@ def _print(results: dict) -> None:
     )
     for axis, shapes in results["axes"].items():
         names = [name for name in STYLES if any(name in rows for rows in shapes.values())]
-        print(f"\n| {axis.replace('_', ' ')} | {' | '.join(names)} | echo's time to the fastest autodiff's | worst cosine |")
+        title = "leapfrog steps" if axis == "steps" else axis
+        print(f"\n| {title} | {' | '.join(names)} | echo's time to the fastest autodiff's | worst cosine |")
         print("|---" * (len(names) + 3) + "|")
         for size, rows in shapes.items():
             print(f"| {size} | {' | '.join(_cell(rows.get(name)) for name in names)} | {_verdict(rows)} |")

@@ -1,10 +1,10 @@
-"""Decoding by the recurrence: tokens per second after a short and a long history, beside recomputing the window.
+"""Decoding by the recurrence: tokens per second after a short and a long history, compared with recomputing the window.
 
-    python benchmarks/inference.py                               the table of the README: shapes of configs/shakespeare.yaml
-    python benchmarks/inference.py --config configs/gpu.yaml     other shapes
+    python benchmarks/inference.py                            the table of docs/inference.md: shapes of configs/shakespeare.yaml
+    python benchmarks/inference.py --config configs/gpu.yaml  other shapes
 
-Initial parameters: speed does not depend on what was learned. Rows are timed in turn, so that a drift of the machine's
-speed touches all alike; medians. Each draws 256 tokens for a batch of one or more sequences.
+The parameters are initial ones: speed does not depend on training. Times are medians of runs that alternate between the rows,
+so that a drift of the machine's speed affects all equally. Each run draws 256 tokens for a batch of one or more sequences.
 """
 
 import argparse

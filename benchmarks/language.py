@@ -1,22 +1,22 @@
-r"""The same text for everyone: echo, exact back-propagation, a transformer, an n-gram; loss against tokens and time.
+r"""Loss against tokens and time on the same text: echo, exact back-propagation, a transformer and an n-gram.
 
     python benchmarks/language.py --set data.path=tinyshakespeare.txt --seeds 3 --out docs/language
-    python benchmarks/language.py --plot docs/language.json         table and figure again from what was measured
+    python benchmarks/language.py --plot docs/language.json         table and figure of a stored measurement
     python benchmarks/language.py --set optimizer.name=muon --set optimizer.learning_rate=1e-2 --rate 1e-2 \
         --set optimizer.adam_learning_rate=6e-3 --set optimizer.weight_decay=0.2    the same with Muon for all rows
 
-Echo and back-propagation train one model: same first parameters, batches and optimiser. Back-propagation takes whichever
-form of automatic differentiation is faster here, plain or with rematerialised blocks; both are timed first. The transformer
-(`transformer.py`) has as many parameters and the same batches. The Kneser-Ney 6-gram (`kneser_ney.py`) reads the training
-part once. Rows `equilibrium` and `unrolled relaxation` train the relaxing network, and are left out unless named.
+Echo and back-propagation train one model: same initial parameters, batches and optimiser. Back-propagation uses the faster form
+of automatic differentiation, plain or with rematerialised blocks; both are timed first. The transformer (`transformer.py`) has
+as many parameters and the same batches. The Kneser-Ney 6-gram (`kneser_ney.py`) reads the training part once. Rows
+`equilibrium` and `unrolled relaxation` train the dissipative network, only if named.
 
-Loss is that of the whole validation part, each of its tokens but the first scored once, in windows of the context that do
-not overlap (the n-gram sees its five characters always). Steps are taken in turn, row by row, so that a drift of the machine's
-speed touches all alike; seconds are the sum of a row's own steps, without compilation and evaluation.
+Loss is that of the whole validation part, each token but the first scored once, in windows of the context that do not overlap
+(the n-gram always sees its five characters). Steps alternate between the rows, so that a drift of the machine's speed affects
+all equally; seconds are the sum of a row's own steps, without compilation and evaluation.
 
 Tuned on tiny-shakespeare, 300 steps, one seed, nats/char. Transformer of 3 layers at a learning rate of 5e-3 / 8e-3 / 1.2e-2:
-1.913 / 1.907 / 1.918; of 4 layers at 8e-3: 1.913; its embedding started at 0.02 instead of 1: 1.982, and all its matrices at
-0.02, too: 2.021. Echo at 4e-3 / 6e-3 / 8e-3 / 1.2e-2: 1.895 / 1.880 / 1.856 / 1.845; the table takes 8e-3 for both. Learned
+1.913 / 1.907 / 1.918; of 4 layers at 8e-3: 1.913; its embedding initialised at 0.02 instead of 1: 1.982, and all its matrices
+at 0.02, too: 2.021. Echo at 4e-3 / 6e-3 / 8e-3 / 1.2e-2: 1.895 / 1.880 / 1.856 / 1.845; the table uses 8e-3 for both. Learned
 positions, tied readouts and other weight decays were not tried.
 """
 
@@ -56,7 +56,7 @@ training: {steps: 1000, batch_size: 16}
 """
 ROWS = ("echo", "back-propagation", "transformer", "kneser-ney", "equilibrium", "unrolled relaxation")
 ORDER, POINTS = 6, 8
-"""Of the n-gram, and of a curve."""
+"""Order of the n-gram; points of a curve."""
 
 
 class Row(NamedTuple):
@@ -74,12 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS[:4], help="by default the first four")
     parser.add_argument("--seeds", type=int, default=1, help="(1)")
-    parser.add_argument("--target", type=float, default=1.88, help="loss to which time and tokens are told (1.88)")
+    parser.add_argument("--target", type=float, default=1.88, help="loss to which time and tokens are reported (1.88)")
     parser.add_argument("--layers", type=int, default=3, help="of the transformer (3)")
     parser.add_argument("--rate", type=float, default=8e-3, help="peak learning rate of the transformer (8e-3)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all rows")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json after each seed, and NAME.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show what this JSON file holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing; show the measurements in this JSON file")
     given = parser.parse_args(arguments)
     if given.plot:
         results = json.loads(given.plot.read_text(encoding="utf-8"))

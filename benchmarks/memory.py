@@ -1,14 +1,14 @@
-"""The geometric memory: how fast it is found beside faiss, and what it is worth.
+"""The geometric memory: its speed compared with faiss, and its worth in nats per character.
 
     python benchmarks/memory.py                                             speed, 10⁵ and 10⁶ entries x 64 dimensions
     python benchmarks/memory.py --checkpoint RUN --text FILE --split 0.9    nats per character without and with a memory
 
-Speed: faiss (`pip install -e '.[bench]'`) finds the 32 nearest entries by its exact IndexFlatL2. Beside it, `nearest` finds
-the same 32, and `read` is the memory's next-token distribution, the Boltzmann mean over all entries. All have two threads;
-times are medians, taken in turn so that a drift of the machine's speed touches all alike.
+Speed: faiss (`pip install -e '.[bench]'`) finds the 32 nearest entries by its exact IndexFlatL2. `nearest` finds the
+same 32, and `read` is the memory's next-token distribution, the Boltzmann mean over all entries. All have two threads; times
+are medians of alternating runs, so that a drift of the machine's speed affects all equally.
 
 Worth: the memory reads the first part of the text. Its weight and temperature are chosen on windows of the first tenth of the
-rest, and the score is that of windows of the other nine tenths, which nothing was chosen on. Windows are evenly spaced.
+rest, and the score is that of windows of the other nine tenths. Windows are evenly spaced.
 """
 
 import argparse

@@ -3,11 +3,11 @@
     python benchmarks/recall.py                                        4 pairs of 8 symbols, charts of 16 dimensions, all rows
     python benchmarks/recall.py --pairs 4 8 16 --symbols 16 --dims 8 16 32 --seeds 3 --out docs/recall.json
 
-Retrieval sees `--window` positions, and the gap is longer than what windows and taps of all blocks reach together: what was
-paired can only come through the field's state, of `dims` times `width / heads` numbers a head and site. Row by row, the
-field is off, the kernel's, the master equation's, and that with keys and values projected from it; all of them learn by the
-echo. The transformer (`transformer.py`, of as many parameters and by back-propagation) sees everything; it shows what there is
-to get. Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models".
+Retrieval sees `--window` positions, and the gap is longer than what windows and taps of all blocks reach together: so the
+answers can only come through the field's state, of `dims` times `width / heads` numbers a head and site. Row by row, the field
+is off, the kernel's, the master equation's, and that with keys and values projected from it; all of them learn by the echo. The
+transformer (`transformer.py`, of as many parameters and by back-propagation) sees everything; its accuracy is an upper
+reference. Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models".
 
 Accuracy is that of the answers in sequences that were not trained on; guessing one of the values that occur gives 1 / pairs.
 """

@@ -1,17 +1,16 @@
-"""Recipes side by side: several models of one shape train at once in one program, each with its own rate, decay and start.
+"""Several models of one shape, trained in parallel in one program, each with its own learning rate, weight decay and seed.
 
     python benchmarks/recipes.py configs/shakespeare.yaml --set data.path=tinyshakespeare.txt --recipes 0.005:0.3:3 0.01:0.2
     python benchmarks/recipes.py configs/gpu.yaml --set data.path=tinyshakespeare.txt --recipes 0.005:0.6 --seconds 200
 
-A recipe is `peak learning rate:weight decay`, and `:seeds` for more than one of it. All else is that of the configuration, with
-Muon; what it leaves to Adam has the same share of the recipe's rate as of the configuration's. Small models leave a GPU idle,
-so that four cost little more than one. A seed has the initial parameters and the batches that `train.py` gives it; masks are
-drawn from other keys. Losses are nats per character of the
-whole validation part by nanoGPT's protocol (disjoint windows of the context), of the weights and of their average
-(`optimizer.average`, 0.999 by default); the table has those of the last step, whatever came before.
+A recipe is `peak learning rate:weight decay`, with `:seeds` for more than one seed. Everything else is that of the
+configuration, with Muon; the ratio of the rate of its AdamW part to that of Muon is the configuration's. A small model does not
+fill a GPU, so four cost little more than one. A seed has the initial parameters and the batches that `train.py` gives it, but
+other dropout masks. Losses are nats per character of the whole validation part by nanoGPT's protocol (disjoint windows of the
+context), of the weights and of their average (`optimizer.average`, 0.999 by default); the table has those of the last step.
 
-With `--seconds` the number of steps follows from the time that the first ones take, so that the schedule ends in time; it is at
-most `training.steps`.
+With `--seconds` the number of steps follows from the time that the first ones take, so that the schedule ends in time; at most
+`training.steps`.
 """
 
 import argparse
@@ -63,9 +62,9 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--recipes", nargs="+", required=True, metavar="RATE:DECAY[:SEEDS]")
-    parser.add_argument("--seconds", type=float, help="train no longer, compilation aside")
+    parser.add_argument("--seconds", type=float, help="longest time of training, without compilation")
     parser.add_argument("--evaluations", type=int, default=4, help="(4)")
-    parser.add_argument("--out", type=Path, help="a JSON file of all that is printed")
+    parser.add_argument("--out", type=Path, help="write all results to this JSON file")
     given = parser.parse_args()
 
     config = configuration.load(given.config, ["optimizer.name=muon", *given.set])

@@ -1,4 +1,7 @@
-"""A Hamiltonian block as a layer of a flax network: your own layers by back-propagation, the block by its echo."""
+"""A Hamiltonian block as a layer of a flax network: your own layers by back-propagation, the block by its echo.
+
+python examples/flax_layer.py
+"""
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +54,6 @@ for step in range(101):
             np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
             for tree in (gradient, loss_and_gradient(network, plain, *batch)[1])
         )
-        off = np.linalg.norm(by_echo - exact) / np.linalg.norm(exact)
-        print(f"step {step:3}   {loss:.3f} nats/char   gradient with the echo is off from autodiff's by {off:.0e}")
+        error = np.linalg.norm(by_echo - exact) / np.linalg.norm(exact)
+        print(f"step {step:3}   {loss:.3f} nats/char   relative error of the gradient with the echo {error:.0e}")
     optimizer.update(network, gradient)

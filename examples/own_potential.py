@@ -2,7 +2,7 @@
 
     V(s) = ½ κ ‖s‖² − Σ_m log cosh(w_m·ŝ),   ŝ = s / rms(s)
 
-is the free energy of a restricted Boltzmann machine. The echo needs its force and how `∂V/∂θ` differs between two nudged runs.
+is the free energy of a restricted Boltzmann machine. The echo needs its force and its contrast.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""A learning rule of one's own: weight perturbation, which sees the loss alone.
+"""A learning rule of one's own: weight perturbation, which uses the loss only.
 
 All parameters are moved a little along a random direction and against it; the difference of the two losses, divided by the
-distance, is the slope along that direction, and slope times direction is an unbiased estimate of the gradient (Spall 1992).
-It is far noisier than the echo, which the losses show.
+distance, is the slope along that direction, and the slope times the direction is an unbiased estimate of the gradient (Spall
+1992). It is far noisier than the echo, as the losses show.
 
     python examples/own_rule.py
 """
@@ -18,7 +18,7 @@ SIZE = 1e-3
 
 
 def estimate(params, batch, shapes, settings, key):
-    """`(gradient, info)`, as every rule gives it."""
+    """The estimate `(gradient, info)` of a learning rule."""
     learned = params._replace(carried=None)
     keys = iter(jax.random.split(key, len(jax.tree.leaves(learned))))
     direction = jax.tree.map(lambda x: jax.random.rademacher(next(keys), x.shape, x.dtype), learned)

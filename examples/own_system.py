@@ -1,4 +1,4 @@
-"""A system that is no language model, learned by its echo: a chain of pendulums on springs, fitted to a trajectory.
+"""A system other than a language model, learned by its echo: a chain of pendulums on springs, fitted to a trajectory.
 
 H(s, p) = Σ_i [g l_i (1 − cos s_i) + p_i² / 2 l_i²] + ½ Σ_i k_i (s_{i+1} − s_i)²,   θ = lengths l and couplings k
 """
@@ -53,8 +53,8 @@ state = optimizer.init(theta)
 for step in range(401):
     found = by_echo(theta)
     if step % 50 == 0:
-        off = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), found.gradient, exact(theta))
+        error = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), found.gradient, exact(theta))
         lengths = np.round(theta["length"], 2)
-        print(f"step {step:3}   loss {found.cost:.6f}   lengths {lengths}   off from jax.grad {max(off.values()):.0e}")
+        print(f"step {step:3}   loss {found.cost:.6f}   lengths {lengths}   relative error {max(error.values()):.0e}")
     updates, state = optimizer.update(found.gradient, state)
     theta = optax.apply_updates(theta, updates)

@@ -3,7 +3,8 @@
     python examples/score_and_remember.py [RUN]
 
 loads a run that training wrote, or makes a small model and trains it for a few steps. Then a text of another kind is scored;
-half of its lines are read into the memory, which changes no parameter; and the other half is scored again.
+half of its lines are read into the memory, which changes no parameter; and the other half is scored again. The memory is saved
+as memory.safetensors.
 """
 
 import sys

@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            fault = "is not text" if not isinstance(key, str) else "stands twice" if key in seen else None
+            fault = "is not text" if not isinstance(key, str) else "appears twice" if key in seen else None
             if fault:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {fault}", key_node.start_mark)
             seen.add(key)

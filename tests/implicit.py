@@ -1,7 +1,7 @@
 """The gradient of a relaxed network by the implicit function theorem, in float64: the oracle of equilibrium propagation.
 
 Every block's state is the minimum of an energy written here, found to 1e-12; a Newton step from it, with the state and the
-Hessian held fast, stays where it is and has the minimum's derivative by everything that the energy depends on,
+Hessian held constant, stays where it is and has the minimum's derivative by everything that the energy depends on,
 `ds/dθ = −H⁻¹ ∂²E/∂s∂θ`. Nothing of `physics/relaxation.py` is used.
 """
 
@@ -68,7 +68,7 @@ def cross_entropy(params: Params, s: Array, targets: Array) -> Array:
 def gradient(
     params: Params, tokens: Array, targets: Array, config: Config, cost=cross_entropy, masks: Masks = KEEP_ALL
 ) -> tuple[Array, Params]:
-    """The cost at the minimum, with the weight of the actions in it, and its gradient; what is carried is held fast."""
+    """The cost at the minimum, with the weight of the actions in it, and its gradient; carried values are constant."""
 
     def total(learned: Params) -> Array:
         found = states(learned._replace(carried=params.carried), tokens, config, masks)

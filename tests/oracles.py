@@ -116,7 +116,7 @@ logits = jax.jit(model.logits, static_argnames="config")
 def autodiff(params: Params, tokens: Array, targets: Array, config: Config, masks: Masks = KEEP_ALL) -> tuple[Array, Params]:
     """The loss, and the gradient of the cost: the loss, plus the action's weight times the sum of the blocks' actions.
 
-    What is carried is held fast: it is not learned, and its part of the gradient is zero.
+    What is carried is treated as constant: it is not learned, and its part of the gradient is zero.
     """
     return _autodiff(params, tokens, targets, config.model, config.learning.action_weight, masks)
 

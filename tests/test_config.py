@@ -102,7 +102,7 @@ def test_allowed_values_are_listed():
         ("model: {geometry: {frame: learned_lowrank, rank: 0}}", "model.geometry.rank"),
         (
             "model: {geometry: {frame: learned_lowrank, metric: block_rot}}",
-            "model.geometry.metric: block_rot has nothing to turn",
+            "model.geometry.metric: block_rot has no rotors",
         ),
         (
             "model: {geometry: {chart_dim: 2, rotor_layers: 1, base_metric: [[1, 0]]}}",
@@ -137,7 +137,7 @@ def test_allowed_values_are_listed():
         ("model: {retrieval: {products: [tensor, vedge]}}", "model.retrieval.products: 'vedge' is not a known score term"),
         (
             "model: {retrieval: {products: [tensor, tensor]}}",
-            "model.retrieval.products: lag_prior, tensor, tensor names one of them twice",
+            "model.retrieval.products: lag_prior, tensor, tensor contains one of them twice",
         ),
         ("model: {retrieval: {products: vedge}}", "model.retrieval.products: 'vedge' is not a known score term"),
         ("model: {retrieval: {products: {wedge: 1}}}", "model.retrieval.products is {'wedge': 1}"),
@@ -148,14 +148,14 @@ def test_allowed_values_are_listed():
         ("model: {geometry: {resilience: ricci}}", "model.geometry.resilience is 'ricci'"),
         ("model: {geometry: {curvature_terms: 0}}", "model.geometry.curvature_terms"),
         ("learning: {action_weight: -0.1}", "learning.action_weight"),
-        ("model: {dynamics: dissipative}", "model.dynamics: follows from learning.rule, for echo symplectic"),
-        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "for equilibrium dissipative; leave the key out"),
+        ("model: {dynamics: dissipative}", "model.dynamics: is derived from learning.rule (symplectic for echo)"),
+        ("learning: {rule: equilibrium}\nmodel: {dynamics: symplectic}", "(dissipative for equilibrium); leave the key out"),
         ("learning: {rule: backward}", "learning.rule: 'backward' is not a known learning rule; choose one of echo"),
         (
             "learning: {keep: units}\nmodel: {flow: {carry_momentum: true}}",
-            "learning.keep: with model.flow.carry_momentum nothing is kept",
+            "learning.keep: with model.flow.carry_momentum nothing of a block is stored",
         ),
-        ("learning: {keep: units, rule: equilibrium}", "learning.keep: equilibrium keeps no units"),
+        ("learning: {keep: units, rule: equilibrium}", "learning.keep: equilibrium has no flow"),
         (
             "learning: {rule: equilibrium}\nmodel: {flow: {carry_momentum: true}}",
             "model.flow.carry_momentum: a relaxation has no",
@@ -216,7 +216,7 @@ def test_several_mistakes_are_told_at_once():
 
 def test_malformed_yaml_and_repeated_keys_are_told_with_their_line():
     assert "line 2" in complaint("model:\n  width: [")
-    assert "stands twice" in complaint("model: {width: 8}\nmodel: {width: 16}")
+    assert "appears twice" in complaint("model: {width: 8}\nmodel: {width: 16}")
 
 
 def test_yaml_may_merge_sections():

@@ -29,7 +29,7 @@ def code_of(notebook):
 
 
 def texts(cell):
-    """All that a cell has to say in words."""
+    """The texts of a cell's outputs."""
     for output in cell.outputs:
         if output.output_type == "stream":
             yield output.text

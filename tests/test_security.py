@@ -90,7 +90,7 @@ sys.addaudithook(lambda event, args: _watching[-1].append(f"{event} {args}") if 
 
 @contextmanager
 def no_pickle_is_opened():
-    """The interpreter itself reports every pickle that asks for a function."""
+    """The interpreter itself reports every pickle that loads a function."""
     _watching.append([])
     try:
         yield

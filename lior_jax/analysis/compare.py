@@ -126,7 +126,7 @@ def _read(name: str, folder: Path) -> Run:
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise UserError(f"{path} is damaged; mend or remove it.") from None
+            raise UserError(f"{path} is damaged; repair or remove it.") from None
     return Run(name, resume_config(folder), run_metrics.read(folder), summary, environment.read(folder))
 
 
@@ -211,7 +211,7 @@ def _warnings(different: dict[str, list[str]]) -> list[str]:
     """Warnings for the reader of the table."""
     said = []
     if any(key in different for key in _TEXT):
-        said.append("The losses are of different texts, so that they do not tell which run is better.")
+        said.append("The losses are of different texts, so they do not show which run is better.")
     elif any(key in different for key in _WINDOWS):
         said.append("The evaluations go by different windows; compare the losses of the whole validation part.")
     return said

@@ -104,9 +104,9 @@ def _curves(lines: list[dict[str, Any]], rule: Rule) -> Iterator[str]:
     yield picture(
         plots.health(lines, residual=rule.residual),
         f"Left: {rule.residual}; an estimate above the rule's limit, {rule.residual_limit:g} by default, is not applied, "
-        "and, where measured, the change of the estimate when the nudge is doubled (`nudge_bias`), of which the estimate's own "
-        "bias is about a third (all of it if the nudge is one-sided). Middle: strength of the nudge at each block. Right: "
-        "norm of the gradient estimate before clipping.",
+        "and nudge_bias, the change of the estimate when the nudge is doubled, of which the estimate's own bias is about a "
+        "third (all of it if the nudge is one-sided). Middle: strength of the nudge at each block. Right: norm of the "
+        "gradient estimate before clipping.",
     )
     yield heading("Action")
     yield picture(plots.action_over_training(lines), "Mean LIoR action of each block's flow during training.")
@@ -135,16 +135,16 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
     tokens = engine.tokenizer.encode(_text(run, lines))[: min(_TOKENS, config.context)]
     names = [engine.tokenizer.decode(np.array([token])) for token in tokens]
     view = jax.tree.map(np.asarray, probe.look(params, tokens[None], config))
-    yield note(f"Of the checkpoint of step {step:,}, looking at the beginning of a sample.")
+    yield note(f"The checkpoint of step {step:,} on the beginning of a sample.")
     ends = sorted({0, config.blocks - 1})
     for block in ends:
         maps = {f"head {head}": view.weights[block, 0, head] for head in range(min(config.heads, 4))}
         yield picture(
             plots.cost_maps(maps, names, "share of the retrieval", limits=(0, 1)),
-            f"Block {block}: what each token retrieves from those before.",
+            f"Block {block}: what each token retrieves from the earlier ones.",
         )
     maps = {f"block {block}, head 0": view.cost[block, 0, 0] for block in ends}
-    yield picture(plots.cost_maps(maps, names, "geodesic cost"), "How far each query is from each key in the learned metric.")
+    yield picture(plots.cost_maps(maps, names, "geodesic cost"), "Distance of each query from each key in the learned metric.")
     stretch = probe.metrics(params, config)
     for block in ends:
         yield picture(plots.metric_ellipses(np.asarray(stretch[block])), f"Block {block}: metrics of the heads.")
@@ -164,7 +164,7 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         plots.spectra({name: [x.singular_values for x in kind] for name, kind in spectra.items()}), "Singular values."
     )
     yield figures(
-        ("matrix", "block", "directions", "effective by entropy", "for 0.99 of the energy", "error, bound", "numbers", "pays"),
+        ("matrix", "block", "directions", "effective by entropy", "for 0.99 of the energy", "error, bound", "size", "smaller"),
         (
             (
                 name,
@@ -181,18 +181,18 @@ def _inside(run: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
         ),
     )
     yield note(
-        "Truncated to the rank that holds 0.99 of its energy Σσ², a matrix is off by the error, relative to "
-        "its norm; no matrix of that rank beats the bound. Its two factors hold so many times its numbers: below 1 they "
-        f"would save room, if the loss agrees. The model has {model.count(params):,} parameters in all."
+        "Truncated to the rank that contains 0.99 of its energy Σσ², a matrix has this error, relative to its norm; the bound "
+        "is the least error of any matrix of that rank. Size is that of its two factors relative to the matrix: below 1 they "
+        f"are smaller. The model has {model.count(params):,} parameters."
     )
 
 
 def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[str]:
     """The conservation properties of the blocks' flows."""
-    yield heading("What the flows keep")
+    yield heading("Conservation by the flows")
     kept = conservation.of_blocks(params, jnp.asarray(tokens[None, :_PROBED]), config)
     yield figures(
-        ("block", "volume", "way back", "max |ΦᵀJΦ − J|"),
+        ("block", "volume", "reversibility", "max |ΦᵀJΦ − J|"),
         (
             (
                 str(block),
@@ -204,8 +204,9 @@ def _flows(params: Params, tokens: np.ndarray, config: ModelConfig) -> Iterator[
         ),
     )
     yield note(
-        "The factor on phase-space volume (1 for a symplectic flow), relative distance of the start "
-        "from its reconstruction by running back, and deviation of the Jacobian Φ from symplecticity, measured in float64 at "
+        "Volume is the factor by which a flow changes phase-space volume (1 if symplectic); reversibility, the relative "
+        "distance of the start from its reconstruction by running back; the last column, the deviation of the Jacobian Φ from "
+        "symplecticity, measured in float64 at "
         f"{len(tokens[:_PROBED])} positions by finite differences along each axis."
     )
     yield picture(

@@ -63,8 +63,8 @@ def score(engine: Engine, path: str, stride: int | None) -> None:
     print(
         f"{found.nats_per_character:.4f} nats/char = {found.bits_per_character:.4f} bits/char, "
         f"perplexity {found.perplexity:.3f} per token, over {found.tokens:,} tokens.\n"
-        f"The first token is only given, not scored. Each other one is predicted from at least {history + 1} token(s) up to "
-        "the one before it, or from all that there are.",
+        f"The first token is not scored. Every other one is predicted from at least {history + 1} of the tokens before it, or "
+        "from all of them if they are fewer.",
         flush=True,
     )
     if engine.memory is not None:
@@ -123,7 +123,7 @@ def continue_prompt(engine: Engine, arguments: argparse.Namespace) -> None:
             report_speed(
                 len(engine.tokenizer.encode("".join(text)[first[1] :])), time.monotonic() - first[0], "after the first"
             )
-            print(f"the first {first[0] - began:.2f} s later than asked for, compilation included", file=sys.stderr)
+            print(f"the first after {first[0] - began:.2f} s, compilation included", file=sys.stderr)
         if arguments.explain:
             explain(engine, prompt, "".join(text), arguments.explain)
 

@@ -181,7 +181,9 @@ def prepare(config) -> None:
     with progress.reading() as reading:
         _, corpus, _ = origin.begin(config, reading)
     counts = f"{len(corpus.train):,} tokens for training and {len(corpus.validation):,} for validation"
-    where = "every run tokenises it again in a moment" if corpus.folder is None else f"in {corpus.folder}"
+    where = (
+        "not cached, since every run tokenises so short a text in a moment" if corpus.folder is None else f"in {corpus.folder}"
+    )
     print(f"{counts}, {where}.", flush=True)
 
 

@@ -150,11 +150,13 @@ def _document(line: bytes, field: str, name: str) -> str:
 
 def _text(value: Any, field: str, name: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f'{name} has no text "{field}"; say by data.field where the text is.')
+        raise UserError(f'{name} has no text "{field}"; set data.field to the key or column that holds the text.')
     try:
         value.encode()
     except UnicodeEncodeError as problem:
-        raise UserError(f'{name} has half a character in "{field}" (a lone surrogate, at {problem.start}); mend it.') from None
+        raise UserError(
+            f'{name} has half a character in "{field}" (a lone surrogate, at {problem.start}); repair it.'
+        ) from None
     return value
 
 
@@ -170,7 +172,7 @@ def parquet(path: Path, field: str) -> Pieces:
         try:
             table = ParquetFile(stream)
             if field not in table.schema_arrow.names:
-                raise UserError(f'{path} has no column "{field}"; say by data.field where the text is.')
+                raise UserError(f'{path} has no column "{field}"; set data.field to the key or column that holds the text.')
             for batch in table.iter_batches(_ROWS, columns=[field]):
                 texts = [_text(x, field, f"Row {row + at} of {path}") for at, x in enumerate(batch.column(0).to_pylist(), 1)]
                 row += len(texts)

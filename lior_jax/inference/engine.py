@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
-    """How well a text is predicted, excluding its first token, which has no context."""
+    """Losses of a text, excluding its first token, which has no context."""
 
     tokens: int
     nats_per_token: float
@@ -196,7 +196,7 @@ class Engine:
         return found[0] if isinstance(prompt, str) else found
 
     def score(self, text: str, stride: int | None = None, progress: Progress = unseen) -> Score:
-        """How well the model predicts a text: each token but the first, given the tokens before it in a window.
+        """Losses of a text: of each token but the first, given the tokens before it in a window.
 
         Args:
             text: at least two tokens.

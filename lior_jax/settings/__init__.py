@@ -77,7 +77,7 @@ class Config(Section):
         dynamics = RULES[rule].dynamics
         if isinstance(model, dict):
             if model.get("dynamics", dynamics) != dynamics:
-                raise ValueError(f"model.dynamics: follows from learning.rule, for {rule} {dynamics}; leave the key out")
+                raise ValueError(f"model.dynamics: is derived from learning.rule ({dynamics} for {rule}); leave the key out")
             return values | {"model": model | {"dynamics": dynamics}}
         if isinstance(model, ModelConfig):
             return values | {"model": model.model_copy(update={"dynamics": dynamics})}
@@ -102,13 +102,15 @@ class Config(Section):
         if self.learning.keep == "ends":
             return self
         if self.model.dynamics == "dissipative":
-            raise ValueError(f"learning.keep: {self.learning.rule} keeps no units of a flow; leave the key out")
+            raise ValueError(f"learning.keep: {self.learning.rule} has no flow whose units could be stored; leave the key out")
         if flow.carry_momentum:
             raise ValueError(
-                "learning.keep: with model.flow.carry_momentum nothing is kept of a block; leave one of the two keys out"
+                "learning.keep: with model.flow.carry_momentum nothing of a block is stored; leave one of the two keys out"
             )
         if POTENTIALS[flow.potential].keeping is None:
-            raise ValueError(f"learning.keep: the potential {flow.potential} has no units that can be kept; leave the key out")
+            raise ValueError(
+                f"learning.keep: the potential {flow.potential} has no units that can be stored; leave the key out"
+            )
         return self
 
     @model_validator(mode="after")

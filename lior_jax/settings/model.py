@@ -52,7 +52,7 @@ class GeometryConfig(Section):
         if self.frame == "learned_lowrank" and self.rank == 0:
             raise ValueError("rank: the frame learned_lowrank needs directions to learn; give at least 1")
         if self.frame == "learned_lowrank" and self.metric == "block_rot":
-            raise ValueError("metric: block_rot has nothing to turn in the frame learned_lowrank; choose diag_rot")
+            raise ValueError("metric: block_rot has no rotors in the frame learned_lowrank; choose diag_rot")
         try:
             base_metric(self.chart_dim, self.base_metric)
         except UserError as problem:
@@ -110,7 +110,7 @@ class RetrievalConfig(Section):
         if self.adaptive_order and not self.lag_prior:
             raise ValueError("adaptive_order: shifts the order of the lag prior; set lag_prior: true too")
         if len(set(self.terms)) < len(self.terms):
-            raise ValueError(f"products: {', '.join(self.terms)} names one of them twice")
+            raise ValueError(f"products: {', '.join(self.terms)} contains one of them twice")
         return self
 
     @property

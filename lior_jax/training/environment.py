@@ -89,7 +89,7 @@ def read(run: Path) -> list[Session]:
         if not all(isinstance(session, dict) and isinstance(session.get("begin"), str) for session in sessions):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; mend or remove it.") from None
+        raise UserError(f"{path} is damaged; repair or remove it.") from None
     return sessions
 
 

@@ -149,7 +149,7 @@ def read(run: Path) -> list[dict[str, Any]]:
     try:
         return [_line(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     except ValueError:
-        raise UserError(f"{path} is damaged: a line of it is no record; mend or remove that line.") from None
+        raise UserError(f"{path} is damaged: one of its lines is not a record; repair or remove that line.") from None
 
 
 def _line(text: str) -> dict[str, Any]:

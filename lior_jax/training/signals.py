@@ -2,7 +2,7 @@
 
 A Python signal handler runs only after a running computation or compilation returns, which may take minutes. Therefore the
 interpreter writes each signal into a pipe immediately, and a thread that reads the pipe enforces the deadline. POSIX only: on
-Windows neither `set_wakeup_fd` nor `select` supports pipes.
+Windows `select` does not support pipes, so signals keep their meaning there, and Ctrl-C ends a run without saving.
 """
 
 import os
@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Signals of a closing terminal, and of a scheduler's warning before it kills; not handled where ignored, as under nohup."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
+POSIX = os.name == "posix"
 PATIENCE = 9.0
 """Seconds allowed for saving, after which the process exits with the earlier checkpoints."""
 
@@ -55,6 +56,9 @@ def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[St
         say: called with a sentence for the user, in a separate thread.
     """
     stop = Stop()
+    if not POSIX:
+        yield stop
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     heeded = [number for number in SIGNALS if number not in UNLESS_IGNORED or signal.getsignal(number) != signal.SIG_IGN]

@@ -13,7 +13,7 @@ from lior_jax.training import environment
 from tests.runs import TINY
 
 TOKENS = 4 * 16
-"""Of a step of the tiny configuration."""
+"""Tokens per step of the tiny configuration."""
 
 
 def train(step, speed=None):

@@ -1,4 +1,4 @@
-"""What flows keep, against closed forms and against automatic differentiation."""
+"""Conservation by flows, compared with closed forms and automatic differentiation."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is seen inside a model is what the model does: beside the plain numpy network of `tests/dense.py`."""
+"""The probes show what the model computes: compared with the plain numpy network of `tests/dense.py`."""
 
 import jax
 import numpy as np

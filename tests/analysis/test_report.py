@@ -66,7 +66,7 @@ def test_page_says_what_was_measured(page, finished_run):
         "Action",
         "Samples over time",
         "Geometry",
-        "What the flows keep",
+        "Conservation by the flows",
         "Spectra",
     ):
         assert heading in text

@@ -1,4 +1,4 @@
-"""The benchmark of the estimate: its script tells what it measured, and what it measures is what the README says."""
+"""The benchmark of the estimate: its script prints what it measured, and the measurements are as the docs say."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of language models: what its baselines are, and that its script tells what it measured."""
+"""The benchmark of language models: its baselines, and the results that its script prints."""
 
 import json
 import math

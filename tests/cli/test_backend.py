@@ -1,4 +1,4 @@
-"""Starting JAX: what the environment asks for and is not there gets a sentence, and the numbers do not depend on it."""
+"""Starting JAX: an unavailable platform in the environment is reported in one sentence, and the numbers do not depend on it."""
 
 import pytest
 

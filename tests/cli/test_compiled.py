@@ -20,7 +20,7 @@ def environment(monkeypatch, tmp_path):
 
 
 def keep():
-    """The folder, and what JAX was told."""
+    """The folder, and the settings of JAX."""
     told = {}
     folder = compiled.keep(SimpleNamespace(config=SimpleNamespace(update=told.__setitem__)))
     return folder, told

@@ -53,7 +53,7 @@ def test_parquet(tmp_path, monkeypatch):
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"body": ["", *TEXTS], "n": [1, 2, 3, 4]}), path)
     assert data.read_text(str(path), "body")[0] == JOINED
-    for field, message in (("text", 'has no column "text"; say by data.field'), ("n", 'Row 1 of .* has no text "n"')):
+    for field, message in (("text", 'has no column "text"; set data.field'), ("n", 'Row 1 of .* has no text "n"')):
         with pytest.raises(UserError, match=message):
             data.read_text(str(path), field)
     path.write_bytes(path.read_bytes()[:-20])
@@ -79,7 +79,7 @@ def test_a_folder_holds_files_of_all_kinds(tmp_path):
     [
         (b"prose", r'Line 3 of .* is not JSON; write {"text": "..."} on each line'),
         (b"[" * 100_000, "Line 3 of .* is not JSON"),
-        (b'{"txt": "a"}', r'Line 3 of .* has no text "text"; say by data\.field where the text is'),
+        (b'{"txt": "a"}', r'Line 3 of .* has no text "text"; set data\.field to the key'),
         (b'["text"]', 'Line 3 of .* has no text "text"'),
         (b'{"text": 3}', 'Line 3 of .* has no text "text"'),
         (b'{"text": "\\ud800"}', "Line 3 of .* has half a character"),

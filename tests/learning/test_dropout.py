@@ -77,7 +77,7 @@ def test_echo_is_the_gradient_of_the_masked_loss(config):
 
 @pytest.mark.slow
 def test_half_the_nudge_is_a_quarter_of_the_error(float64):
-    """So the echo of masks errs by the nudge alone. In float64, with carried momentum, where the rebuilt states err too."""
+    """The error of the echo with masks is that of the nudge. In float64, with carried momentum: states are reconstructed."""
     small = {"geometry__rotor_layers": 1, "width": 6, "convolution__taps": 2, "flow__carry_momentum": True}
     base = small_config(DROP, **small)
     params, batch = to64(trained_looking(base.model)), random_batch(base, 2, 5)
@@ -181,7 +181,7 @@ def test_masks_keep_their_share_and_scale_it(rate):
 
 
 def test_sequences_positions_blocks_and_keys_have_masks_of_their_own():
-    """Uncorrelated with each other: two masks agree in as many elements as chance would have it."""
+    """Uncorrelated with each other: two masks agree in as many elements as expected by chance."""
     shape, rate = small_config(width=64, flow__units=64).model, 0.5
     keys = dropout.keys(0.5, KEY, 2, 2)
     first, second = (dropout.block_masks(own, 64, rate, shape) for own in keys.blocks)

@@ -259,7 +259,7 @@ def test_force_follows_the_state_in_the_last_block_alone(float64):
 
 
 def to_target(params, s, targets):
-    """Half the mean square distance of the normalised state to its target's normalised embedding, which is held fast."""
+    """Half the mean square distance of the normalised state to its target's normalised embedding, a constant."""
 
     def hat(x):
         return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)

@@ -45,7 +45,7 @@ def test_prepare_is_its_formula(name, float64):
 
 
 def check_prepare_adjoint(changes):
-    """Raw parameters of all blocks at once. What is carried is held fast."""
+    """Raw parameters of all blocks at once. What is carried is treated as constant."""
     config = model_config(**(SMALL | changes))
     params = random_params(config)
 

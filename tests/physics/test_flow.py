@@ -248,7 +248,7 @@ def test_echo_has_order_two_in_the_span(float64):
 
 
 def test_echo_undoes_the_flow_exactly(float64):
-    """Without a push there is only the way back, however long: this is what a block without stored input relies on."""
+    """Without a push the echo is the inverse of the flow, however long: a block without stored input relies on this."""
     times = schedule(VELOCITY_VERLET, 6, 0.4, final_kick=False)
     ham, (s, p) = random_hamiltonian(5, 7), start()
     zero = jnp.zeros_like(s)

@@ -253,7 +253,7 @@ def test_whiten_adjoint_in_a_block_frame(shape, columns, seed):
 @settings(max_examples=2)
 @example(shape=(4, 3, 2), columns=2, seed=0)
 def test_whiten_adjoint_in_a_given_frame(shape, columns, seed):
-    """The frame is held fast: the metric's angles, which do not make it, get nothing."""
+    """The frame is treated as constant: the metric's angles, which do not determine it, get no gradient."""
     n, layers, rank = shape
     metric, x = random_metric(n, layers, rank, seed), normal(np.random.default_rng(seed + 1), n, columns)
     frame = random_frame(n, seed)

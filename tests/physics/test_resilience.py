@@ -166,7 +166,7 @@ def test_collapse_adjoint(n, m, seed):
 @settings(max_examples=3)
 @example(m=3, seed=0)
 def test_resilience_adjoint_of_curvature(m, seed):
-    """At points on both sides of zero curvature. The state is held fast: it counts through the points alone."""
+    """At points on both sides of zero curvature. The state is treated as constant: it acts only through the points."""
     rng = np.random.default_rng(seed)
     law, points = Collapsed(normal(rng, H, m), normal(rng, H)), 2 * random_points(m, seed)
     s = normal(rng, B, L, 4)

@@ -109,7 +109,7 @@ def test_retrieval_of_near_duplicates_in_float32(parts):
 
 @pytest.mark.parametrize("part", ["tensor", "field"])
 def test_distances_stay_exact_beside_products(part):
-    """A gate of zero asks for the uncentred product, and must not spoil the distance by it."""
+    """A gate of zero requires the uncentred product, which must not make the distance less accurate."""
     queries, keys, values, weight, couplings = random_inputs((part,), seed=3)
     close = [(300 + 0.1 * x).astype(jnp.float32) for x in (queries, keys)]
     silent = jax.tree.map(jnp.zeros_like, couplings)._replace(inverse_temperature=jnp.array([20.0, 5.0]))

@@ -14,7 +14,7 @@ from lior_jax.storage import arrays, files, manifest, snapshot
 ROOT = Path(__file__).parents[2]
 
 STEPS = ("fsync", "replace", "rename", "chmod")
-"""What writing asks of the system, and may be refused."""
+"""System calls of writing, each of which may fail."""
 
 
 def text(path):

@@ -1,4 +1,4 @@
-"""One process writes a run's folder, and no dead one keeps others out."""
+"""One process writes a run's folder, and the lock of a dead one has no effect."""
 
 import os
 import signal

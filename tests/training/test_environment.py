@@ -92,7 +92,7 @@ def test_no_repository_and_no_git_are_no_fault(tmp_path, package, monkeypatch):
 @pytest.mark.parametrize("text", ["", "[]", '{"sessions": [3]}', '{"sessions": [{"end": null}]}', "{", '{"sessions": null}'])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / environment.FILE).write_text(text)
-    with pytest.raises(UserError, match="is damaged; mend or remove it"):
+    with pytest.raises(UserError, match="is damaged; repair or remove it"):
         environment.begin(tmp_path, 0, {})
     assert (tmp_path / environment.FILE).read_text() == text
 

@@ -1,4 +1,4 @@
-"""What a run reports, in which order and to whom; a subscriber that fails costs nothing."""
+"""The events of a run, their order and their subscribers; one that fails does not disturb the run."""
 
 import jax
 import numpy as np

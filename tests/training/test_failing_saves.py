@@ -1,4 +1,4 @@
-"""A save that fails is told at the next step; training goes on, and later saves work."""
+"""A save that fails is reported at the next step; training continues, and later saves work."""
 
 import errno
 import resource

@@ -48,7 +48,7 @@ def test_preparing_makes_the_tokens_that_a_run_finds(tiny, tmp_path, cached, cap
 def test_a_short_text_needs_no_preparing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LIOR_CACHE", str(tmp_path / "cache"))
     program.prepare(tiny("run"))
-    assert "every run tokenises it again in a moment" in capsys.readouterr().out
+    assert "not cached, since every run tokenises so short a text" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 
 

@@ -1,4 +1,4 @@
-"""What TensorBoard gets: every figure, in groups whose alphabetical order is that of their importance."""
+"""TensorBoard shows every figure, in groups whose alphabetical order is that of their importance."""
 
 import struct
 

@@ -150,3 +150,13 @@ def test_outside_of_the_watch_signals_are_as_they_were():
             stop.check()
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
     signals.Stop().check()
+
+
+def test_without_posix_signals_keep_their_meaning(monkeypatch):
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    monkeypatch.setattr(signals, "POSIX", False)
+    with signals.watched() as stop:
+        assert {number: signal.getsignal(number) for number in signals.SIGNALS} == before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not stop.requested

@@ -13,7 +13,7 @@ from tests.runs import Listener
 
 
 class Client:
-    """What a fake client was told."""
+    """Calls of a fake client."""
 
     def __init__(self):
         self.logged: dict[tuple[str, int], float] = {}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lior_jax.analysis.plots.style import LINES, SEVERAL, sheet
 
@@ -30,6 +30,7 @@ def loss_over(curves: Mapping[str, Curve], title: str = "") -> Figure:
                 panel.plot(getattr(curve, coordinate), curve.nats, marker="o", markersize=3, label=name, **style)
             panel.set_xlabel(label)
             panel.set_xlim(left=0)
+            panel.xaxis.set_major_locator(MaxNLocator(5))
             panel.grid(alpha=0.25)
         axes[1].xaxis.set_major_formatter(EngFormatter())
         axes[0].set_ylabel("validation loss (nats per character)")

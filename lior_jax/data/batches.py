@@ -11,7 +11,9 @@ TABLE = 2**20
 _ROUNDS = 6
 
 
-def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_at(
+    tokens: np.ndarray, seed: int, step: int, batch_size: int, context: int, rows: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
     """Windows and their targets at a step: a pure function, so that a resumed run sees the same batches.
 
     Every epoch cuts the text into windows at a new random offset and visits all of them in a new order. Each token is read
@@ -20,18 +22,19 @@ def batch_at(tokens: np.ndarray, seed: int, step: int, batch_size: int, context:
     Args:
         tokens: `[T]` of any integer type, in memory or mapped from a file, with `T > context`.
         step: from 0.
+        rows: part of the batch to read, for a process that holds no more; all by default.
 
     Returns:
-        Tokens and targets, each `[batch_size, context]` int32; targets are the tokens one position later.
+        Tokens and targets, each `[batch_size, context]` int32, or their `rows`; targets are the tokens one position later.
     """
     windows = windows_per_epoch(tokens, context)
     offsets = []
-    for index in range(step * batch_size, (step + 1) * batch_size):
+    for index in range(step * batch_size, (step + 1) * batch_size)[rows]:
         epoch, place = divmod(index, windows)
         first, order = _epoch(windows, min(context, len(tokens) - windows * context), seed, epoch)
         offsets.append(first + order(place) * context)
-    rows = tokens[np.array(offsets)[:, None] + np.arange(context + 1)].astype(np.int32, copy=False)
-    return rows[:, :-1], rows[:, 1:]
+    windowed = tokens[np.array(offsets)[:, None] + np.arange(context + 1)].astype(np.int32, copy=False)
+    return windowed[:, :-1], windowed[:, 1:]
 
 
 def windows_per_epoch(tokens: np.ndarray, context: int) -> int:

@@ -66,7 +66,7 @@ def choice(config: ModelConfig) -> Choice:
 @cache
 def nvidia() -> tuple[str, float]:
     """The name of the default backend's first device, and its compute capability; 0 if it is not an NVIDIA GPU."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform not in ("gpu", "cuda") or "NVIDIA" not in device.device_kind.upper():
         return f"the backend {device.platform}", 0.0
     return device.device_kind, float(getattr(device, "compute_capability", 0))

@@ -21,7 +21,7 @@ _MARGIN = 4
 
 def there() -> int | None:
     """Memory in bytes of the device, or on a CPU of the machine or container; None if unknown."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _of_the_host()
     return limit or None
 
@@ -57,7 +57,7 @@ def least(config: Config) -> int:
     nudged_at_once = min(config.learning.chunk or batch, batch) * shapes.context
     cut = devices.model * (devices.data if devices.shard_parameters else 1)
     numbers = copies * model.count(params) // cut + batch * shapes.context * position + nudged_at_once * nudged
-    return 4 * numbers * (devices.count if jax.default_backend() == "cpu" else 1)
+    return 4 * numbers * (devices.count // devices.processes if jax.default_backend() == "cpu" else 1)
 
 
 def check(config: Config) -> None:

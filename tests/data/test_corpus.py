@@ -284,3 +284,15 @@ def test_batches_are_what_they_have_been():
     first, order = random.integers(10), random.permutation(99)
     found = [data.batch_at(tokens, 7, step, 3, 10)[0][:, 0] for step in range(33)]
     np.testing.assert_array_equal(np.concatenate(found), first + order * 10)
+
+
+@given(shapes, st.integers(0, 7), st.integers(0, 7))
+def test_a_part_of_a_batch_is_that_of_the_whole(shape, first, last):
+    """What each of several processes reads."""
+    context, extra, batch, seed = shape
+    tokens = np.arange(context + extra, dtype=np.int32)
+    for step in range(4):
+        whole = data.batch_at(tokens, seed, step, batch, context)
+        rows = slice(min(first, batch - 1), max(min(first, batch - 1) + 1, min(last, batch)))
+        for part, all_rows in zip(data.batch_at(tokens, seed, step, batch, context, rows), whole, strict=True):
+            np.testing.assert_array_equal(part, all_rows[rows])

@@ -1,5 +1,7 @@
 """Which devices a run takes, and where on them its arrays lie."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,53 @@ def test_a_batch_is_shared_by_as_many_as_divide_it(overrides, there, data, said)
     devices = parallel.chosen(config_of(*overrides), EIGHT[:there])
     assert devices.data == data
     assert said in devices.sentence
+
+
+class Owned(NamedTuple):
+    """A device of a process."""
+
+    process_index: int
+    number: int
+
+
+def owned(*counts: int) -> list[Owned]:
+    return [Owned(index, number) for index, count in enumerate(counts) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counts", "data", "used"),
+    [
+        ((), (2, 2), 4, (2, 2)),
+        (("training.batch_size=6",), (2, 2), 2, (1, 1)),
+        (("training.batch_size=6", "training.accumulate=3"), (2, 2), 2, (1, 1)),
+        (("training.batch_size=6",), (4, 3, 5), 6, (2, 2, 2)),
+        (("parallel.model=4",), (2, 2), 1, (2, 2)),
+        (("parallel.model=2", "training.batch_size=3"), (2, 2, 2), 3, (2, 2, 2)),
+        (("parallel.data=2",), (4, 4), 2, (1, 1)),
+    ],
+)
+def test_of_every_process_as_many_devices_are_used(overrides, counts, data, used):
+    devices = parallel.chosen(config_of(*overrides), owned(*counts), len(counts))
+    assert devices.data == data
+    assert devices._used == owned(*used)
+    assert f"{sum(used)} of {sum(counts)} devices of {len(counts)} processes" in devices.sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["training.batch_size=3"],
+            r"3 sequences at a time .* cannot be divided over 2 processes with 4 devices; give a train",
+        ),
+        (["training.batch_size=1"], r"1 sequences at a time .* give a training.batch_size divisible by 2, or fewer processes"),
+        (["parallel.data=1"], r"ask for 1 devices, which cannot be divided over 2 processes; give a multiple of 2, or data: a"),
+        (["parallel.data=8"], r"ask for 8 devices, and there are 4; give smaller"),
+    ],
+)
+def test_what_cannot_be_divided_over_processes_is_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        parallel.chosen(config_of(*overrides), owned(2, 3), 2)
 
 
 def test_more_devices_than_there_are_is_refused():

@@ -14,6 +14,7 @@ import jax
 
 from lior_jax.errors import UserError
 from lior_jax.storage import files, snapshot
+from lior_jax.storage.writers import Writers
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"
@@ -44,17 +45,24 @@ class Checkpoints:
         run: the run's folder.
         keep: number of latest checkpoints to keep, in addition to the best; None to open a run for reading only.
         keep_every: also keep the checkpoints of all steps that are multiples of this.
+        writers: the processes that save together.
     """
 
-    def __init__(self, run: str | Path, keep: int | None = None, keep_every: int | None = None):
+    def __init__(
+        self,
+        run: str | Path,
+        keep: int | None = None,
+        keep_every: int | None = None,
+        writers: Writers = snapshot.ALONE,
+    ):
         self.run, self.folder = Path(run), Path(run) / FOLDER
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._writers = keep, keep_every, writers
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._saving: tuple[int, Future] | None = None
         self._complaints: list[str] = []
         self._whole: set[int] = set()
         """Steps whose manifests have been verified."""
-        if keep is not None:
+        if keep is not None and writers.is_first:
             files.tidy(self.folder)
 
     def __enter__(self) -> "Checkpoints":
@@ -93,14 +101,15 @@ class Checkpoints:
         validation_loss: float | None,
         owes_evaluation: bool = False,
     ) -> None:
-        """Start saving a step, replacing any checkpoint of the same step; waits for an earlier save to finish.
+        """Start saving a step, replacing any checkpoint of the same step; waits for an earlier save to finish. All writers must
+        call it.
 
         Args:
             validation_loss: determines the best checkpoint; None if the step was not evaluated.
             owes_evaluation: the run was stopped before an evaluation that was due; a resumed run starts with it.
         """
         self.wait()
-        trees = snapshot.to_host({"params": params, "optimizer": optimizer_state})
+        trees = snapshot.to_host({"params": params, "optimizer": optimizer_state}, self._writers)
         record = metadata._asdict() | {"validation_loss": validation_loss, "owes_evaluation": owes_evaluation}
         self._whole.discard(step)
         self._saving = step, self._worker.submit(self._save, step, trees, record)
@@ -144,6 +153,10 @@ class Checkpoints:
     def newest(self, read: Callable[[int], Any]) -> tuple[int, Any, list[str]] | None:
         """`first_whole`, starting from the newest checkpoint."""
         return self.first_whole(reversed(self.steps), read)
+
+    def trust(self, step: int) -> None:
+        """Take a checkpoint that another process has verified as whole."""
+        self._whole.add(step)
 
     def set_aside(self, after: int) -> None:
         """Rename the checkpoints after a step: the run continues from that step, and they are no longer part of it."""
@@ -195,7 +208,9 @@ class Checkpoints:
 
     def _save(self, step: int, trees: dict[str, Any], record: dict[str, Any]) -> None:
         assert self._keep is not None  # a run opened for reading is never saved
-        snapshot.write(self.folder / str(step), trees, record)
+        snapshot.write(self.folder / str(step), trees, record, self._writers)
+        if not self._writers.is_first:
+            return
         kept = set(self.steps[-self._keep :]) | {self.best}
         for other in self.steps:
             if other not in kept and not (self._keep_every and other % self._keep_every == 0):
@@ -225,7 +240,7 @@ def abstract(function: Callable[..., Any], *args: Any, place: Callable[[Any], An
         place: maps a tree of shapes to their shardings; by default everything is on the default device.
     """
     shapes = jax.eval_shape(function, *args)
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = place(shapes) if place else jax.tree.map(lambda _: default, shapes)
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
 

@@ -19,41 +19,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from lior_jax.storage import files, manifest
+from lior_jax.storage.writers import Writers
 
 RECORD = "record.json"
+CHANNEL = "save"
+"""Channel of `Writers.share`: saves run beside the steps."""
+_HOST = "pinned_host"
+"""JAX's name for memory of the host."""
 _BESIDE = 2**16
 """Approximate bytes written in addition to the arrays."""
+ALONE = Writers()
 
 
 class SnapshotError(Exception):
     """A snapshot that is damaged or of another version; the message says which file and what is wrong."""
 
 
-def write(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
+def write(folder: Path, trees: dict[str, Any], record: dict[str, Any], writers: Writers = ALONE) -> None:
     """Write a snapshot, replacing an existing one.
 
     Args:
         folder: its final path.
         trees: pytrees of arrays, by name.
         record: plain values.
+        writers: the processes that write their parts of the arrays; all must call it. The first writes the rest, and commits
+            the folder once all have finished.
 
     Raises:
         Exception: any failure to write; the folder is then unchanged.
     """
-    with files.replacing_folder(folder) as unfinished:
-        fill(unfinished, trees, record)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> str:
+            unfinished = stack.enter_context(files.replacing_folder(folder))
+            reserve(unfinished, trees)
+            return str(unfinished)
+
+        fill(Path(writers.share(begin, CHANNEL)), trees, record, writers)
 
 
-def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write the contents of `write` directly into an empty folder, for use within `files.replacing_folder`."""
-    _reserve(folder, trees)
+def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any], writers: Writers = ALONE) -> None:
+    """Write the contents of `write` directly into an empty folder, for use within `files.replacing_folder`, after `reserve`."""
     for name, tree in trees.items():
-        with _checkpointer() as checkpointer:
+        with _checkpointer(writers) as checkpointer:
             checkpointer.save((folder / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))
-    (folder / RECORD).write_bytes(json.dumps(record, allow_nan=False).encode())
-    manifest.commit(folder)
+    if writers.is_first:
+        (folder / RECORD).write_bytes(json.dumps(record, allow_nan=False).encode())
+        manifest.commit(folder)
 
 
 def verify(folder: Path) -> None:
@@ -87,12 +102,22 @@ def read_tree(folder: Path, name: str, like: Any) -> Any:
         raise SnapshotError(f"{name}: {_one_line(problem)}") from None
 
 
-def to_host(tree: Any) -> Any:
-    """Copies of a tree's arrays, since the next step takes their buffers by donation."""
-    return jax.tree.map(np.array, tree)
+def to_host(tree: Any, writers: Writers = ALONE) -> Any:
+    """Copies of a tree's arrays, since the next step takes their buffers by donation; with several processes, of the parts that
+    each holds."""
+    return jax.tree.map(np.array if writers.count == 1 else _copied, tree)
 
 
-def _reserve(folder: Path, trees: dict[str, Any]) -> None:
+def _copied(x: jax.Array) -> jax.Array:
+    """A copy of an array in the memory of the host, sharded alike."""
+    shards = [
+        jax.device_put(np.array(shard.data), SingleDeviceSharding(shard.device, memory_kind=_HOST))
+        for shard in x.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding.with_memory_kind(_HOST), shards)
+
+
+def reserve(folder: Path, trees: dict[str, Any]) -> None:
     """Detect a full disk or a file size limit here, by one `OSError`: inside Orbax, leftover threads would print tracebacks.
 
     A limit of the process (`ulimit -f`) is detected on Linux only; elsewhere the free space on the disk is checked.
@@ -109,13 +134,22 @@ def _reserve(folder: Path, trees: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Silence Orbax's logs, which would interrupt the progress bar and print tracebacks of errors that are reported anyway."""
+def _checkpointer(writers: Writers = ALONE) -> Iterator[ocp.Checkpointer]:
+    """Orbax's checkpointer for this process alone, or for all writers, which wait for each other through JAX's coordination
+    service: its default is a computation on all devices, which would get between the steps.
+
+    Its logs are silenced, which would interrupt the progress bar and print tracebacks of errors that are reported anyway.
+    """
+    own = jax.process_index() if writers.count == 1 else 0
+    together = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own} if writers.count == 1 else set(range(writers.count))
+    )
     level = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=together)
+        with ocp.Checkpointer(handler, multiprocessing_options=together) as checkpointer:
             yield checkpointer
     finally:
         absl.logging.set_verbosity(level)

@@ -55,6 +55,7 @@ RELAXATION, EQUILIBRIUM = "physics/test_relaxation.py", "learning/test_equilibri
 KERNELS = "kernels/test_retrieval.py -k plain_form"
 GRADIENT_AT_INIT = f"{ECHO}::test_estimate_is_the_gradient_at_init"
 
+HUB, PROCESSES = "parallel/test_hub.py", "parallel/test_processes.py"
 DEVICES, ACCUMULATION, HLO = "parallel/test_devices.py", "learning/test_accumulation.py", "parallel/test_hlo.py"
 
 MUTATIONS = [
@@ -76,6 +77,41 @@ MUTATIONS = [
         HLO,
     ),
     Mutation("parallel/hlo.py", "count * (int(trips[1]) if trips else 1)", "count", HLO),
+    Mutation(
+        "parallel/devices.py",
+        "if together % count == 0 and count * asked.model % processes == 0]",
+        "if together % count == 0]",
+        f"{DEVICES} -k every_process",
+    ),
+    Mutation(
+        "parallel/devices.py", "some[: self.count // self.processes]", "some[: self.count]", f"{DEVICES} -k every_process"
+    ),
+    Mutation("parallel/devices.py", "processes * min(Counter(", "processes * max(Counter(", f"{DEVICES} -k over_processes"),
+    # --- processes ---------------------------------------------------------------------------------------------------
+    Mutation("parallel/hub.py", 'self._end(LOST, f"{member.name} has died.")', "pass", f"{HUB} -k broken"),
+    Mutation(
+        "parallel/hub.py",
+        "if now - member.heard > self._silence:\n                self._end",
+        "if False:\n                self._end",
+        f"{HUB} -k silent",
+    ),
+    Mutation(
+        "parallel/hub.py", "[values[index] for index in range(self.count)]", "list(values.values())", f"{HUB} -k collected"
+    ),
+    Mutation(
+        "parallel/hub.py", "if one.get(name) != other.get(name)]", "if one.get(name) == other.get(name)]", f"{HUB} -k fit"
+    ),
+    Mutation("parallel/hub.py", "if self._has_begun or self._has_ended:", "if self._has_ended:", f"{HUB} -k latecomers"),
+    Mutation("parallel/meeting.py", "count > 1 and name in environment", "name in environment", f"{HUB} -k schedulers"),
+    Mutation(
+        "parallel/processes.py", "if self._stop is not None and self._stop.number is None:", "if False:", f"{HUB} -k passes_on"
+    ),
+    Mutation(
+        "parallel/processes.py", "if not self.is_first:\n            return self._wait(key)", "", f"{HUB} -k first_one_makes"
+    ),
+    Mutation("data/batches.py", "(step + 1) * batch_size)[rows]", "(step + 1) * batch_size)", f"{CORPUS} -k part_of_a_batch"),
+    Mutation("training/loop.py", "self.devices.largest(self.stop.number or 0)", "self.devices.largest(0)", PROCESSES),
+    Mutation("training/run.py", "events.as_one(on_event if team.is_first else None)", "events.as_one(on_event)", PROCESSES),
     # --- micro-batches -----------------------------------------------------------------------------------------------
     Mutation("learning/accumulation.py", "lambda x: x / pieces, total", "lambda x: x, total", f"{ACCUMULATION} -k add_up"),
     Mutation(
@@ -792,7 +828,7 @@ MUTATIONS = [
     ),
     Mutation("data/text.py", '"utf-8-sig"', '"utf-8"', "data/test_corpus.py -k every_reader_keeps"),
     Mutation("inference/export.py", "    _check_vacant(folder)", "    pass", f"{EXPORT} -k no_export_wrote"),
-    Mutation("training/signals.py", "if stop.number is not None:", "if False:", f"{SIGNALS} -k second_signal"),
+    Mutation("training/signals.py", "if deadline is not None:", "if False:", f"{SIGNALS} -k second_signal"),
     Mutation(
         "training/metrics.py", "written, self._pending = self._pending, []", "written = []", f"{FAILING} -k takes_no_more"
     ),

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lior_jax.cli import compiled
 from lior_jax.errors import UserError
@@ -13,6 +15,16 @@ _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 def start() -> None:
     """Start JAX's backend, once and before anything is computed.
 
+    Raises:
+        UserError: as `prepare`.
+    """
+    prepare()
+    begin()
+
+
+def prepare() -> None:
+    """Import and configure JAX without starting its backend, which several processes do after they have met.
+
     Compiled programs are cached for the next start (`compiled`). The programs compute in float32 regardless of JAX_ENABLE_X64,
     so that the same seed gives the same text everywhere.
 
@@ -20,12 +32,26 @@ def start() -> None:
         UserError: the environment requests an unavailable device, an unknown flag or an unusable folder.
     """
     _check_flags()
-    try:
+    with _explained():
         import jax
 
         jax.config.update("jax_enable_x64", False)
         compiled.keep(jax)
+
+
+def begin() -> None:
+    """Start the backend after `prepare`. Raises `UserError` likewise."""
+    with _explained():
+        import jax
+
         jax.devices()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Context manager: turn a failure of JAX into a `UserError`."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as problem:  # JAX and its plugins raise many types: RuntimeError, AssertionError, ValueError …

@@ -5,9 +5,13 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lior_jax.cli import arguments as reading
-from lior_jax.cli import backend, calling, output, pages
+from lior_jax.cli import backend, calling, joining, output, pages
+
+if TYPE_CHECKING:
+    from lior_jax.parallel import Processes
 
 MOST_DEVICES = 4096
 """Devices that this machine can pretend to have."""
@@ -86,6 +90,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--options", metavar="SECTION", nargs="?", const="", help="print every key of a configuration, or of a section of it"
     )
+    joining.add_options(parser)
     arguments = parser.read(words)
     alone = arguments.config, arguments.resume, arguments.set, arguments.stop_after, arguments.force, arguments.dry_run
     alone += (arguments.init_from, arguments.find_rate, arguments.profile, arguments.prepare)
@@ -118,7 +123,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{option.replace('_', '-')} is {value}, but must be {least} or more")
     if arguments.find_rate and (arguments.resume or arguments.dry_run or arguments.stop_after or arguments.profile):
         parser.error("--find-rate goes with --config, --init-from and --set alone")
+    joining.check(parser, arguments, not shown and _trains(arguments))
     return arguments
+
+
+def _trains(arguments: argparse.Namespace) -> bool:
+    """Whether the arguments ask for training, and not for a look at it."""
+    return not (arguments.prepare or arguments.dry_run or arguments.find_rate)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -143,7 +154,9 @@ def _run(arguments: argparse.Namespace) -> None:
     # JAX starts only now, so that a mistake in the configuration is reported immediately.
     if arguments.devices:
         backend.pretend(arguments.devices)
-    backend.start()
+    backend.prepare()
+    if not _trains(arguments):
+        backend.begin()
     from lior_jax import training
     from lior_jax.cli import progress
     from lior_jax.training import dry_run, origin
@@ -170,7 +183,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
         rate.find(config, arguments)
     else:
-        train(config, arguments)
+        with joining.joined(arguments, config) as team:
+            backend.begin()
+            train(config, arguments, team)
 
 
 def prepare(config) -> None:
@@ -187,8 +202,8 @@ def prepare(config) -> None:
     print(f"{counts}, {where}.", flush=True)
 
 
-def train(config, arguments: argparse.Namespace) -> None:
-    """Train, show the progress, and print the results."""
+def train(config, arguments: argparse.Namespace, team: "Processes") -> None:
+    """Train, show the progress, and print the results; of several processes, the first does that."""
     from lior_jax import training
     from lior_jax.cli.progress import Bar, Sentences
     from lior_jax.training import memory, signals
@@ -198,7 +213,9 @@ def train(config, arguments: argparse.Namespace) -> None:
     bar, finished = Bar(), Finished()
     sentences = Sentences(bar)
     profiler = Profiler(arguments.profile or 0, sentences)
-    with memory.explained(config), signals.watched(output.complain_at_once) as stop:
+    patience = signals.PATIENCE if team.count == 1 else signals.PATIENCE_TOGETHER
+    say = output.complain_at_once if team.is_first else lambda sentence: None
+    with memory.explained(config), signals.watched(say, patience) as stop:
         try:
             summary = training.train(
                 config,
@@ -207,17 +224,22 @@ def train(config, arguments: argparse.Namespace) -> None:
                 stop_after=arguments.stop_after,
                 force=arguments.force,
                 stop=stop,
+                team=team,
             )
         except signals.NotBegunError as stopped:
+            team.end(stopped.status, str(stopped))
             output.complain(str(stopped))
             sys.exit(stopped.status)
         except signals.StoppedError as stopped:
-            said = f"{stopped} Saved checkpoints are kept" if str(stopped) else "Saved"
-            output.complain(f"{said}; continue with --resume {config.run.directory}.")
+            if team.is_first:
+                said = f"{stopped} Saved checkpoints are kept" if str(stopped) else "Saved"
+                output.complain(f"{said}; continue with --resume {config.run.directory}.")
             sys.exit(stopped.status)
         finally:
             profiler.close()
             bar.close()
+    if not team.is_first:
+        return
     if not finished.before:
         draw_loss(config, summary)
     conclude(summary, bool(arguments.resume) and not finished.before)

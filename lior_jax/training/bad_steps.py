@@ -7,6 +7,7 @@ only the first one saves.
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lior_jax.learning import Info, soundness
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, files, snapshot
 from lior_jax.storage.checkpoint import Metadata
+from lior_jax.storage.writers import Writers
 from lior_jax.training.events import RefusedStep
 
 FOLDER = "bad_steps"
@@ -30,8 +32,9 @@ KEPT = 20
 class BadSteps:
     """The bad steps of one session of a run."""
 
-    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer, metadata: Metadata):
+    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer, metadata: Metadata, writers: Writers = snapshot.ALONE):
         self.folder, self.config, self.tokenizer, self.metadata = run / FOLDER, config, tokenizer, metadata
+        self.writers = writers
         self.in_a_row = 0
 
     def keep(self, step: int, info: Info, batch: tuple[np.ndarray, np.ndarray], trees: dict[str, Any]) -> RefusedStep:
@@ -78,13 +81,24 @@ class BadSteps:
             "residual": str(info.reversibility),
             "text": [self.tokenizer.decode(row) for row in batch[0]],
         }
-        with files.replacing_folder(self.folder / str(step)) as folder:
-            (folder / "description.json").write_bytes((json.dumps(description, indent=2) + "\n").encode())
-            np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
+        with ExitStack() as stack:
+
+            def begin() -> str:
+                folder = stack.enter_context(files.replacing_folder(self.folder / str(step)))
+                (folder / "description.json").write_bytes((json.dumps(description, indent=2) + "\n").encode())
+                np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
+                if step == state_of:
+                    (folder / "state").mkdir()
+                    snapshot.reserve(folder / "state", trees)
+                return str(folder)
+
+            folder = Path(self.writers.share(begin))
             if step == state_of:
-                (folder / "state").mkdir()
                 record = {"step": step - 1} | self.metadata._asdict()
-                snapshot.fill(folder / "state", jax.tree.map(np.asarray, trees), record)
+                whole = jax.tree.map(np.asarray, trees) if self.writers.count == 1 else trees
+                snapshot.fill(folder / "state", whole, record, self.writers)
+        if not self.writers.is_first:
+            return
         for old in sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())[:-KEPT]:
             files.remove(self.folder / str(old))
 

@@ -6,13 +6,15 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lior_jax import data
 from lior_jax.data.corpus import Corpus
 from lior_jax.learning import soundness
 from lior_jax.learning.bias import nudge_bias
-from lior_jax.parallel import Devices
+from lior_jax.model import Params
+from lior_jax.parallel import ALONE, Devices, Processes
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint
 from lior_jax.training import events
@@ -34,13 +36,14 @@ class Loop:
         reporter: Reporter,
         stop: Stop,
         devices: Devices,
+        team: Processes = ALONE,
     ):
         self.config, self.corpus, self.checkpoints, self.reporter, self.stop = config, corpus, checkpoints, reporter, stop
-        self.devices = devices
+        self.devices, self.team = devices, team
         self.progress = partial(watched_pass, report=reporter.report, stop=stop)
         self.evaluation = Evaluation(config, corpus, self.progress, stop.check)
         self.metadata = checkpoint.Metadata(config.model_dump(), corpus.tokenizer.to_json(), corpus.fingerprint)
-        self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata)
+        self.bad_steps = BadSteps(checkpoints.run, config, corpus.tokenizer, self.metadata, team)
         self.loss: float | None = None
         """Training loss of the last applied step."""
         self.complaints: list[str] = []
@@ -51,19 +54,29 @@ class Loop:
         """`nudge_bias` of steps whose reports have not been read."""
         self.clock: tuple[int, float] | None = None
         """Step and time from which the speed is measured; None before the first step and after a pause."""
+        self._rows = devices.rows(config.training.batch_size)
+        self.asked: jax.Array | None = None
+        """With several processes: the signal that asked any of them to stop before the last step, or 0; not waited for."""
 
     def go(self, state: State, step: int, last_step: int) -> int:
         """Train from `step` to `last_step`, or until asked to stop; returns the step reached.
 
         A step's report is read while the next step runs. If the step was bad, the next one leaves the state unchanged, so
         the state before the bad step is still available, and the next step is run again.
+
+        Several processes take the same way through it: they decide by figures of the whole batch, and stop at the same step.
         """
         training = self.config.training
         # Committed to devices from the first step on: mixing committed and uncommitted arrays would compile a second program.
-        state, yes = jax.device_put((state, True), (self.devices.of_state(state), self.devices.everywhere))
-        run = train_step if self.devices.mesh is None else step_on(self.devices, state)
+        state, yes = self.devices.put((state, True), (self.devices.of_state(state), self.devices.everywhere))
+        run: Any = train_step if self.devices.mesh is None else step_on(self.devices, state)
+        if self.team.count > 1 and step < last_step:
+            # Gloo gives up if another process comes 30 s later to the first computation of all, and they compile at their pace.
+            with self.devices.active():
+                run.lower(state, self._placed(step), self.config, yes).compile()
+            self.team.gather(None)
         running, proceed = None, yes
-        leaving = self.stop.requested
+        leaving = self.agree()
         while step < last_step and not leaving:
             self._check(state, step)
             with self.devices.active():
@@ -74,24 +87,41 @@ class Loop:
                 continue
             self.reporter.send()
             step, running, proceed = step + 1, report, report.sound
-            leaving = self.stop.requested
+            leaving = self._is_asked()
             evaluates = step % training.eval_every == 0 or step == training.steps
             if evaluates or leaving or step % training.save_every == 0 or step == last_step:
                 self._read(step, running, state)
                 self.pause(state, step, evaluates, last=step == last_step)
                 running, proceed, self.clock = None, yes, None
-                leaving = self.stop.requested
+                leaving = self.agree()
         return step
+
+    def agree(self) -> bool:
+        """Whether the run was asked to stop, in any of the processes, which wait for each other."""
+        self.asked = None
+        if self.team.count > 1 and (number := max(self.team.gather(self.stop.number or 0))):
+            self.stop.number = number
+            return True
+        return self.team.count == 1 and self.stop.requested
+
+    def _is_asked(self) -> bool:
+        """Whether the run was asked to stop. Several processes are told at the same step, without waiting for it: each one
+        gives what it knows with a step, and takes the largest of the step before, whose report has been read."""
+        if self.team.count == 1:
+            return self.stop.requested
+        before, self.asked = self.asked, self.devices.largest(self.stop.number or 0)
+        if before is None or not int(before):
+            return False
+        self.stop.number = int(before)
+        return True
 
     def pause(self, state: State, step: int, evaluates: bool, last: bool = False) -> None:
         """Evaluate if due, save, and report, in this order: a saved step has all its figures on disk, and an evaluated step is
         saved before it is shown."""
         nats, owes_evaluation = None, False
         if evaluates:
-            try:
-                nats = self._evaluate(state, step)
-            except StoppedError:
-                nats, owes_evaluation = None, True
+            weights = self.devices.on_first(state.weights)
+            nats, owes_evaluation = self.team.share(lambda: self._evaluated(weights, step))
         self.save(state, step, nats, owes_evaluation)
         if evaluates:
             self.checkpoints.wait()
@@ -117,9 +147,15 @@ class Loop:
             step, self.saving = self.saving, None
             self.reporter.report(events.Saved(step))
 
-    def _evaluate(self, state: State, step: int) -> float | None:
+    def _evaluated(self, weights: Params, step: int) -> tuple[float | None, bool]:
+        """The result of `_evaluate`, and whether the evaluation is owed, since the run was asked to stop meanwhile."""
+        try:
+            return self._evaluate(weights, step), False
+        except StoppedError:
+            return None, True
+
+    def _evaluate(self, weights: Params, step: int) -> float | None:
         """Validation loss, in nats per token, and sample; None for a loss that is not finite."""
-        weights = self.devices.on_first(state.weights)
         validated = self.evaluation.validate(weights, step, self.loss)
         self.reporter.note(validated)
         if self.config.sample.tokens:
@@ -130,20 +166,25 @@ class Loop:
         """Measure the nudge's bias if it is due at the step that comes after `step`."""
         every = self.config.learning.check_every
         if every and (step + 1) % every == 0:
-            config, key = self.config, step_key(state.step, self.config)
+            # The key is made on each process by itself.
+            at = state.step if self.team.count == 1 else jnp.asarray(np.asarray(state.step))
+            config, key = self.config, step_key(at, self.config)
             with self.devices.active():
                 self.biases[step + 1] = nudge_bias(
                     state.params, self._placed(step), config.model, config.learning, key, config.training.accumulate
                 )
 
-    def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        config = self.config
-        return data.batch_at(self.corpus.train, config.run.seed, step, config.training.batch_size, config.model.context)
+    def _batch(self, step: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        seed, size, context = self.config.run.seed, self.config.training.batch_size, self.config.model.context
+        return data.batch_at(self.corpus.train, seed, step, size, context, rows)
 
     def _placed(self, step: int) -> tuple[np.ndarray, np.ndarray] | tuple[jax.Array, jax.Array]:
-        """The batch of a step, sharded over the devices; with a single device it is left to the step."""
-        batch = self._batch(step)
-        return batch if self.devices.mesh is None else jax.device_put(batch, self.devices.batch)
+        """The batch of a step, sharded over the devices; with a single device it is left to the step. Of several processes each
+        reads the rows that it holds."""
+        if self.devices.mesh is None:
+            return self._batch(step)
+        size = self.config.training.batch_size
+        return self.devices.batch_of(self._batch(step, self._rows), size)
 
     def _read(self, step: int, report: Report, state: State) -> bool:
         """Wait for a step and record it; returns whether it was sound.

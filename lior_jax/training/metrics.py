@@ -112,6 +112,16 @@ class Metrics:
             self._board.close()
 
 
+class Unwritten:
+    """In place of `Metrics`, for the processes that write none."""
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Board:
     """TensorBoard's events, written synchronously: tensorboardX's queue deadlocks after its thread fails on a full disk."""
 

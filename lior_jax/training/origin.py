@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from lior_jax import config as configuration
 from lior_jax import data
@@ -67,8 +68,12 @@ def begin(config: Config, report: Report = unreported) -> Beginning:
 def state(beginning: Beginning, devices: Devices | None = None) -> State:
     """The state of step 0, on the devices (by default the first one), with a new optimiser state."""
     config, origin = beginning.config, beginning.origin
-    make, given = (initial_state, jax.random.key(config.run.seed)) if origin is None else (state_of, origin.engine.params)
-    return placed(make, given, config, devices)
+    if origin is None:
+        return placed(initial_state, jax.random.key(config.run.seed), config, devices)
+    params = origin.engine.params
+    if devices is not None and devices.processes > 1:  # not arrays of one device of each process
+        params = jax.tree.map(np.asarray, params)
+    return placed(state_of, params, config, devices)
 
 
 def read(path: str | Path) -> Origin:

@@ -20,7 +20,7 @@ class Reporter:
         subscriber: receives the events.
     """
 
-    def __init__(self, writer: metrics.Metrics, subscriber: events.Several):
+    def __init__(self, writer: metrics.Metrics | metrics.Unwritten, subscriber: events.Several):
         self._writer, self._subscriber = writer, subscriber
         self._noted: list[events.Event] = []
         self._figures_are_written = True

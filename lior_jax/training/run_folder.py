@@ -1,5 +1,6 @@
 """The folder of a run: whether a run may start or resume there, and its records."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,19 +152,33 @@ def resume_config(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
     return configuration.replace(config, "run", directory=str(run))
 
 
-def saved(run: Path, config: Config, force: bool = False) -> Saved | None:
+def sees(run: Path) -> bool:
+    """Whether this process sees the folder of a run that another one has just created, within a moment."""
+    for _ in range(50):
+        if (run / RECORD).is_file():
+            return True
+        time.sleep(0.1)  # a network file system remembers for a while what was not there
+    return False
+
+
+def saved(run: Path, config: Config, force: bool = False, at: int | None = None) -> Saved | None:
     """The state of the run in its newest intact checkpoint; None if the run stopped before its first checkpoint.
 
     Args:
         config: with which the run is to continue.
         force: whether it may differ in keys that change the run.
+        at: step of the checkpoint that another process has chosen and verified, 0 for none.
 
     Raises:
         UserError: the run was started with another configuration, or is already past the end of this one.
     """
     with checkpoint.Checkpoints(run) as checkpoints:
-        newest = checkpoints.newest(checkpoints.metadata)
-    step, metadata = newest[:2] if newest else (0, None)
+        if at is not None:
+            checkpoints.trust(at)
+            step, metadata = at, checkpoints.metadata(at) if at else None
+        else:
+            newest = checkpoints.newest(checkpoints.metadata)
+            step, metadata = newest[:2] if newest else (0, None)
     if metadata:
         old = configuration.validate(metadata.config, f"The configuration saved in {run}")
     else:

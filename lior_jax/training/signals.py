@@ -19,6 +19,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *UNLESS_IGNORED)
 POSIX = os.name == "posix"
 PATIENCE = 9.0
 """Seconds allowed for saving, after which the process exits with the earlier checkpoints."""
+PATIENCE_TOGETHER = 25.0
+"""The same with several processes; SLURM and Kubernetes kill after 30."""
 
 
 class StoppedError(Exception):
@@ -49,11 +51,12 @@ class Stop:
 
 
 @contextmanager
-def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[Stop]:
+def watched(say: Callable[[str], object] = lambda sentence: None, patience: float | None = None) -> Iterator[Stop]:
     """Turn the signals into a request, `Stop`, that the loop checks. For programs, in their main thread.
 
     Args:
         say: called with a sentence for the user, in a separate thread.
+        patience: seconds allowed for saving; `PATIENCE` by default.
     """
     stop = Stop()
     if not POSIX:
@@ -64,7 +67,9 @@ def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[St
     heeded = [number for number in SIGNALS if number not in UNLESS_IGNORED or signal.getsignal(number) != signal.SIG_IGN]
     handlers = {number: signal.signal(number, _nothing) for number in heeded}
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(reader, stop, say), daemon=True)
+    listener = threading.Thread(
+        target=_listen, args=(reader, stop, say, PATIENCE if patience is None else patience), daemon=True
+    )
     listener.start()
     try:
         yield stop
@@ -77,7 +82,7 @@ def watched(say: Callable[[str], object] = lambda sentence: None) -> Iterator[St
         os.close(reader)
 
 
-def _listen(reader: int, stop: Stop, say: Callable[[str], object]) -> None:
+def _listen(reader: int, stop: Stop, say: Callable[[str], object], patience: float) -> None:
     deadline = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -88,9 +93,10 @@ def _listen(reader: int, stop: Stop, say: Callable[[str], object]) -> None:
             return
         if number[0] not in SIGNALS:
             continue
-        if stop.number is not None:
-            _leave(stop.number, say, "Exiting at once. Earlier checkpoints are kept.")
-        stop.number, deadline = number[0], time.monotonic() + PATIENCE
+        if deadline is not None:
+            _leave(number[0] if stop.number is None else stop.number, say, "Exiting at once. Earlier checkpoints are kept.")
+        stop.number = number[0] if stop.number is None else stop.number  # another process may have been asked before
+        deadline = time.monotonic() + patience
         with suppress(Exception):  # the deadline holds even if this fails
             say("Saving, then exiting; once more to exit at once.")
 

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lior_jax import model
 from lior_jax.data.corpus import Corpus
@@ -67,9 +67,19 @@ def write(
     of_last = of_best if best == step else losses(Engine.from_checkpoint(run, step).params)
     evaluations = sum(line["kind"] == "validation" for line in metrics.read(run))
     summary = Summary(run, step, model.count(best_params), best, evaluations, *of_best, *of_last, time.monotonic() - started)
-    values = summary._asdict() | {"directory": str(run), "bits_per_character": summary.bits_per_character}
+    values = plain(summary) | {"bits_per_character": summary.bits_per_character}
     files.write_atomically(run / FILE, json.dumps(values, indent=2) + "\n")
     return summary
+
+
+def plain(summary: Summary) -> dict[str, Any]:
+    """A summary as plain values."""
+    return summary._asdict() | {"directory": str(summary.directory)}
+
+
+def parsed(values: dict[str, Any]) -> Summary:
+    """The summary of plain values. Raises `KeyError`, `TypeError`."""
+    return Summary._make(Path(values[name]) if name == "directory" else values[name] for name in Summary._fields)
 
 
 def of_finished(config: Config) -> Summary | None:
@@ -79,7 +89,7 @@ def of_finished(config: Config) -> Summary | None:
         return None
     try:
         values = json.loads((run / FILE).read_text(encoding="utf-8"))
-        summary = Summary._make(run if name == "directory" else values[name] for name in Summary._fields)
+        summary = parsed(values | {"directory": run})
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one, which is rewritten
         return None
     return summary if summary.step == config.training.steps else None

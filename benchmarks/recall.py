@@ -47,7 +47,7 @@ model:
   convolution: {{taps: {TAPS}}}
   retrieval: {{products: [window]}}
   flow: {{units: 64}}
-optimizer: {{learning_rate: 1e-2, warmup_steps: 100, weight_decay: 0.0}}
+optimizer: {{learning_rate: 1e-2, weight_decay: 0.0}}
 """
 ROWS = {
     "retrieval alone": ["model.field.evolution=off"],
@@ -154,6 +154,7 @@ def make_row(name: str, task: Task, dims: int, steps: int) -> Row:
         f"model.geometry.chart_dim={dims}",
         f"model.geometry.rotor_layers={min(4, dims - 1)}",
         f"training.steps={steps}",
+        f"optimizer.warmup_steps={min(100, steps // 2)}",
     ]
     config = configuration.parse(MODEL, "the benchmark", shapes + ROWS[name])
     count = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), config.model)))
@@ -171,7 +172,7 @@ def make_row(name: str, task: Task, dims: int, steps: int) -> Row:
 
 def _transformer(parameters: int, config: Config) -> Row:
     net = transformer.of_size(parameters, config.model.vocabulary, BLOCKS)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 5e-3, 100, config.training.steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 5e-3, config.optimizer.warmup_steps, config.training.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @jax.jit

@@ -62,7 +62,7 @@ MUTATIONS = [
     # --- devices -----------------------------------------------------------------------------------------------------
     Mutation("parallel/shardings.py", "axes[max(free, key=", "axes[min(free, key=", DEVICES),
     Mutation("parallel/shardings.py", "range(int(stacked), len(shape))", "range(len(shape))", DEVICES),
-    Mutation("parallel/devices.py", "data = max(count for count", "data = min(count for count", DEVICES),
+    Mutation("parallel/devices.py", "data = max(fitting)", "data = min(fitting)", DEVICES),
     Mutation(
         "parallel/pieces.py",
         "return x.reshape(count, x.shape[0] // count, *rest)",
@@ -724,12 +724,10 @@ MUTATIONS = [
     Mutation("training/step.py", "applied = sound & proceed", "applied = sound", f"{BAD_DRAWS} -k passed_over"),
     Mutation("training/step.py", "applied = sound & proceed", "applied = proceed", f"{BAD_DRAWS} -k never_trains"),
     Mutation("training/loop.py", "self.bad_steps.in_a_row = 0", "pass", f"{BAD_DRAWS} -k too_many"),
-    Mutation(
-        "training/loop.py", "nats, owes_evaluation = None, True", "nats, owes_evaluation = None, False", f"{SIGNALS} -k due"
-    ),
+    Mutation("training/loop.py", "return None, True", "return None, False", f"{SIGNALS} -k due"),
     Mutation(
         "training/loop.py",
-        "None, yes, None\n                leaving = self.stop.requested",
+        "None, yes, None\n                leaving = self.agree()",
         "None, yes, None",
         f"{SIGNALS} -k sample",
     ),
@@ -774,7 +772,9 @@ MUTATIONS = [
         "training/origin.py", "data.load(config, kept, True, report)", "data.load(config, report=report)", f"{ORIGIN} -k best"
     ),
     Mutation("training/origin.py", "here[key] != there[key]]", "False]", f"{ORIGIN} -k another_model"),
-    Mutation("training/run.py", "summaries.of_finished(config) if resume else None", "None", f"{RESUME} -k finished_run"),
+    Mutation(
+        "training/run.py", "team.share(lambda: _finished(config)) if resume else None", "None", f"{RESUME} -k finished_run"
+    ),
     Mutation("training/run.py", "for x in (saved.config, config)", "for x in (config, saved.config)", f"{RESUME} -k longer"),
     Mutation("training/run.py", " or (step == steps and checkpoints.validation_loss(step) is None)", "", f"{RESUME} -k cut"),
     Mutation("learning/layer.py", "cotangent, jnp.zeros_like(cotangent))", "jnp.zeros_like(cotangent), cotangent)", LAYER),
@@ -838,7 +838,12 @@ MUTATIONS = [
     Mutation("storage/manifest.py", "if not _is_inside(name):", "if False:", f"{MANIFEST} -k outside"),
     Mutation("storage/manifest.py", "*sorted(found - listed.keys() - {NAME})", "", f"{MANIFEST} -k addition"),
     Mutation("storage/manifest.py", "path.lstat()", "path.stat()", f"{MANIFEST} -k links"),
-    Mutation("storage/snapshot.py", "jax.tree.map(np.array, tree)", "tree", f"{CHECKPOINT} -k beside"),
+    Mutation(
+        "storage/snapshot.py",
+        "np.array if writers.count == 1 else",
+        "(lambda x: x) if writers.count == 1 else",
+        f"{CHECKPOINT} -k beside",
+    ),
     Mutation(
         "storage/checkpoint.py", "other % self._keep_every == 0", "other % self._keep_every == 1", f"{CHECKPOINT} -k latest_k"
     ),

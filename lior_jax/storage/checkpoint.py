@@ -14,7 +14,7 @@ import jax
 
 from lior_jax.errors import UserError
 from lior_jax.storage import files, snapshot
-from lior_jax.storage.writers import Writers
+from lior_jax.storage.writers import ALONE, Writers
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"
@@ -53,7 +53,7 @@ class Checkpoints:
         run: str | Path,
         keep: int | None = None,
         keep_every: int | None = None,
-        writers: Writers = snapshot.ALONE,
+        writers: Writers = ALONE,
     ):
         self.run, self.folder = Path(run), Path(run) / FOLDER
         self._keep, self._keep_every, self._writers = keep, keep_every, writers

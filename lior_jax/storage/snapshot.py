@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from lior_jax.storage import files, manifest
-from lior_jax.storage.writers import Writers
+from lior_jax.storage.writers import ALONE, Writers
 
 RECORD = "record.json"
 CHANNEL = "save"
@@ -31,7 +31,6 @@ _HOST = "pinned_host"
 """JAX's name for memory of the host."""
 _BESIDE = 2**16
 """Approximate bytes written in addition to the arrays."""
-ALONE = Writers()
 
 
 class SnapshotError(Exception):
@@ -51,18 +50,28 @@ def write(folder: Path, trees: dict[str, Any], record: dict[str, Any], writers: 
     Raises:
         Exception: any failure to write; the folder is then unchanged.
     """
+    with replacing_folder(folder, lambda unfinished: reserve(unfinished, trees), writers, CHANNEL) as unfinished:
+        fill(unfinished, trees, record, writers)
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    folder: Path, prepare: Callable[[Path], object], writers: Writers = ALONE, channel: str = ""
+) -> Iterator[Path]:
+    """`files.replacing_folder` for several writers: the first one creates, prepares and commits the folder, and all get its
+    path, on a channel of `Writers.share`."""
     with contextlib.ExitStack() as stack:
 
         def begin() -> str:
             unfinished = stack.enter_context(files.replacing_folder(folder))
-            reserve(unfinished, trees)
+            prepare(unfinished)
             return str(unfinished)
 
-        fill(Path(writers.share(begin, CHANNEL)), trees, record, writers)
+        yield Path(writers.share(begin, channel))
 
 
 def fill(folder: Path, trees: dict[str, Any], record: dict[str, Any], writers: Writers = ALONE) -> None:
-    """Write the contents of `write` directly into an empty folder, for use within `files.replacing_folder`, after `reserve`."""
+    """Write the contents of `write` directly into an empty folder, for use within `replacing_folder`, after `reserve`."""
     for name, tree in trees.items():
         with _checkpointer(writers) as checkpointer:
             checkpointer.save((folder / name).absolute(), args=ocp.args.StandardSave(_without_empty(tree)))

@@ -22,3 +22,6 @@ class Writers:
         raises is raised in the first process, and as `OSError` in the others.
         """
         return make()
+
+
+ALONE = Writers()

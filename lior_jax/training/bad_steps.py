@@ -7,7 +7,6 @@ only the first one saves.
 """
 
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lior_jax.learning import Info, soundness
 from lior_jax.settings import Config
 from lior_jax.storage import checkpoint, files, snapshot
 from lior_jax.storage.checkpoint import Metadata
-from lior_jax.storage.writers import Writers
+from lior_jax.storage.writers import ALONE, Writers
 from lior_jax.training.events import RefusedStep
 
 FOLDER = "bad_steps"
@@ -32,7 +31,7 @@ KEPT = 20
 class BadSteps:
     """The bad steps of one session of a run."""
 
-    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer, metadata: Metadata, writers: Writers = snapshot.ALONE):
+    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer, metadata: Metadata, writers: Writers = ALONE):
         self.folder, self.config, self.tokenizer, self.metadata = run / FOLDER, config, tokenizer, metadata
         self.writers = writers
         self.in_a_row = 0
@@ -81,18 +80,15 @@ class BadSteps:
             "residual": str(info.reversibility),
             "text": [self.tokenizer.decode(row) for row in batch[0]],
         }
-        with ExitStack() as stack:
 
-            def begin() -> str:
-                folder = stack.enter_context(files.replacing_folder(self.folder / str(step)))
-                (folder / "description.json").write_bytes((json.dumps(description, indent=2) + "\n").encode())
-                np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
-                if step == state_of:
-                    (folder / "state").mkdir()
-                    snapshot.reserve(folder / "state", trees)
-                return str(folder)
+        def prepare(folder: Path) -> None:
+            (folder / "description.json").write_bytes((json.dumps(description, indent=2) + "\n").encode())
+            np.savez(folder / "batch.npz", tokens=batch[0], targets=batch[1])
+            if step == state_of:
+                (folder / "state").mkdir()
+                snapshot.reserve(folder / "state", trees)
 
-            folder = Path(self.writers.share(begin))
+        with snapshot.replacing_folder(self.folder / str(step), prepare, self.writers) as folder:
             if step == state_of:
                 record = {"step": step - 1} | self.metadata._asdict()
                 whole = jax.tree.map(np.asarray, trees) if self.writers.count == 1 else trees

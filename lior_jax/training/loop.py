@@ -99,10 +99,10 @@ class Loop:
     def agree(self) -> bool:
         """Whether the run was asked to stop, in any of the processes, which wait for each other."""
         self.asked = None
-        if self.team.count > 1 and (number := max(self.team.gather(self.stop.number or 0))):
+        number = max(self.team.gather(self.stop.number or 0))
+        if number:
             self.stop.number = number
-            return True
-        return self.team.count == 1 and self.stop.requested
+        return number > 0
 
     def _is_asked(self) -> bool:
         """Whether the run was asked to stop. Several processes are told at the same step, without waiting for it: each one

@@ -88,7 +88,7 @@ def train(
             saved = _opened(stack, run, config, force, team)
         else:
             saved = None
-            team.share(lambda: _checked(config))
+            team.share(lambda: str(run_folder.vacant_folder(config)))
         reading = watched_reading(report, stop)
         beginning = _continued(config, saved, force, reading) if saved else origin.begin(config, reading)
         config, corpus, _ = beginning
@@ -118,10 +118,6 @@ def train(
 def _finished(config: Config) -> dict[str, Any] | None:
     summary = summaries.of_finished(config)
     return summaries.plain(summary) if summary else None
-
-
-def _checked(config: Config) -> None:
-    run_folder.vacant_folder(config)
 
 
 def _begin(stack: ExitStack, run: Path, config: Config) -> None:
